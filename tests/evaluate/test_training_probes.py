@@ -1,0 +1,102 @@
+"""Alignment, uniformity, RankMe and instance accuracy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitds.errors import NumericsError, ShapeError
+from vitds.evaluate import probes
+from vitds.evaluate.probes import alignment, instance_accuracy, rankme, uniformity
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_alignment_is_the_mean_squared_distance_on_the_sphere():
+    first, second = gaussian(40, 8), gaussian(40, 8, seed=1)
+    pairs = [((a / a.norm() - b / b.norm()) ** 2).sum() for a, b in zip(first, second, strict=True)]
+    assert alignment(first, second) == pytest.approx(float(sum(pairs)) / 40, rel=1e-5)
+
+
+def test_alignment_runs_from_agreement_to_opposition():
+    rows = gaussian(10, 4)
+    assert alignment(rows, 3 * rows) == pytest.approx(0, abs=1e-12)
+    assert alignment(rows, -rows) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 50, 256])
+def test_uniformity_equals_the_papers_formula_over_all_pairs(monkeypatch, block_rows):
+    monkeypatch.setattr(probes, "BLOCK_ROWS", block_rows)
+    rows = gaussian(50, 8)
+    paper = torch.pdist(F.normalize(rows.double(), dim=1)).pow(2).mul(-2).exp().mean().log()
+    assert uniformity(rows) == pytest.approx(float(paper), rel=1e-9)
+
+
+def test_uniformity_of_a_collapsed_and_of_a_spread_model():
+    assert uniformity(torch.ones(20, 8)) == pytest.approx(0, abs=1e-9)
+    assert uniformity(gaussian(500, 256)) == pytest.approx(-4, abs=0.1)
+    assert uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
+
+
+def test_rankme_counts_directions_of_equal_weight():
+    directions = torch.linalg.qr(gaussian(60, 60))[0][:, :5]
+    mixing = torch.linalg.qr(gaussian(12, 12, seed=1))[0][:5]
+    assert rankme(directions @ mixing) == pytest.approx(5, rel=1e-4)
+
+
+def test_rankme_equals_the_papers_formula():
+    rows = gaussian(30, 9) * torch.logspace(0, -2, 9)
+    singular = torch.linalg.eigvalsh(rows.double().T @ rows.double()).clamp_min(0).sqrt()
+    share = [float(value / singular.sum()) + 1e-7 for value in singular]
+    assert rankme(rows) == pytest.approx(math.exp(-sum(p * math.log(p) for p in share)), rel=1e-6)
+
+
+def test_rankme_of_a_collapsed_model_is_one():
+    assert rankme(torch.ones(20, 8)) == pytest.approx(1, rel=1e-3)
+    assert rankme(torch.zeros(20, 8)) == pytest.approx(1, rel=1e-3)
+
+
+def test_instance_accuracy_is_the_share_of_images_that_find_their_own_row():
+    head, index = torch.eye(6), torch.tensor([0, 3, 5, 2])
+    logits = head[index].clone()
+    logits[1] = head[4]
+    assert instance_accuracy([(logits, index)]) == 75
+
+
+def test_instance_accuracy_over_parts_equals_the_whole():
+    logits, index = gaussian(50, 50) + 2 * torch.eye(50), torch.arange(50)
+    parts = ((logits[start : start + 16], index[start : start + 16]) for start in range(0, 50, 16))
+    whole = instance_accuracy([(logits, index)])
+    assert instance_accuracy(parts) == whole == pytest.approx(100 * float((logits.argmax(1) == index).double().mean()))
+    assert 0 < whole < 100
+
+
+BAD = torch.tensor([[1.0, 1], [math.nan, 1]])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: alignment(torch.ones(2, 3), torch.ones(3, 3)), ShapeError, "the first views are (2, 3), the second (3, 3); row i pairs"),
+        (lambda: alignment(torch.ones(0, 3), torch.ones(0, 3)), ValueError, "alignment needs 1 image or more, got 0"),
+        (lambda: alignment(BAD, torch.ones(2, 2)), NumericsError, "alignment: image 1 gives values that are not finite"),
+        (lambda: alignment(torch.ones(2, 2), BAD), NumericsError, "alignment: image 1 gives values that are not finite"),
+        (lambda: uniformity(torch.ones(1, 3)), ValueError, "uniformity needs 2 images or more, got 1"),
+        (lambda: uniformity(BAD), NumericsError, "uniformity: image 1 gives values that are not finite"),
+        (lambda: rankme(torch.ones(0, 3)), ValueError, "rankme needs 1 image or more, got 0"),
+        (lambda: rankme(BAD), NumericsError, "rankme: image 1 gives values that are not finite"),
+        (lambda: instance_accuracy([]), ValueError, "instance accuracy: there are no images"),
+        (lambda: instance_accuracy([(torch.ones(2, 4), torch.arange(3))]), ShapeError, "instance logits: 2 images but 3 labels"),
+        (lambda: instance_accuracy([(torch.ones(2, 4), torch.tensor([0, 4]))]), ValueError, "image 1 has label 4, labels here are 0 to 3"),
+        (lambda: instance_accuracy([(BAD, torch.arange(2))]), NumericsError, "instance logits: image 1 gives values that are not finite"),
+    ],
+)
+def test_wrong_input_is_refused_with_its_place(call, error, text):
+    with pytest.raises(error) as caught:
+        call()
+    assert text in str(caught.value)

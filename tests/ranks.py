@@ -1,0 +1,70 @@
+"""Real gloo ranks for tests: one pool of processes a world size, kept for the whole session, for a start costs seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 240
+
+
+def _serve(rank: int, ranks: int, meeting: str, pipe: Connection) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "DS_ACCELERATOR": "cpu"}
+    import torch
+    import torch.distributed as td
+
+    torch.set_num_threads(1)
+    td.init_process_group("gloo", store=td.FileStore(meeting, ranks), rank=rank, world_size=ranks)
+    while True:
+        task = pipe.recv()
+        if task is None:
+            break
+        function, arguments, options = task
+        try:
+            pipe.send((True, function(*arguments, **options)))
+        except BaseException as error:  # told to the parent, whatever it is
+            pipe.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    td.destroy_process_group()
+
+
+class RankPool:
+    """R processes in one process group that call what they are sent."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks, self.folder = ranks, tempfile.TemporaryDirectory()
+        context = multiprocessing.get_context("spawn")
+        meeting = str(Path(self.folder.name) / "meeting")
+        self.pipes, self.processes = [], []
+        for rank in range(ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, ranks, meeting, theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+        """Call a module-level function on every rank at once; returns what each rank returned."""
+        for pipe in self.pipes:
+            pipe.send((function, arguments, options))
+        outcomes = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(TIMEOUT_S):
+                self.close()
+                raise TimeoutError(f"rank {rank} of {self.ranks} did not answer in {TIMEOUT_S} s; others said {outcomes}")
+            outcomes.append(pipe.recv())
+        failures = [f"rank {rank}: {value}" for rank, (is_well, value) in enumerate(outcomes) if not is_well]
+        if failures:
+            raise AssertionError("\n".join(failures))
+        return [value for _, value in outcomes]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.kill()
+            process.join()

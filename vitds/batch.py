@@ -1,0 +1,64 @@
+"""The frozen records that travel from the loader to `backward()`, and the legend of shapes.
+
+Legend: B images in a micro batch, V views of an image, M = B·V rows that enter the backbone, D feature width, N instances,
+n rows of the instance head on this rank, C classes, R ranks, A accumulation steps, H W pixels, S crop side.
+K images a chunk, G images a step; a step is G / K chunks, cut in order; rank r takes chunks [r·A·m, (r+1)·A·m), m a micro batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """What the loader delivers for one micro step of one rank, on the host.
+
+    Attributes:
+        crops: uint8 RGB planes, views in group order.
+        index: position of each image in its file, 0..N-1: the instance label.
+        label: class of each image, -1 where the file has none.
+        is_real: False for the repeats that pad the last step of an epoch.
+        step: optimizer step since the start of the run. first_chunk: number of the batch's first chunk within that step.
+        real_images: real images in the whole step, over all ranks.
+    """
+
+    crops: UInt8[Tensor, "B V 3 S S"]
+    index: Int[Tensor, "B"]
+    label: Int[Tensor, "B"]
+    is_real: Bool[Tensor, "B"]
+    epoch: int
+    step: int
+    first_chunk: int
+    real_images: int
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Two targets a row, mixed by `lam`, and the row's weight in the step's loss.
+
+    The loss of a step is the sum over all rows of all ranks of weight · row loss; a padded row has weight 0, a real row of a
+    group with v views 1 / (v · real images of the step).
+    """
+
+    a: Int[Tensor, "M"]
+    b: Int[Tensor, "M"]
+    lam: Float[Tensor, "M"]
+    weight: Float[Tensor, "M"]
+    group: Int[Tensor, "M"]
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """What enters the backbone: normalised, mixed images on the training device, rows in the order (chunk, view, image)."""
+
+    images: Float[Tensor, "M 3 S S"]
+    targets: Targets
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device

@@ -1,0 +1,241 @@
+"""Recipe, `--set` assignments, flags and Python arguments become one checked, frozen `Settings`; and settings as YAML.
+
+Every source is cut into (key, value, origin) at the leaves of the settings tree, so that one rule merges them all: a later source
+wins key by key, and a message can say where a value came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from vitds.config.names import nearest
+from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe
+from vitds.config.tree import Section, Settings
+from vitds.config.yaml_text import dump_yaml, parse_yaml
+from vitds.errors import SettingsError
+
+Method = Literal["idmm", "supervised"]
+COMMANDS = {"idmm": "vitds pretrain", "supervised": "vitds finetune"}
+FLAG_KEYS = {"data": "data.train", "test": "data.test", "init": "init", "epochs": "epochs", "seed": "seed"}
+# What may differ between a run's first start and its resume: none of these changes a number of the training.
+FREE_ON_RESUME = ("checkpoint.", "log.", "eval.", "data.workers", "batch.micro_images")
+
+
+class Given(NamedTuple):
+    """A value that one source gives: its dotted key, and words that tell a person where it stands."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+def load_settings(
+    *,
+    recipe: str | None,
+    method: Method | None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any],
+    extra: Mapping[str, Any] = {},  # noqa: B006 (never written to)
+) -> Settings:
+    """One settings tree from all that a person gave: recipe < assignments < flags < extra, key by key; lists are replaced whole.
+
+    A data set given by hand drops the recipe's test set, which belongs to the recipe's own data.
+
+    Args:
+        recipe: a packaged recipe's name or a YAML file's path; None takes the method's default on the embedded digits.
+        method: what the calling command trains; None takes the recipe's own (`recipes show`).
+        assignments: `section.key=value`, the value read as YAML.
+        flags: data, test, init, epochs, seed; None where not given.
+        extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
+    Raises: SettingsError if a recipe is unknown or belongs to another method, if one key is assigned two values, or if keys or values
+        are wrong: one message that lists every mistake with its key, its value, what is allowed, and where it was given.
+    """
+    recipe = recipe or DEFAULT_RECIPES[method or "idmm"]
+    of_recipe = list(_cut(read_recipe(recipe), f"recipe {recipe}"))
+    of_person = [
+        *_assigned([assignments] if isinstance(assignments, str) else assignments),
+        *(Given(FLAG_KEYS[flag], value, f"--{flag}") for flag, value in flags.items() if value is not None),
+        *(given for key, value in extra.items() for given in _cut({key: value}, f"argument {key}")),
+    ]
+    if any(given.key == "data.train" for given in of_person):
+        of_recipe = [given for given in of_recipe if given.key != "data.test"]
+    tree, origins = _merge([*of_recipe, *of_person])
+    _check_method(tree, origins, method)
+    return _validate(tree, origins)
+
+
+def read_settings(path: str | Path) -> Settings:
+    """The settings of a run, as `dump_settings` wrote them.
+
+    Raises: SettingsError if the file is missing, is not YAML, or holds wrong settings (names the file and every mistake).
+    """
+    return _validate(*_merge(_cut(read_mapping(Path(path)), str(path))))
+
+
+def dump_settings(settings: Settings) -> str:
+    """The whole tree as YAML; `read_settings` gives equal settings back."""
+    return dump_yaml(settings.model_dump(mode="json"))
+
+
+def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
+    """(dotted key, saved value, given value) wherever a resume would train another run.
+
+    Left out are the keys that may differ, and those where an `auto` was given, which stands for the value the run resolved and saved.
+    """
+    before, now = ({leaf.key: leaf.value for leaf in _cut(settings.model_dump(mode="json"), "")} for settings in (saved, given))
+    different = [(key, before[key], value) for key, value in now.items() if value not in (before[key], "auto")]
+    return [row for row in different if not row[0].startswith(FREE_ON_RESUME)]
+
+
+def _cut(values: Mapping[str, Any], origin: str, section: type[Section] = Settings, above: str = "") -> Iterator[Given]:
+    """The leaves of nested mappings: whatever is no section of the tree is one value (a list of groups, the backbone's options)."""
+    for key, value in values.items():
+        inner = _section_of(section, key)
+        if inner and isinstance(value, Mapping):
+            yield from _cut(value, origin, inner, f"{above}{key}.")
+        else:
+            yield Given(f"{above}{key}", value, origin)
+
+
+def _section_of(section: type[Section], key: str) -> type[Section] | None:
+    """The section at a key, or that the list there is made of, if any."""
+    field = section.model_fields.get(key)
+    return next(_sections_in(field.annotation), None) if field else None
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a type is made of: ViewGroup for tuple[ViewGroup, ...]."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _sections_in(part)
+
+
+def _assigned(assignments: Sequence[str]) -> list[Given]:
+    """The leaves of all `--set` words.
+
+    Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values.
+    """
+    leaves: dict[str, Given] = {}
+    for given in (given for word in assignments for given in _leaves_of(word)):
+        first = leaves.setdefault(given.key, given)
+        if first is not given and first.value != given.value:
+            raise SettingsError(f"{given.key} is set twice: {first.origin} and {given.origin}; leave one out")
+    return list(leaves.values())
+
+
+def _leaves_of(word: str) -> list[Given]:
+    """The leaves of one `--set` word: more than one where a whole section is given, as in views={crop_px: 96, flip: 0}."""
+    origin = f"--set {word}"
+    key, _, text = word.partition("=")
+    if not key or key == word:
+        raise SettingsError(f"{origin}: write --set key=value, as in --set optimizer.lr_peak=1e-3")
+    value = parse_yaml(text, origin)
+    section: type[Section] | None = Settings
+    for part in key.split("."):
+        section = _section_of(section, part) if section else None
+    return list(_cut(value, origin, section, f"{key}.")) if section and isinstance(value, Mapping) else [Given(key, value, origin)]
+
+
+def _merge(leaves: Sequence[Given] | Iterator[Given]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The nested mapping of all leaves, a later one over an earlier one, and each key's origin."""
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, value, origin in leaves:
+        *above, last = key.split(".")
+        place = tree
+        for part in above:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise SettingsError(f"{key} (from {origin}): {part} is one value, {place!r}, and has no keys; set it whole")
+        place[last] = value
+        origins[key] = origin
+    return tree, origins
+
+
+def _check_method(tree: dict[str, Any], origins: Mapping[str, str], method: Method | None) -> None:
+    """Fills the method in, or refuses another one than the command's."""
+    if method is None or tree.setdefault("method", method) == method:
+        return
+    other = tree["method"]
+    if other in COMMANDS:
+        fitting = [name for name, _ in list_recipes() if read_recipe(name)["method"] == method]
+        raise SettingsError(
+            f"{origins['method']} is for `{COMMANDS[other]}` (method {other}); "
+            f"recipes for `{COMMANDS[method]}` (method {method}): {', '.join(fitting)}"
+        )
+
+
+def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    """The checked tree. Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float."""
+    try:
+        return Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        mistakes = _mistakes(error, origins)
+    if len(mistakes) == 1:
+        raise SettingsError(mistakes[0])
+    raise SettingsError("\n  ".join([f"{len(mistakes)} settings are wrong:", *mistakes]))
+
+
+def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
+    """A line for every wrong key, in the order of the tree; the alternatives of a union share one."""
+    wrong: dict[str, list[str]] = {}
+    ends: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        if item["type"] == "too_short" and item["input"]:  # pydantic's echo of an item that is wrong itself
+            continue
+        key, holder, own = _locate(item["loc"])
+        ends[key] = f", got {item['input']!r}"
+        if item["type"] == "extra_forbidden":
+            wrong[key], ends[key] = ["unknown key"], f"; {_nearest_key(key, holder)}"
+        elif item["type"] == "value_error":  # a rule of tree.py: its text names the values
+            wrong[key], ends[key] = [str(item["ctx"]["error"])], ""
+        elif item["type"] == "missing":
+            wrong[key], ends[key] = ["must be given"], ""
+        elif item["type"] == "model_type":
+            wrong[key] = [f"must be a section with the keys {', '.join(own.model_fields)}"]
+        else:
+            wrong.setdefault(key, []).append(re.sub(r"^\w+ should ", "must ", item["msg"]))
+    return [": ".join(filter(None, [key, ", or ".join(texts)])) + ends[key] + _origin(key, origins) for key, texts in wrong.items()]
+
+
+def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section]]:
+    """The dotted key of a place that pydantic names, the section that holds it, and the section it is or lists, if any.
+
+    Pydantic adds the alternative's name after a union's key; it is left out.
+    """
+    parts: list[str] = []
+    holder = own = Settings
+    for part in location:
+        if isinstance(part, int):
+            parts.append(str(part))
+        elif own:
+            parts.append(part)
+            holder, own = own, _section_of(own, part)
+    return ".".join(parts), holder, own
+
+
+def _nearest_key(key: str, holder: type[Section]) -> str:
+    """What was meant by an unknown key: the same name elsewhere in the tree, a near one in its section, a near one elsewhere."""
+    above, _, last = key.rpartition(".")
+    everywhere = {leaf.key: leaf.key.rpartition(".")[2] for leaf in _cut(Settings().model_dump(), "")}
+    meant = [full for full, name in everywhere.items() if name == last]
+    if not meant and (near := nearest(last, holder.model_fields)):
+        meant = [f"{above}.{near}" if above else near]
+    if not meant and (near := nearest(last, everywhere.values())):
+        meant = [full for full, name in everywhere.items() if name == near]
+    return f"did you mean {' or '.join(meant)}?" if meant else f"the keys here are {', '.join(holder.model_fields)}"
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """` (from ...)` for the source that gave a key or what it lies in; nothing where the default is meant."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return f" (from {origins[key]})" if key else ""

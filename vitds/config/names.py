@@ -1,0 +1,18 @@
+"""The nearest valid name to a mistyped one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The name most like `word`, or None where none is `cutoff` like it (1: equal)."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`did you mean NAME?`; where none is near, all of them: `one of: A, B`."""
+    names = sorted(names)
+    near = nearest(word, names)
+    return f"did you mean {near}?" if near else f"one of: {', '.join(names)}"

@@ -1,0 +1,70 @@
+"""Recipes: the YAML files under vitds/recipes, one a known-good experiment, and a person's own files of the same form.
+
+A packaged recipe starts with four comment lines, `# Command:`, `# Time:`, `# Expect:` and `# About:`.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from pathlib import Path
+from typing import Any
+
+from vitds.config.names import did_you_mean
+from vitds.config.yaml_text import parse_yaml
+from vitds.errors import SettingsError
+
+DEFAULT_RECIPES = {"idmm": "idmm_digits", "supervised": "finetune_digits"}
+
+
+def _packaged() -> dict[str, Path]:
+    folder = importlib.resources.files("vitds") / "recipes"
+    return {path.stem: path for path in sorted(map(Path, folder.iterdir())) if path.suffix == ".yaml"}
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """(name, one line about it) of every packaged recipe, by name."""
+    return [(name, read_header(path)["About"]) for name, path in _packaged().items()]
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The comment lines at the top of a packaged recipe: `# Time: 3 min` gives {"Time": "3 min"}."""
+    top = re.match(r"(#.*\n)*", path.read_text("utf-8")).group()
+    return dict(re.findall(r"^# (\w+): (.*)$", top, re.MULTILINE))
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe's name, or of a path (a word with a slash, or ending in .yaml or .yml).
+
+    Raises: SettingsError if no recipe has the name (names the nearest), or no file stands at the path.
+    """
+    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+        if not Path(recipe).is_file():
+            raise SettingsError(f"recipe {recipe}: no such file")
+        return Path(recipe)
+    packaged = _packaged()
+    if recipe not in packaged:
+        raise SettingsError(f"recipe {recipe} is unknown; {did_you_mean(recipe, packaged)} (a file of your own: its path, ending in .yaml)")
+    return packaged[recipe]
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The settings that a recipe gives, unchecked.
+
+    Raises: SettingsError if it cannot be found or read, is not YAML, or holds no mapping of settings (names the file).
+    """
+    return read_mapping(find_recipe(recipe))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises: SettingsError if the file cannot be read, is not YAML, or holds something else (names the file).
+    """
+    try:
+        values = parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: holds no settings; expected lines like `epochs: 100`")
+    return values

@@ -1,0 +1,203 @@
+"""The settings tree: everything that decides a run's numbers, typed, checked and frozen.
+
+A recipe is this tree as YAML. `load.py` merges a recipe with flags; the result is saved as RUN/settings.yaml. Nothing here reads
+the disk. An `auto` is resolved once, at the run's first start, and saved as resolved.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class ViewGroup(Section):
+    """Crops that share an area range and one term of the loss (METHOD 3.2)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    views: Positive = 1
+    scale: tuple[float, float] = (0.08, 1.0)
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"must satisfy 0 < low <= high <= 1, got {list(scale)}")
+        return scale
+
+
+class Views(Section):
+    """How an image becomes crops: random-resized crop, flip, colour, grey, blur, policy; all on the host, as uint8."""
+
+    crop_px: Positive = 112
+    filter: Literal["bilinear", "bicubic"] = "bilinear"
+    groups: Annotated[tuple[ViewGroup, ...], Field(min_length=1)] = (ViewGroup(name="train"),)
+    flip: Probability = 0.5
+    colour: Probability = 0.0
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    grey: Probability = 0.0
+    blur: Probability = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    policy: Literal["none", "randaugment"] = "none"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @field_validator("groups")
+    @classmethod
+    def _distinct_names(cls, groups: tuple[ViewGroup, ...]) -> tuple[ViewGroup, ...]:
+        names = [group.name for group in groups]
+        if len(set(names)) < len(names):
+            raise ValueError(f"group names must differ, got {names}")
+        return groups
+
+    @field_validator("blur_sigma")
+    @classmethod
+    def _ordered(cls, sigma: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < sigma[0] <= sigma[1] <= 4:
+            raise ValueError(f"must satisfy 0 < low <= high <= 4 pixels, got {list(sigma)}")
+        return sigma
+
+    @property
+    def count(self) -> int:
+        """V, the views of one image."""
+        return sum(group.views for group in self.groups)
+
+
+class Data(Section):
+    """Which files, and how they are read."""
+
+    train: str | None = None
+    test: str | None = None
+    workers: Positive = 1
+    order: Literal["random", "pages"] = "random"
+    damaged: Literal["fatal", "skip"] = "fatal"
+
+
+class Mix(Section):
+    """Mixing of images and targets, one draw a chunk and group (METHOD 3.3, 4.1).
+
+    kind `alternate`: mixup in even epochs, CutMix in odd ones.
+    """
+
+    kind: Literal["none", "cutmix", "mixup", "alternate"] = "cutmix"
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    chunk_images: Positive = 64
+
+
+class Backbone(Section):
+    """A timm model. `options` go to timm.create_model as they are (patch_size, embed_dim, depth, ...)."""
+
+    name: str = "deit_tiny_patch16_224"
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    patch_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    options: dict[str, Any] = {}
+
+
+class Head(Section):
+    """The classifier: N instances in pretraining, C classes in fine-tuning."""
+
+    kind: Literal["auto", "dense", "sharded"] = "auto"
+    bias: bool = True
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Batch(Section):
+    """G images a step, cut into chunks; the micro batch is what one rank puts through the backbone at once."""
+
+    global_images: Positive = 256
+    micro_images: Literal["auto"] | Positive = "auto"
+
+
+class Optimizer(Section):
+    """AdamW, one parameter group (METHOD 3.4)."""
+
+    lr_peak: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Schedule(Section):
+    """Linear warm-up from 0, then a cosine to 0, a value a step. The warm-up is at most a tenth of the run."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
+
+
+class Engine(Section):
+    """How the numbers are computed; `auto` is resolved at the first start of a run."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    activation_checkpointing: bool = False
+    deterministic: bool = False
+
+
+class Checkpoint(Section):
+    """When to save; 0 switches a rule off. The end of a run is always saved."""
+
+    every_steps: Count = 0
+    every_minutes: Annotated[float, Field(ge=0)] = 10.0
+    keep: Positive = 2
+
+
+class Eval(Section):
+    """Probes during training (0: never), and evaluation at the end of a run."""
+
+    every_epochs: Count = 0
+    batch_images: Positive = 256
+    knn_k: tuple[Positive, ...] = (10, 20, 100, 200)
+
+
+class Log(Section):
+    """What is shown beside metrics.jsonl, which always has every step."""
+
+    tensorboard: bool = True
+
+
+class Settings(Section):
+    """A run, whole."""
+
+    method: Literal["idmm", "supervised"] = "idmm"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    epochs: Positive = 100
+    init: str | None = None
+    data: Data = Data()
+    views: Views = Views()
+    mix: Mix = Mix()
+    backbone: Backbone = Backbone()
+    head: Head = Head()
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    engine: Engine = Engine()
+    checkpoint: Checkpoint = Checkpoint()
+    eval: Eval = Eval()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _chunks_divide(self) -> Settings:
+        images, chunk = self.batch.global_images, self.mix.chunk_images
+        if images % chunk:
+            fits = [k for k in range(1, images + 1) if images % k == 0]
+            raise ValueError(f"batch.global_images {images} is not a multiple of mix.chunk_images {chunk}; chunk_images may be {fits}")
+        micro = self.batch.micro_images
+        if micro != "auto" and (micro % chunk or images % micro):
+            fits = [k for k in range(chunk, images + 1, chunk) if images % k == 0]
+            raise ValueError(f"batch.micro_images {micro} must be whole chunks of {chunk} images that divide {images}; it may be {fits}")
+        if self.method == "supervised" and len(self.views.groups) != 1:
+            raise ValueError(f"views.groups: method supervised takes one group, got {len(self.views.groups)}")
+        return self

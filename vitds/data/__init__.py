@@ -1,0 +1,1 @@
+"""Image files -> .beton -> batches of uint8 crops and instance index."""

@@ -1,0 +1,279 @@
+"""Opening a .beton: every number in it is checked against the file's size before compiled code may follow it.
+
+A .beton is FFCV's file, format version 2, little-endian, with the fields image, index and label:
+
+    header       version, number of fields, page size, number of samples N, where the allocation table lies
+    fields       3 descriptors: type and name
+    samples      N rows: image (mode, width, height, pointer), index, label; space for rows that fell out may follow
+    data         each sample's bytes, JPEG or raw (H, W, 3) uint8, none across a page's border
+    allocations  N rows: sample, pointer, size; to the end of the file
+
+Beside x.beton lies x.beton.json, its manifest: what the numbers mean to a person. The file is of no use without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from vitds.errors import DataError
+
+FORMAT_VERSION = 2
+MANIFEST_VERSION = 1
+MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
+JPEG, RAW = 0, 1  # FFCV's image modes
+
+HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")], align=True
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("image", IMAGE), ("index", "<i8"), ("label", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+FIELDS = {"image": 2, "index": 1, "label": 1}  # name -> FFCV's type: RGBImageField, IntField
+SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0)]
+Channels = tuple[float, float, float]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Finding:
+    """Images of one oddity: how many, and the names of the first thousand."""
+
+    count: Count
+    names: tuple[str, ...]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Manifest:
+    """What x.beton.json says of x.beton.
+
+    Attributes:
+        version: of this record. images: N. file_bytes: size of the .beton it belongs to.
+        classes: names in label order, () where the images have no labels.
+        storage: "raw" pixels, or "jpg": a file's own bytes where they needed no change, else encoded at `quality`.
+        side_px: short side that larger images were reduced to. width_px, height_px: smallest and largest stored.
+        mean, std: per channel over all stored pixels, 0..1.
+        content_hash: SHA-256 over the decoded samples and labels in index order; neither storage layout nor workers enter.
+        sources: as given to the build. split: which part of them. findings: what was odd, by kind (vitds/data/findings.py).
+    """
+
+    version: int
+    images: Annotated[int, Field(ge=1)]
+    file_bytes: Count
+    classes: tuple[str, ...]
+    storage: Literal["raw", "jpg"]
+    side_px: int | None
+    quality: int
+    width_px: tuple[int, int]
+    height_px: tuple[int, int]
+    mean: Channels
+    std: Channels
+    content_hash: str
+    sources: tuple[str, ...]
+    split: str | None
+    findings: dict[str, Finding]
+
+
+MANIFEST_JSON = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True, eq=False)
+class BetonFile:
+    """A .beton whose tables were found sound. All arrays are in index order and read-only.
+
+    Attributes:
+        images: N.
+        heights, widths: (N,) int32, pixels.
+        offsets, sizes: (N,) int64, where each sample's bytes lie in the file, and how many they are.
+        is_jpeg: (N,) bool; else the bytes are the (H, W, 3) uint8 pixels.
+        labels: (N,) int64, position in `manifest.classes`; -1 where there are none.
+    """
+
+    path: Path
+    images: int
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    is_jpeg: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    manifest: Manifest
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of a .beton lies: x.beton -> x.beton.json."""
+    return path.with_name(path.name + ".json")
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """The manifest of the .beton at `path`.
+
+    Raises: DataError if it is missing, unreadable, of another version, or lacks a field (names the file and the field).
+    """
+    sidecar = manifest_path(Path(path))
+    try:
+        text = sidecar.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{sidecar}: the manifest of {Path(path).name} cannot be read ({error.strerror}). "
+            "Copy it along from where the file was built, or build the file again with `vitds data build`."
+        ) from None
+    try:
+        manifest = MANIFEST_JSON.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise DataError(f"{sidecar}: {where}: {first['msg']}. Build the file again with `vitds data build`.") from None
+    if manifest.version != MANIFEST_VERSION:
+        raise DataError(
+            f"{sidecar}: manifest version {manifest.version}, this vitds reads {MANIFEST_VERSION}. "
+            "Build the file again with this vitds, or install the one that wrote it."
+        )
+    return manifest
+
+
+def open_beton(path: str | Path) -> BetonFile:
+    """Read and check the header, the tables and the manifest of a .beton; the pixels are not touched.
+
+    Raises: DataError if the file is missing, not a .beton, truncated, of another format version, lacks a field, holds a
+        pointer, size or label out of bounds, or does not fit its manifest (names the file, the place and the way out).
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            header = _read_header(path, file, size)
+            samples, allocations = _read_tables(path, file, size, header)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror}). Build it with `vitds data build SOURCE --out {path}`.") from None
+    manifest = load_manifest(path)
+    sizes = _check_samples(path, header, samples, allocations)
+    _check_meaning(path, size, samples, manifest)
+    image = samples["image"]
+    arrays = {
+        "heights": image["height"].astype(np.int32),
+        "widths": image["width"].astype(np.int32),
+        "offsets": image["data_ptr"].astype(np.int64),
+        "sizes": sizes.astype(np.int64),
+        "is_jpeg": image["mode"] == JPEG,
+        "labels": samples["label"].astype(np.int64),
+    }
+    for array in arrays.values():
+        array.setflags(write=False)
+    return BetonFile(path=path, images=len(samples), manifest=manifest, **arrays)
+
+
+def require_same_classes(train: BetonFile, test: BetonFile) -> None:
+    """Raises: DataError if the two files number their classes differently (names the first class that differs in each)."""
+    ours, theirs = train.manifest.classes, test.manifest.classes
+    if ours == theirs:
+        return
+    place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+    first, second = (repr(names[place]) if place < len(names) else "nothing" for names in (ours, theirs))
+    raise DataError(
+        f"{test.path}: its {len(theirs)} classes are not the {len(ours)} of {train.path}: class {place} is {second} there, {first} here. "
+        f"Build it again with `--classes_from {train.path}`."
+    )
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: {what}. The file is damaged: copy it again, or build it again with `vitds data build`.")
+
+
+def _read_header(path: Path, file, size: int) -> dict[str, int]:
+    raw = file.read(HEADER.itemsize)
+    if not raw:
+        raise DataError(f"{path}: the file is empty. Build it again with `vitds data build`.")
+    header = {name: 0 for name in HEADER.names or ()}
+    if len(raw) == HEADER.itemsize:
+        header = {name: int(value) for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)}
+    page = header["page_size"]
+    if not (1 <= header["num_fields"] <= 255 and MIN_PAGE_BYTES <= page <= MAX_PAGE_BYTES and page & (page - 1) == 0):
+        raise DataError(f"{path}: this is not a .beton file. Make one with `vitds data build SOURCE --out x.beton`.")
+    if header["version"] != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format version {header['version']}, vitds reads {FORMAT_VERSION} (FFCV 1.0). Build it again with `vitds data build`."
+        )
+    if size < SAMPLES_START:
+        raise _damaged(path, f"truncated: {size} bytes end inside the header")
+    return header
+
+
+def _read_tables(path: Path, file, size: int, header: dict[str, int]) -> tuple[NDArray, NDArray]:
+    descriptors = np.frombuffer(file.read(min(header["num_fields"] * FIELD.itemsize, size - HEADER.itemsize)), np.uint8)
+    descriptors = descriptors[: len(descriptors) // FIELD.itemsize * FIELD.itemsize].view(FIELD)
+    found = {bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace"): int(row["type_id"]) for row in descriptors}
+    if list(found.items()) != list(FIELDS.items()) or header["num_fields"] != len(FIELDS):
+        listed = ", ".join(f"{name!r} (type {kind})" for name, kind in found.items())
+        raise DataError(
+            f"{path}: its fields are {listed}; vitds needs image, index and label (types 2, 1, 1), in this order. "
+            "Build it with `vitds data build`."
+        )
+    count, table = header["num_samples"], header["alloc_table_ptr"]
+    if count == 0:
+        raise _damaged(path, "the header says that it holds no image")
+    end = table + count * ALLOCATION.itemsize
+    if end > size:
+        raise _damaged(path, f"truncated: the header promises {end} bytes, there are {size}")
+    if SAMPLES_START + count * SAMPLE.itemsize > table or end != size:
+        raise _damaged(path, f"the header's {count} images and table at byte {table} do not fit a file of {size} bytes")
+    samples = np.frombuffer(file.read(count * SAMPLE.itemsize), SAMPLE)
+    file.seek(table)
+    allocations = np.frombuffer(file.read(count * ALLOCATION.itemsize), ALLOCATION)
+    if len(samples) != count or len(allocations) != count:
+        raise _damaged(path, "it became shorter while it was read")
+    return samples, allocations
+
+
+def _check_samples(path: Path, header: dict[str, int], samples: NDArray, allocations: NDArray) -> NDArray[np.uint64]:
+    """Sizes (N,) uint64 of the samples' bytes, each inside the data region, inside one page, and overlapping no other."""
+    count, table, page = len(samples), header["alloc_table_ptr"], header["page_size"]
+    ids = allocations["sample_id"]
+    if not np.array_equal(np.sort(ids), np.arange(count, dtype=np.uint64)):
+        raise _damaged(path, "its allocation table does not name every image once")
+    start = SAMPLES_START + count * SAMPLE.itemsize
+    pointers, sizes = np.empty(count, np.uint64), np.empty(count, np.uint64)
+    pointers[ids], sizes[ids] = allocations["ptr"], allocations["size"]
+    image = samples["image"]
+    # Compared by subtraction from what is known to fit: a sum of two 64-bit numbers from the file could wrap around.
+    inside = (pointers >= start) & (pointers < table)
+    inside &= (sizes > 0) & (sizes <= np.where(inside, np.uint64(table) - pointers, np.uint64(0)))
+    _require(path, inside, "its bytes lie outside the file's data")
+    _require(path, pointers // np.uint64(page) == (pointers + sizes - np.uint64(1)) // np.uint64(page), "its bytes cross a page's border")
+    _require(path, image["data_ptr"] == pointers, "its pointer differs from the allocation table's")
+    _require(path, np.isin(image["mode"], (JPEG, RAW)), "its storage is neither JPEG nor raw")
+    height, width = image["height"].astype(np.uint64), image["width"].astype(np.uint64)
+    _require(path, (height > 0) & (width > 0), "its width or height is 0")
+    _require(path, (image["mode"] == JPEG) | (sizes == 3 * height * width), "its size is not that of its raw pixels")
+    order = np.argsort(pointers, kind="stable")
+    apart = np.ones(count, bool)
+    apart[order[1:]] = pointers[order[:-1]] + sizes[order[:-1]] <= pointers[order[1:]]
+    _require(path, apart, "its bytes overlap another image's")
+    return sizes
+
+
+def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) -> None:
+    if (manifest.images, manifest.file_bytes) != (len(samples), size):
+        raise DataError(
+            f"{manifest_path(path)}: written for {manifest.images} images in {manifest.file_bytes} bytes, {path.name} has {len(samples)} "
+            f"in {size}. The two files do not belong together: copy both from one build, or build again with `vitds data build`."
+        )
+    _require(path, samples["index"] == np.arange(len(samples)), "its index is not its position")
+    classes = len(manifest.classes)
+    low, high = (0, classes - 1) if classes else (-1, -1)
+    in_range = (samples["label"] >= low) & (samples["label"] <= high)
+    _require(path, in_range, f"its label is outside {low}..{high}, the range of the manifest's {classes} classes")
+
+
+def _require(path: Path, holds: NDArray[np.bool_], what: str) -> None:
+    if not holds.all():
+        raise _damaged(path, f"image {int(np.argmin(holds))}: {what}")

@@ -1,0 +1,229 @@
+"""Images to .beton files: `vitds data build`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from vitds.data.beton import MANIFEST_VERSION, Manifest, load_manifest
+from vitds.data.findings import Findings
+from vitds.data.images import LeftOut, Stored, Storing, hash_entry, image_size, store_image
+from vitds.data.sources import ImageSet, SourceImage, scan_sources
+from vitds.data.workers import work_through
+from vitds.data.writer import BetonWriter
+from vitds.errors import DataError, UsageError
+from vitds.rng import Purpose, permutation
+
+RAW_BYTES = 2 << 30  # auto: raw storage up to this size of a set ...
+TINY_BYTES = 64 * 64 * 3  # ... or for images up to this size, of which a JPEG saves little
+MEASURED = 1000  # images that `auto` looks at
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a file is built; the command's flags of the same names (--side for side_px).
+
+    Attributes:
+        storage: "raw" pixels; "jpg"; "auto": raw where the set is expected to take at most 2 GiB so, or its images 12 kB.
+        side_px: short side that larger images are reduced to. quality: of JPEGs that have to be encoded, 1 to 100.
+        workers: processes; None for one a core.
+        test_fraction: share of each class that goes to F-test instead of F-train. classes_from: a .beton whose class list is taken.
+        strict: any finding is an error. show_progress: a bar on standard error, if that is a terminal.
+    Raises: UsageError if a value is out of range (names the flag and the range).
+    """
+
+    storage: Literal["auto", "raw", "jpg"] = "auto"
+    side_px: int | None = None
+    quality: int = 90
+    workers: int | None = None
+    test_fraction: float | None = None
+    classes_from: str | Path | None = None
+    strict: bool = False
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.storage not in ("auto", "raw", "jpg"):
+            raise UsageError(f"--storage {self.storage}: must be auto, raw or jpg.")
+        for flag, value, low, high in (
+            ("side", self.side_px, 1, 65535), ("quality", self.quality, 1, 100), ("workers", self.workers, 1, 1024)
+        ):  # fmt: skip
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"--{flag} {value}: must be from {low} to {high}.")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise UsageError(f"--test_fraction {self.test_fraction}: must be between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images that go into one file, as positions in the set."""
+
+    out: Path
+    chosen: Sequence[int]
+    split: str | None
+
+
+def build_beton(sources: Sequence[str | Path], out: str | Path, *, split: str | None = None, **options: Any) -> list[tuple[Path, Manifest]]:
+    """Build F.beton from folders or tars of images; F-train.beton and F-test.beton with `test_fraction`.
+
+    Args:
+        sources: see vitds/data/sources.py.
+        out: the file, x.beton. An existing one is replaced when the new one is complete.
+        split: the folder of each source to take (train, val, ...).
+        options: the fields of BuildOptions.
+    Returns: each file with its manifest. The manifest's `findings` say what was odd about the images.
+    Raises: DataError if there are no usable images, the class list does not fit, or with `strict` anything is odd.
+        UsageError for values out of range. ResourceError if `out` cannot be written. Nothing new is under the final name then.
+    """
+    checked, findings = BuildOptions(**options), Findings()
+    with tempfile.TemporaryDirectory(prefix="vitds-build-") as workspace:
+        return build_set(scan_sources(sources, findings, Path(workspace), split), Path(out), checked, findings)
+
+
+def build_set(images: ImageSet, out: Path, options: BuildOptions, findings: Findings | None = None) -> list[tuple[Path, Manifest]]:
+    """Build the file or files of one set; `findings` holds what was odd while it was gathered. Else as build_beton."""
+    if out.suffix != ".beton" or out.is_dir():
+        raise UsageError(f"--out {out}: must be a file name that ends in .beton.")
+    findings = findings or Findings()
+    if options.classes_from:
+        images = _with_classes_of(images, options.classes_from)
+    parts = [_Part(out, range(len(images.images)), images.split)]
+    if options.test_fraction:
+        parts = _stratify(images, out, options.test_fraction, findings)
+    if options.strict:
+        findings.require_none()
+    storing = Storing(_choose_storage(images.images, options), options.side_px, options.quality)
+    seen: dict[bytes, str] = {}
+    built = []
+    with ExitStack() as stack:
+        for part in parts:
+            found = Findings(findings)
+            writer = stack.enter_context(BetonWriter(part.out, len(part.chosen)))
+            built.append((writer, _write(writer, images, part, storing, options, found, seen)))
+            if options.strict:
+                found.require_none()
+        for writer, manifest in built:
+            writer.publish(manifest)
+    return [(writer.path, manifest) for writer, manifest in built]
+
+
+def with_suffix(out: Path, half: str) -> Path:
+    """F.beton -> F-train.beton or F-test.beton."""
+    return out.with_name(f"{out.stem}-{half}{out.suffix}")
+
+
+def _stratify(images: ImageSet, out: Path, test_fraction: float, findings: Findings) -> list[_Part]:
+    """The same share of each class goes to the test file, at least one image and never all; a keyed draw of positions in the set."""
+    label_of = {name: label for label, name in enumerate(images.classes)}
+    positions: dict[int, list[int]] = {}
+    for i, image in enumerate(images.images):
+        positions.setdefault(label_of.get(image.class_name, -1), []).append(i)
+    test: set[int] = set()
+    for label, own in sorted(positions.items()):
+        count = min(max(1, round(len(own) * test_fraction)), len(own) - 1)
+        if not count:
+            findings.add("single", images.classes[label] if label >= 0 else images.sources[0])
+        test.update(own[i] for i in permutation(len(own), Purpose.SPLIT, label)[:count])
+    if not test:
+        raise DataError(f"{out}: no class has two images, so --test_fraction finds none for the test file. Leave it out.")
+    halves = {"train": [i for i in range(len(images.images)) if i not in test], "test": sorted(test)}
+    return [_Part(with_suffix(out, half), chosen, half) for half, chosen in halves.items()]
+
+
+def _with_classes_of(images: ImageSet, other: str | Path) -> ImageSet:
+    classes = load_manifest(other).classes
+    if missing := [name for name in images.classes if name not in set(classes)]:
+        raise DataError(
+            f"{images.sources[0]}: {len(missing)} of its {len(images.classes)} classes are not among the {len(classes)} of {other} "
+            f"(--classes_from), first {missing[0]!r}. Rename the folders, or leave --classes_from out."
+        )
+    if not images.classes:
+        raise DataError(f"{images.sources[0]}: its images have no labels, so --classes_from has nothing to number. Leave it out.")
+    return replace(images, classes=classes)
+
+
+def _choose_storage(images: list[SourceImage], options: BuildOptions) -> Literal["raw", "jpg"]:
+    """`auto`, resolved from the sizes of up to a thousand images spread over the set."""
+    if options.storage != "auto":
+        return options.storage
+    sample = images[:: max(1, len(images) // MEASURED)]
+    sizes = [size for size in (image_size(image) for image in sample) if size]
+    scales = [min(1.0, (options.side_px or 65535) / min(size)) for size in sizes]
+    mean = 3 * sum(height * width * scale**2 for (height, width), scale in zip(sizes, scales, strict=True)) / max(1, len(sizes))
+    return "raw" if mean <= TINY_BYTES or mean * len(images) <= RAW_BYTES else "jpg"
+
+
+def _write(
+    writer: BetonWriter, images: ImageSet, part: _Part, storing: Storing, options: BuildOptions, findings: Findings, seen: dict[bytes, str]
+) -> Manifest:
+    chosen = [images.images[i] for i in part.chosen]
+    label_of = {name: label for label, name in enumerate(images.classes)}
+    totals, content = _Totals(), hashlib.sha256()
+    store = functools.partial(store_image, storing=storing)
+    results = work_through(store, chosen, workers=options.workers, title=f"building {part.out.name}", show_progress=options.show_progress)
+    for image, stored in results:
+        if isinstance(stored, LeftOut):
+            findings.add(stored.kind, f"{image.name} ({stored.reason})")
+            continue
+        for kind in stored.kinds:
+            findings.add(kind, image.name)
+        if (first := seen.setdefault(stored.digest, image.name)) is not image.name:
+            findings.add("duplicate", f"{image.name} = {first}")
+        label = label_of[image.class_name] if image.class_name is not None else -1
+        writer.add(stored.data, is_jpeg=stored.is_jpeg, height=stored.height, width=stored.width, label=label)
+        content.update(hash_entry(stored.digest, label))
+        totals.add(stored, label)
+    if not totals.images:
+        first = next((names[0] for names in findings.names.values()), "")
+        raise DataError(f"{part.out}: none of the {len(chosen)} images can be used, the first: {first}. Nothing was written.")
+    for name in sorted({image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}):
+        findings.add("class_lost", name)
+    mean, std = totals.mean_std()
+    return Manifest(
+        version=MANIFEST_VERSION,
+        images=totals.images,
+        file_bytes=writer.finish(),
+        classes=images.classes,
+        storage=storing.storage,
+        side_px=storing.side_px,
+        quality=storing.quality,
+        width_px=(min(totals.widths), max(totals.widths)),
+        height_px=(min(totals.heights), max(totals.heights)),
+        mean=mean,
+        std=std,
+        content_hash=f"sha256:{content.hexdigest()}",
+        sources=images.sources,
+        split=part.split,
+        findings=findings.as_record(),
+    )
+
+
+class _Totals:
+    """What the manifest says of all samples together; sums are Python integers, so exact and independent of order."""
+
+    def __init__(self) -> None:
+        self.images, self.pixels = 0, 0
+        self.sums = [[0, 0], [0, 0], [0, 0]]
+        self.widths: set[int] = set()
+        self.heights: set[int] = set()
+        self.labels: set[int] = set()
+
+    def add(self, stored: Stored, label: int) -> None:
+        self.images += 1
+        self.pixels += stored.height * stored.width
+        self.sums = [[total + int(own) for total, own in zip(*pair, strict=True)] for pair in zip(self.sums, stored.sums, strict=True)]
+        self.widths.add(stored.width)
+        self.heights.add(stored.height)
+        self.labels.add(label)
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Per channel, 0..1, over all pixels."""
+        mean = [total / self.pixels / 255 for total, _ in self.sums]
+        # n·Σx² - (Σx)² is exact in integers; as a difference of floating-point means it would lose most digits.
+        std = [(self.pixels * squares - total * total) ** 0.5 / self.pixels / 255 for total, squares in self.sums]
+        return tuple(mean), tuple(std)

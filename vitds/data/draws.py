@@ -1,0 +1,145 @@
+"""The random numbers of each view, as rows of a VIEW_PLAN table: a pure function of (seed, epoch, image, view).
+
+Distributions are torchvision's (RandomResizedCrop, RandomHorizontalFlip, RandomApply(ColorJitter), RandomGrayscale), a Gaussian
+blur with uniform sigma, and the RandAugment variant of METHOD 4.3. Nothing here keeps state or touches a pixel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitds import rng
+from vitds.config.tree import Views
+from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS, VIEW_PLAN
+from vitds.rng import Purpose
+
+ASPECT = (3 / 4, 4 / 3)  # width : height of a crop, uniform in its logarithm
+ATTEMPTS = 10  # boxes tried before the central one is taken
+FILTERS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
+LONGEST = 64  # evaluation looks at the central part of a picture, at most so many times as long as wide
+
+# RandAugment's magnitudes, index 0..9, of which 0 is never drawn, in the kernel's unit (METHOD 4.3).
+_NONE, _SHEAR, _TRANSLATE, _CHANGE = np.zeros(10), np.linspace(0, 0.3, 10), np.linspace(0, 150 / 331, 10), np.linspace(0, 0.9, 10)
+_MAGNITUDES = {
+    "invert": _NONE,
+    "cutout": np.rint(np.linspace(0, 20, 10)),
+    "sharpness": _CHANGE,
+    "autocontrast": _NONE,
+    "posterize": np.rint(np.linspace(8, 4, 10)),
+    "shear_x": _SHEAR,
+    "shear_y": _SHEAR,
+    "translate_x": _TRANSLATE,
+    "translate_y": _TRANSLATE,
+    "rotate": np.linspace(0, 30, 10),
+    "equalize": _NONE,
+    "contrast": _CHANGE,
+    "colour": _CHANGE,
+    "solarize": np.linspace(256, 0, 10),
+    "brightness": _CHANGE,
+}
+_FACTORS = ("sharpness", "contrast", "colour", "brightness")  # 1 plus or minus the magnitude
+_SIGNED = (*_FACTORS, "shear_x", "shear_y", "translate_x", "translate_y")  # rotation is positive only
+_MAGNITUDE = np.stack([_MAGNITUDES[name] for name in POLICY_OPS[1:]])
+_IS_FACTOR, _IS_SIGNED = (np.array([name in names for name in POLICY_OPS[1:]]) for names in (_FACTORS, _SIGNED))
+
+
+def draw_views(
+    views: Views, heights: ArrayLike, widths: ArrayLike, *, seed: int, epoch: int, images: NDArray[np.int64]
+) -> NDArray[np.void]:
+    """The training views of some images.
+
+    Args:
+        heights, widths: (B,) size of each stored picture in pixels.
+        images: (B,) positions in the file; part of the key of every draw.
+    Returns: (B, V) of VIEW_PLAN, views in group order.
+    """
+    image_B1 = np.asarray(images, np.int64)[:, None]
+    view_V = np.arange(views.count)
+    key = (seed, epoch, image_B1, view_V)
+    plan = np.zeros((len(image_B1), views.count), VIEW_PLAN)
+    scale_V2 = np.repeat([group.scale for group in views.groups], [group.views for group in views.groups], axis=0)
+    plan["top"], plan["left"], plan["height"], plan["width"] = _draw_boxes(scale_V2, heights, widths, key)
+    plan["resized_height"] = plan["resized_width"] = views.crop_px
+    plan["filter"] = FILTERS[views.filter]
+    plan["flip"] = rng.uniform(Purpose.FLIP, *key) < views.flip
+    _draw_colour(plan, views, key)
+    plan["grey"] = rng.uniform(Purpose.GREY, *key) < views.grey
+    if views.blur:
+        coin, radius = np.moveaxis(_uniforms(Purpose.BLUR, key, 2), -1, 0)
+        low, high = views.blur_sigma
+        plan["blur_sigma"] = np.where(coin < views.blur, low + (high - low) * radius, 0)
+    if views.policy == "randaugment":
+        _draw_policy(plan, key)
+    return plan
+
+
+def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> NDArray[np.void]:
+    """The evaluation view: short side to S·256/224, bicubic antialiased, of which the central S x S window (METHOD 4.5).
+
+    Args:
+        heights, widths: (B,) size of each stored picture in pixels.
+    Returns: (B, 1) of VIEW_PLAN.
+    """
+    size_B2 = np.stack([np.asarray(heights, np.int64), np.asarray(widths, np.int64)], axis=1)
+    short_B1 = size_B2.min(axis=1, keepdims=True)
+    box_B2 = np.minimum(size_B2, LONGEST * short_B1)
+    resized_B2 = round(crop_px * 256 / 224) * box_B2 // short_B1
+    window_B2 = np.rint((resized_B2 - crop_px) / 2)
+    plan = np.zeros((len(size_B2), 1), VIEW_PLAN)
+    plan["top"], plan["left"] = ((size_B2 - box_B2) // 2).T[..., None]
+    plan["height"], plan["width"] = box_B2.T[..., None]
+    plan["resized_height"], plan["resized_width"] = resized_B2.T[..., None]
+    plan["out_top"], plan["out_left"] = window_B2.T[..., None]
+    plan["filter"] = BICUBIC
+    plan["brightness"] = plan["contrast"] = plan["saturation"] = 1
+    return plan
+
+
+def _uniforms(purpose: Purpose, key: tuple[ArrayLike, ...], count: int) -> NDArray[np.float64]:
+    """Numbers 0 .. count - 1 of a key's purpose, on a new last axis."""
+    return rng.uniform(purpose, *(np.asarray(part)[..., None] for part in key), np.arange(count))
+
+
+def _draw_boxes(scale_V2: NDArray, heights: ArrayLike, widths: ArrayLike, key: tuple[ArrayLike, ...]) -> tuple[NDArray[np.int64], ...]:
+    """Top, left, height, width (B, V) of the crops, as torchvision's RandomResizedCrop.get_params, all attempts at once."""
+    H, W = np.asarray(heights, np.int64)[:, None], np.asarray(widths, np.int64)[:, None]
+    part, aspect, corner = np.split(_uniforms(Purpose.CROP, key, 2 * ATTEMPTS + 2), [ATTEMPTS, 2 * ATTEMPTS], axis=-1)
+    low, high = scale_V2.T[..., None]
+    area = (H * W)[..., None] * (low + (high - low) * part)
+    aspect = np.exp(np.log(ASPECT[0]) + np.log(ASPECT[1] / ASPECT[0]) * aspect)
+    width, height = np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (0 < width) & (width <= W[..., None]) & (0 < height) & (height <= H[..., None])
+    first, any_fits = fits.argmax(axis=-1)[..., None], fits.any(axis=-1)
+    # None fits: the largest central box of an allowed aspect.
+    width = np.where(any_fits, np.take_along_axis(width, first, -1)[..., 0], np.minimum(W, np.rint(H * ASPECT[1]).astype(np.int64)))
+    height = np.where(any_fits, np.take_along_axis(height, first, -1)[..., 0], np.minimum(H, np.rint(W / ASPECT[0]).astype(np.int64)))
+    top = np.where(any_fits, (corner[..., 0] * (H - height + 1)).astype(np.int64), (H - height) // 2)
+    left = np.where(any_fits, (corner[..., 1] * (W - width + 1)).astype(np.int64), (W - width) // 2)
+    return top, left, height, width
+
+
+def _draw_colour(plan: NDArray[np.void], views: Views, key: tuple[ArrayLike, ...]) -> None:
+    """Factors and order of the colour jitter; an operation without strength, or a view whose coin says no, has order 0."""
+    strength_4 = np.array([views.brightness, views.contrast, views.saturation, views.hue])
+    if not (views.colour and strength_4.any()):
+        plan["brightness"] = plan["contrast"] = plan["saturation"] = 1
+        return
+    number = _uniforms(Purpose.COLOUR, key, 9)
+    order = number[..., 1:5].argsort(axis=-1)
+    change = strength_4 * (2 * number[..., 5:9] - 1)
+    plan["colour_order"] = np.where((number[..., :1] < views.colour) & (strength_4 > 0)[order], order + 1, 0)
+    plan["brightness"], plan["contrast"], plan["saturation"] = np.moveaxis(1 + change[..., :3], -1, 0)
+    plan["hue"] = change[..., 3]
+
+
+def _draw_policy(plan: NDArray[np.void], key: tuple[ArrayLike, ...]) -> None:
+    """Two of 135 (operation, magnitude) pairs, each applied with probability 1/2. Two cutouts in one view share their centre."""
+    number = _uniforms(Purpose.POLICY, key, 8)
+    pair = (135 * number[..., 0:2]).astype(np.int64)
+    operation, magnitude = pair // 9, pair % 9 + 1
+    value = _MAGNITUDE[operation, magnitude]
+    value = np.where(_IS_SIGNED[operation] & (number[..., 4:6] < 0.5), -value, value) + _IS_FACTOR[operation]
+    plan["policy_op"] = np.where(number[..., 2:4] < 0.5, operation + 1, 0)
+    plan["policy_value"] = value
+    plan["cutout_centre"] = number[..., 6:8]

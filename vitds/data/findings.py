@@ -1,0 +1,73 @@
+"""What a build found odd in its sources: counted and named, so that nothing is dropped or changed in silence."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from vitds.data.beton import Finding
+from vitds.errors import DataError
+
+NAMES_KEPT = 1000
+
+KINDS = {
+    "not_image": "left out: not an image",
+    "truncated": "left out: the file ends early",
+    "damaged": "left out: cannot be decoded",
+    "range_unknown": "left out: float or 32-bit pixels of unknown range",
+    "too_large": "left out: too large (above 179 million pixels, or a side above 65,535)",
+    "unreadable": "left out: cannot be read",
+    "dead_link": "left out: a link that leads nowhere, or in a circle",
+    "archive_link": "left out: a link inside an archive",
+    "archive_outside": "left out: an archive member whose path leads outside",
+    "unlabelled": "left out: an image beside the class folders",
+    "empty_class": "a class folder without images, not a class",
+    "class_lost": "a class of which no image could be used",
+    "single": "a class of one image, all in the training file",
+    "link_outside": "a link out of the folder, followed",
+    "duplicate": "same content as another image: two instances that look alike",
+    "mended": "JPEG with faulty data, decoded with what could be read, stored anew",
+    "grey": "greyscale, now RGB",
+    "cmyk": "CMYK, now RGB",
+    "deep": "more than 8 bits a channel, scaled to 8",
+    "palette": "palette, now RGB",
+    "transparent": "with an alpha channel, laid on white",
+    "rotated": "turned upright as its EXIF tag says",
+    "animated": "several frames, the first taken",
+}
+OTHER_FILE = "other_file"
+TEXTS = {**KINDS, OTHER_FILE: "passed over: no image extension"}
+
+
+def shown(name: str | PurePath) -> str:
+    """A file's name as printable text: undecodable bytes and control characters as backslash escapes, any script as it is."""
+    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+class Findings:
+    """Oddities by kind (a key of TEXTS)."""
+
+    def __init__(self, earlier: Findings | None = None) -> None:
+        """Empty, or a copy of earlier ones that can grow by itself."""
+        self.counts: dict[str, int] = dict(earlier.counts) if earlier else {}
+        self.names: dict[str, list[str]] = {kind: list(names) for kind, names in earlier.names.items()} if earlier else {}
+
+    def add(self, kind: str, name: str) -> None:
+        """Count one; `name` says which, and where known why."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        names = self.names.setdefault(kind, [])
+        if len(names) < NAMES_KEPT:
+            names.append(shown(name))
+
+    def as_record(self) -> dict[str, Finding]:
+        """For the manifest, in the order of TEXTS."""
+        return {kind: Finding(count=self.counts[kind], names=tuple(self.names[kind])) for kind in TEXTS if kind in self.counts}
+
+    def require_none(self) -> None:
+        """The rule of `--strict`: no image may need any handling. Files without an image extension do not count.
+
+        Raises: DataError naming each kind, its count and its first image.
+        """
+        listed = [f"{self.counts[kind]} x {text} (first: {self.names[kind][0]})" for kind, text in KINDS.items() if kind in self.counts]
+        if listed:
+            raise DataError(f"--strict: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build without --strict.")

@@ -1,0 +1,287 @@
+"""From a .beton to batches of uint8 crops: FFCV's executor, with the order, the stopping and the errors of a training run.
+
+    rank_positions -> which images     CutViews (operation.py) -> their pixels     CropBatch -> the engine
+
+FFCV's own loader makes an order an epoch, waits for ever when its thread fails, and goes on running when it is left early. The
+subclasses here run through the steps of a whole run, hand every exception over, and end their thread when they are closed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import cycle
+from queue import Full
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitds.batch import CropBatch
+from vitds.config.tree import Settings, Views
+from vitds.data.beton import BetonFile
+from vitds.data.draws import centre_views, draw_views
+from vitds.data.ffcv_import import EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv
+from vitds.data.operation import CutViews
+from vitds.data.order import accumulation_steps, epoch_order, page_order, rank_positions, steps_per_epoch
+from vitds.kernels.views import error_text
+
+BATCHES_AHEAD = 2
+POLL_S = 0.2  # how soon a waiting thread sees that it shall stop
+
+_log = logging.getLogger(__name__)
+
+
+class PlannedBatch(NamedTuple):
+    """A batch to be made: its images, the epoch of their draws, and whatever the consumer wants back with it."""
+
+    index: NDArray[np.int64]
+    epoch: int
+    ticket: Any
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Some images as evaluation sees them. The pixels are valid until the next batch is asked for."""
+
+    crops: UInt8[Tensor, "B 3 S S"]
+    index: Int[Tensor, " B"]
+    label: Int[Tensor, " B"]
+
+
+class TrainLoader:
+    """The batches of one rank, for the steps of a whole run.
+
+    Args:
+        file: the training set. settings: of the run (data, views, batch, mix, seed).
+        micro_images: B, images of one micro step of one rank.
+
+    Attributes:
+        steps_per_epoch: optimizer steps in which each image comes once. accumulation: A, micro steps of one step.
+        damaged: images that could not be decoded and were left out so far (data.damaged skip), with the reason.
+
+    A damaged image that is skipped comes as grey with is_real False, so its weight is 0 and nothing is mixed with it. The step's
+    divisor stays the one known from the order, so that no rank has to be asked: its step counts for a little less, by 1 / G.
+
+    Raises: SettingsError if ranks or micro batch do not divide a step.
+    """
+
+    def __init__(self, file: BetonFile, settings: Settings, *, rank: int, ranks: int, micro_images: int) -> None:
+        self.accumulation = accumulation_steps(
+            settings.batch.global_images, chunk_images=settings.mix.chunk_images, ranks=ranks, micro_images=micro_images
+        )
+        self.steps_per_epoch = steps_per_epoch(file.images, settings.batch.global_images)
+        self.damaged: dict[int, str] = {}
+        self._file, self._settings, self._rank, self._ranks, self._micro_images = file, settings, rank, ranks, micro_images
+        operation = CutViews(
+            file,
+            self._plan_views,
+            views=settings.views.count,
+            crop_px=settings.views.crop_px,
+            workers=settings.data.workers,
+            damaged=settings.data.damaged,
+        )
+        self._loader = RunLoader(file, operation, batch_images=micro_images)
+
+    def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
+        """`accumulation` batches for each step start_step .. stop_step - 1 of the run, in order, across epochs.
+
+        The crops lie in a ring of buffers: **a batch is valid until the next one is asked for**; copy what is kept longer. A copy
+        to a GPU that was begun on the current stream is waited for. Closing the generator, or any exception, ends its thread;
+        starting another one ends the one before.
+
+        Raises: DataError if an image cannot be decoded (names file and image) and data.damaged is fatal.
+        """
+        with closing(self._loader.run(self._schedule(start_step, stop_step))) as running:
+            for batch, crops, status in running:
+                step, micro_step, is_real = batch.ticket
+                epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+                global_images, chunk_images = self._settings.batch.global_images, self._settings.mix.chunk_images
+                yield CropBatch(
+                    crops=torch.from_numpy(crops),
+                    index=torch.from_numpy(batch.index.copy()),
+                    label=torch.from_numpy(self._file.labels[batch.index]),
+                    is_real=torch.from_numpy(is_real & self._note_damaged(batch.index, status)),
+                    epoch=epoch,
+                    step=step,
+                    first_chunk=(self._rank * self.accumulation + micro_step) * (self._micro_images // chunk_images),
+                    real_images=min(global_images, self._file.images - step_in_epoch * global_images),
+                )
+
+    def _schedule(self, start_step: int, stop_step: int) -> Iterator[PlannedBatch]:
+        """What the executor's thread makes, lazily: one epoch's order at a time."""
+        for epoch in range(start_step // self.steps_per_epoch, -(-stop_step // self.steps_per_epoch)):
+            first = epoch * self.steps_per_epoch
+            start = max(start_step, first)
+            index_TB, is_real_TB = rank_positions(
+                self._order(epoch),
+                global_images=self._settings.batch.global_images,
+                rank=self._rank,
+                ranks=self._ranks,
+                micro_images=self._micro_images,
+                start_step=start - first,
+            )
+            for micro in range(min(len(index_TB), (stop_step - start) * self.accumulation)):
+                step, micro_step = divmod(micro, self.accumulation)
+                yield PlannedBatch(index_TB[micro], epoch, (start + step, micro_step, is_real_TB[micro]))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self._settings.data.order == "pages":
+            return page_order(self._file.offsets, self._settings.seed, epoch)
+        return epoch_order(self._file.images, self._settings.seed, epoch)
+
+    def _plan_views(self, images: NDArray[np.int64], epoch: int) -> NDArray[np.void]:
+        heights, widths = self._file.heights[images], self._file.widths[images]
+        return draw_views(self._settings.views, heights, widths, seed=self._settings.seed, epoch=epoch, images=images)
+
+    def _note_damaged(self, index: NDArray[np.int64], status: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """(B,) False where an image was left out; each is reported once."""
+        for row in np.flatnonzero(status):
+            image, text = int(index[row]), error_text(int(status[row]))
+            if image not in self.damaged:
+                self.damaged[image] = text
+                _log.warning("%s: image %d is left out: %s (%d so far)", self._file.path, image, text, len(self.damaged))
+        return status == 0
+
+
+def eval_batches(
+    file: BetonFile,
+    views: Views,
+    *,
+    batch_images: int,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 1,
+    indices: NDArray[np.int64] | None = None,
+    damaged: Literal["fatal", "skip"] = "fatal",
+) -> Generator[EvalBatch, None, None]:
+    """One rank's share of the images in file order as evaluation sees them: short side S·256/224 bicubic, centre crop (METHOD 4.5).
+
+    Args:
+        views: of the recipe; its crop_px is S.
+        indices: positions to take, in this order; None: all. Each rank gets one run of them; fewer images than ranks leave some none.
+        damaged: skip leaves images that cannot be decoded out of their batch, with a warning.
+    Raises: DataError if an image cannot be decoded (names file and image) and damaged is fatal.
+    """
+    taken = np.arange(file.images) if indices is None else np.asarray(indices, np.int64)
+    own = taken[len(taken) * rank // ranks : len(taken) * (rank + 1) // ranks]
+
+    def plan_views(images: NDArray[np.int64], epoch: int) -> NDArray[np.void]:
+        return centre_views(views.crop_px, file.heights[images], file.widths[images])
+
+    operation = CutViews(file, plan_views, views=1, crop_px=views.crop_px, workers=workers, damaged=damaged)
+    loader = RunLoader(file, operation, batch_images=batch_images)
+    schedule = (PlannedBatch(own[start : start + batch_images], 0, None) for start in range(0, len(own), batch_images))
+    with closing(loader.run(schedule)) as running:
+        for batch, crops, status in running:
+            sound = status == 0
+            if not sound.all():
+                _log.warning("%s: left out, as they cannot be decoded: images %s", file.path, batch.index[~sound].tolist())
+            index, pixels = batch.index[sound], crops[:, 0] if sound.all() else crops[sound, 0]
+            yield EvalBatch(torch.from_numpy(pixels), torch.from_numpy(index), torch.from_numpy(file.labels[index]))
+
+
+class RunLoader(ffcv.Loader):
+    """An ffcv.Loader for one output, the views, whose batches are given instead of an order an epoch.
+
+    FFCV's constructor is not called: it makes tables of N Python sets (585 MB and 3.3 s at 1.28 million images) and compiles a
+    reader of samples (0.6 s), neither of which our operation uses.
+    """
+
+    def __init__(self, file: BetonFile, operation: CutViews, *, batch_images: int) -> None:
+        self.operation = operation
+        self.batch_size, self.batches_ahead, self.num_workers = batch_images, BATCHES_AHEAD, 1
+        self.reader = Reader(str(file.path))
+        self.memory_manager = MappedFile(self.reader)
+        places = {name: place for place, name in enumerate(self.reader.handlers)}
+        pipeline = {"image": PipelineSpec("image", decoder=operation)}
+        self.graph = Graph(pipeline, self.reader.handlers, places, self.reader.metadata, memory_read=None)
+        self.generate_code()
+        self._running: RunIterator | None = None
+
+    def run(self, schedule: Iterable[PlannedBatch]) -> RunIterator:
+        """Start making the scheduled batches; ends what this loader was making before."""
+        if self._running is not None:
+            self._running.close()
+        self._running = RunIterator(self, schedule)
+        return self._running
+
+
+class MappedFile:
+    """FFCV's memory manager, as far as it is used: the file's map, which is at the same time the context of every epoch."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs = self.sizes = np.zeros(0, np.uint64)  # of FFCV's reader of samples, which is not compiled
+
+    def schedule_epoch(self, batches: list) -> OSCacheContext:
+        return OSCacheContext(self)
+
+
+class RunIterator(EpochIterator):
+    """FFCV's thread, fed by a schedule: it hands exceptions over, can be closed at any time, and waits for copies to a GPU.
+
+    Yields: (the scheduled batch, pixels (B, V, 3, S, S), status (B,)).
+    """
+
+    def __init__(self, loader: RunLoader, schedule: Iterable[PlannedBatch]) -> None:
+        self._schedule = schedule
+        self._slots = loader.batches_ahead + 2
+        self._copied: list[torch.cuda.Event | None] = [None] * self._slots
+        self._slot_given: int | None = None
+        atexit.register(self.close)  # a thread that is in compiled code when the interpreter goes away would bring the process down
+        super().__init__(loader, order=())  # allocates the ring and starts the thread
+
+    def run(self) -> None:
+        """The thread: fill one slot of the ring after the other."""
+        try:
+            for slot, batch in zip(cycle(range(self._slots)), self._schedule, strict=False):
+                if self._copied[slot] is not None:
+                    self._copied[slot].synchronize()
+                self.loader.operation.epoch = batch.epoch
+                (pixels,) = self.run_pipeline(0, batch.index, slot, None)
+                if not self._hand_over((slot, (batch, pixels, self.loader.operation.status))):
+                    return
+            self._hand_over(None)
+        except BaseException as error:  # the consumer's to see, whatever it is
+            self._hand_over(self.loader.operation.failure or error)
+
+    def _hand_over(self, item: object) -> bool:
+        """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=POLL_S)
+                return True
+            except Full:
+                continue
+        return False
+
+    def __next__(self) -> tuple[PlannedBatch, NDArray[np.uint8], NDArray[np.int32]]:
+        if self.closed:
+            raise RuntimeError("this iteration was closed, by its owner or because its loader was started again")
+        if self._slot_given is not None and torch.cuda.is_available():
+            self._copied[self._slot_given] = torch.cuda.Event()
+            self._copied[self._slot_given].record()
+        item = self.output_queue.get()
+        if item is None:
+            self.close()
+            raise StopIteration
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self._slot_given, result = item
+        return result
+
+    def close(self) -> None:
+        """End the thread and wait for it; at most the batch in work is finished."""
+        self.terminate_event.set()
+        self.closed = True
+        if self.is_alive():
+            self.join()
+        atexit.unregister(self.close)

@@ -1,0 +1,86 @@
+"""Which image comes when: one permutation of 0..N-1 an epoch, a pure function of (seed, epoch), of which ranks take slices.
+
+The permutation is padded to whole steps of G images with repeats of its last image, which are not real (weight 0). A step's G
+images are cut in order into chunks of K; rank r takes chunks [r·A·m, (r+1)·A·m), its micro step a the a-th m of them. So the
+images of a step are the same for any number of ranks, and an epoch may start at any step without reading what came before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitds import rng
+from vitds.errors import SettingsError
+from vitds.rng import Purpose
+
+PAGE_BYTES = 8 << 20  # what a network disk reads well in one go
+PAGES_A_RUN = 16  # 128 MiB: about 5,000 photographs of 256 px as JPEG, 700 as raw pixels
+
+
+def steps_per_epoch(images: int, global_images: int) -> int:
+    """Steps in which each of the N images comes once; the last one may be padded."""
+    return -(-images // global_images)
+
+
+def accumulation_steps(global_images: int, *, chunk_images: int, ranks: int, micro_images: int) -> int:
+    """A, the micro steps of one rank in one step: G / (R · micro_images).
+
+    Raises: SettingsError if the ranks or the micro batch do not divide the step into whole chunks (lists what would).
+    """
+    chunks = global_images // chunk_images
+    if chunks % ranks:
+        fits = [count for count in range(1, chunks + 1) if chunks % count == 0]
+        raise SettingsError(
+            f"{ranks} ranks cannot share the {chunks} chunks of a step (batch.global_images {global_images} / mix.chunk_images "
+            f"{chunk_images}) evenly. Start {fits} ranks, or change batch.global_images or mix.chunk_images"
+        )
+    own = chunks // ranks
+    if micro_images % chunk_images or own % (micro_images // chunk_images):
+        fits = [chunk_images * m for m in range(1, own + 1) if own % m == 0]
+        raise SettingsError(f"batch.micro_images {micro_images} does not cut a rank's {own} chunks of {chunk_images}; it may be {fits}")
+    return global_images // (ranks * micro_images)
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch: a permutation of 0..N-1, every one equally likely."""
+    return rng.permutation(images, Purpose.ORDER, seed, epoch)
+
+
+def page_order(
+    offsets: NDArray[np.int64], seed: int, epoch: int, *, page_bytes: int = PAGE_BYTES, pages_a_run: int = PAGES_A_RUN
+) -> NDArray[np.int64]:
+    """An order that reads a large file in runs of whole pages: for sets larger than memory on a disk with slow random access.
+
+    The file is cut into pages of page_bytes; an image belongs to the page its bytes begin in. The pages come in random order;
+    pages_a_run of them in a row make a run, within which the images come in random order. So at most one run of the file (and
+    its neighbour) is in use at a time. The price is mixing: an image meets only images of its own run in an epoch, and those of
+    its own page in every epoch (neighbours in the file, often of one class). FFCV's quasi-random order has the same idea, but
+    keeps generator state; this one is a function of its arguments alone.
+
+    Args:
+        offsets: (N,) where each image's bytes begin in the file.
+    Returns: (N,) a permutation of 0..N-1.
+    """
+    pages, page = np.unique(np.asarray(offsets) // page_bytes, return_inverse=True)
+    place = np.argsort(rng.permutation(len(pages), Purpose.ORDER, seed, epoch, 0))
+    run = place[page] // pages_a_run
+    return np.lexsort((rng.words(Purpose.ORDER, seed, epoch, 1, np.arange(len(offsets))), run))
+
+
+def rank_positions(
+    order: NDArray[np.int64], *, global_images: int, rank: int, ranks: int, micro_images: int, start_step: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The images of one rank from step start_step of the epoch to its end, a row a micro step.
+
+    Args:
+        order: (N,) the epoch's permutation.
+        start_step: step within the epoch, 0..steps_per_epoch.
+    Returns: ((T, B) index, (T, B) is_real) with T = A times the steps left, B = micro_images.
+    """
+    own = global_images // ranks
+    steps = np.arange(start_step, steps_per_epoch(len(order), global_images))
+    place = steps[:, None] * global_images + rank * own + np.arange(own)
+    is_real = place < len(order)
+    index = order[np.minimum(place, len(order) - 1)]
+    return index.reshape(-1, micro_images), is_real.reshape(-1, micro_images)

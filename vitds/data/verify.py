@@ -1,0 +1,63 @@
+"""Reading a whole .beton back: after a copy, or when a run complains about an image."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitds.data.beton import open_beton
+from vitds.data.images import decode_stored, digest_of, hash_entry
+from vitds.data.workers import work_through
+from vitds.errors import DataError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What reading back found.
+
+    Attributes:
+        images: N. undecodable: index and reason of each sample that cannot be decoded.
+        content_hash: of what was read, where all could be decoded; expected_hash: the manifest's.
+    """
+
+    images: int
+    undecodable: dict[int, str]
+    content_hash: str | None
+    expected_hash: str
+
+    @property
+    def is_sound(self) -> bool:
+        return self.content_hash == self.expected_hash
+
+
+def verify_beton(path: str | Path, *, workers: int | None = None, show_progress: bool = False) -> Verdict:
+    """Check the tables (as open_beton), decode every sample, and compare the content hash over pixels and labels with the manifest's.
+
+    Raises: DataError where open_beton does. A sample that cannot be decoded is in the verdict, not an error.
+    """
+    beton = open_beton(path)
+    samples = list(zip(beton.offsets, beton.sizes, beton.is_jpeg, beton.heights, beton.widths, strict=True))
+    content, undecodable = hashlib.sha256(), {}
+    read = functools.partial(_digest_at, str(path))
+    results = work_through(read, samples, workers=workers, title=f"verifying {beton.path.name}", show_progress=show_progress)
+    for index, (_, digest) in enumerate(results):
+        if isinstance(digest, str):
+            undecodable[index] = digest
+        else:
+            content.update(hash_entry(digest, int(beton.labels[index])))
+    found = None if undecodable else f"sha256:{content.hexdigest()}"
+    return Verdict(beton.images, undecodable, found, beton.manifest.content_hash)
+
+
+def _digest_at(path: str, sample: tuple[int, int, bool, int, int]) -> bytes | str:
+    """The digest of one stored sample (offset, size, is_jpeg, height, width), or why it cannot be decoded."""
+    offset, size, is_jpeg, height, width = (int(value) for value in sample)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    try:
+        return digest_of(decode_stored(data, bool(is_jpeg), height, width))
+    except DataError as error:
+        return str(error)

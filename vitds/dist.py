@@ -1,0 +1,98 @@
+"""Rank, world size, and the collectives that training uses. Without a process group, one rank: each call returns its input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from vitds.errors import VitdsError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's number, 0..R-1; from the launcher's environment before the group exists."""
+    return td.get_rank() if td.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """R, the number of processes; from the launcher's environment before the group exists."""
+    return td.get_world_size() if td.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """True on the rank that writes files and talks to the terminal."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if td.is_initialized():
+        td.barrier()
+
+
+def broadcast_object(value: object) -> object:
+    """Rank 0's value, on every rank. The value must be picklable; it comes from our own process, never from a file."""
+    if not td.is_initialized():
+        return value
+    box = [value]
+    td.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: object) -> list[object]:
+    """Every rank's value, in rank order, on every rank."""
+    if not td.is_initialized():
+        return [value]
+    box: list[object] = [None] * td.get_world_size()
+    td.all_gather_object(box, value)
+    return box
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The sum over ranks, in place; returns its argument."""
+    if td.is_initialized():
+        td.all_reduce(value)
+    return value
+
+
+def all_reduce_max(value: Tensor) -> Tensor:
+    """The maximum over ranks, in place; returns its argument."""
+    if td.is_initialized():
+        td.all_reduce(value, op=td.ReduceOp.MAX)
+    return value
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """True on every rank as soon as it is true on one."""
+    return bool(all_reduce_max(torch.tensor(float(flag), device=device)).item())
+
+
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, (R·M, ...), in rank order; every rank must bring the same shape."""
+    if not td.is_initialized():
+        return rows
+    out = rows.new_empty((td.get_world_size() * rows.shape[0], *rows.shape[1:]))
+    td.all_gather_into_tensor(out, rows.contiguous())
+    return out
+
+
+def on_main(work: Callable[..., T], *arguments: object) -> T:
+    """Do something on rank 0 alone and give its result, or its VitdsError, to every rank: they go on, or end, together."""
+    outcome: tuple[object, VitdsError | None] = (None, None)
+    if is_main():
+        try:
+            outcome = (work(*arguments), None)
+        except VitdsError as error:
+            if world_size() == 1:
+                raise
+            outcome = (None, error)
+    result, error = broadcast_object(outcome)
+    if error is not None:
+        raise error
+    return result

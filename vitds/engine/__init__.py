@@ -1,0 +1,10 @@
+"""One training loop: DeepSpeed, schedule, resume, live logging."""
+
+import os
+import warnings
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before deepspeed is imported: it asks once, and warns in every process
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed calls collectives by their old names

@@ -1,0 +1,73 @@
+"""The sharded head in the loop: its rows, their own AdamW, its clipping and its part of a checkpoint. DeepSpeed never sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitds import dist
+from vitds.batch import Targets
+from vitds.config.tree import Settings
+from vitds.engine.build import build_optimizer
+from vitds.engine.state import MOMENTS
+from vitds.heads.sharded import ShardedHead, row_range
+from vitds.runs.checkpoint import CheckpointReader
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HeadShard:
+    """This rank's rows of the instance head, stepping together with the engine."""
+
+    def __init__(self, rows: int, width: int, settings: Settings, device: torch.device) -> None:
+        options = dict(bias=settings.head.bias, label_smoothing=settings.head.label_smoothing, seed=settings.seed)
+        self.module = ShardedHead(rows, width, **options).to(device)
+        self.optimizer = build_optimizer(self.module, settings.optimizer)
+        self.clip_norm, self.dtype = settings.optimizer.clip_norm, AUTOCAST.get(settings.engine.precision)
+        self.ranges = [row_range(rows, rank, dist.world_size()) for rank in range(dist.world_size())]
+        for parameter in self.module.parameters():  # Adam makes its state at its first step; a checkpoint of step 0 wants it before
+            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            self.optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+
+    def __call__(self, features: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+        """Losses (R·m,) and targets of all ranks' rows; see ShardedHead.forward."""
+        with torch.autocast(features.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.module(features, targets)
+
+    def gradient_norm(self) -> float:
+        """The joint norm of all ranks' rows, with the loss scale still in it."""
+        own = torch.nn.utils.get_total_norm([parameter.grad for parameter in self.module.parameters()])
+        self.norm = float(dist.all_reduce_sum(own.double() ** 2).sqrt())
+        return self.norm
+
+    def update(self, may_step: bool, loss_scale: float) -> float:
+        """Step or not, with the engine; returns the gradient norm before clipping."""
+        norm = self.norm / loss_scale
+        if may_step:
+            factor = min(1.0, self.clip_norm / (norm + 1e-6)) if self.clip_norm else 1.0
+            if factor / loss_scale != 1.0:
+                for parameter in self.module.parameters():
+                    parameter.grad.mul_(factor / loss_scale)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def read(self) -> dict[str, Tensor]:
+        """weight, bias and their moments, this rank's rows."""
+        tensors = {}
+        for name, parameter in self.module.named_parameters():
+            tensors[name] = parameter
+            tensors |= {f"{name}.{moment}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+        return tensors
+
+    @torch.no_grad()
+    def write(self, saved: CheckpointReader, updates: int) -> None:
+        """Set this rank's rows from a checkpoint that any number of ranks wrote.
+
+        Raises: RunError if it does not hold all rows.
+        """
+        first, last = self.module.first, self.module.last
+        for name, tensor in self.read().items():
+            tensor.copy_(saved.rows(name, first, last))
+        for state in self.optimizer.state.values():
+            state["step"].fill_(updates)

@@ -1,0 +1,118 @@
+"""Every `auto` becomes a value, once, at a run's first start; the reason for each stands here.
+
+A resume uses the saved value, or says why this machine cannot.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from vitds import dist
+from vitds.config.deepspeed import DsConfig
+from vitds.config.tree import Settings
+from vitds.data.order import accumulation_steps
+from vitds.engine.memory import largest_micro_on_gpu
+from vitds.errors import ResourceError, SettingsError
+from vitds.models.build import TrainModule, patch_count
+
+DENSE_WEIGHT_BYTES = 64 << 20  # a dense head's gradient is all-reduced each step; above this the features are cheaper to send
+DENSE_LOGIT_BYTES = 256 << 20  # logits of a micro batch, which a dense head holds
+CPU_PIXELS = 4 << 20  # of a micro batch: its activations stay within a few GB, and more is not faster on a CPU
+COMPILE_PAYS_S = 1200.0  # compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes
+CPU_FLOPS, GPU_FLOPS = 1e11, 5e13  # rough, for that decision only
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16 for `auto`; a saved or given value is checked against the device.
+
+    On a GPU `auto` is bf16 where the hardware has it, else fp16. On a CPU it is bf16 only where the processor multiplies bf16
+    natively (a timed product decides: emulated bf16 is 25 times slower than fp32), else fp32.
+    Raises: ResourceError if the device cannot do what was asked for.
+    """
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_bf16_is_fast()
+    if wanted == "auto":
+        return ("bf16" if native else "fp16") if device.type == "cuda" else ("bf16" if native else "fp32")
+    if wanted == "bf16" and not native:
+        raise ResourceError("engine.precision is bf16, which this device lacks in hardware; use another machine, or a new run with fp32")
+    if wanted == "fp16" and device.type == "cpu":
+        raise ResourceError("engine.precision is fp16, which is for GPUs; use another machine, or a new run with fp32")
+    return wanted
+
+
+def _cpu_bf16_is_fast() -> bool:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(768, 768, dtype=dtype)
+        matrix @ matrix
+        start = time.perf_counter()
+        for _ in range(3):
+            matrix @ matrix
+        seconds[dtype] = time.perf_counter() - start
+    return bool(dist.broadcast_object(seconds[torch.bfloat16] < 1.1 * seconds[torch.float32]))
+
+
+def resolve_settings(settings: Settings, module: TrainModule, *, ds: DsConfig, device: torch.device, rows: int, images: int) -> Settings:
+    """Fill precision, micro batch, head and compile.
+
+    Args:
+        module: the backbone, still without head. rows: N or C. images: images in the training file.
+    Raises: SettingsError if chunks, ranks and micro batch do not divide (lists the values that do).
+    """
+    precision = resolve_precision(settings.engine.precision, device)
+    micro = resolve_micro_images(settings, module, device, precision)
+    head = resolve_head(settings, rows, module.backbone.num_features, micro * settings.views.count)
+    compiled = resolve_compile(settings, module, device, images, ds.zero_stage)
+    return settings.model_copy(
+        update={
+            "engine": settings.engine.model_copy(update={"precision": precision, "compile": compiled}),
+            "batch": settings.batch.model_copy(update={"micro_images": micro}),
+            "head": settings.head.model_copy(update={"kind": head}),
+        }
+    )
+
+
+def resolve_micro_images(settings: Settings, module: TrainModule, device: torch.device, precision: str) -> int:
+    """The images of one micro batch: on a GPU the most that fit (by trying), on a CPU the most within a pixel limit."""
+    chunk, ranks = settings.mix.chunk_images, dist.world_size()
+    accumulation_steps(settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk)  # do the ranks divide at all
+    own = settings.batch.global_images // chunk // ranks
+    fits = [chunk * m for m in range(own, 0, -1) if own % m == 0]
+    if settings.batch.micro_images != "auto":
+        accumulation_steps(
+            settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=settings.batch.micro_images
+        )
+        return settings.batch.micro_images
+    if device.type == "cuda":
+        return largest_micro_on_gpu(module, settings, fits, device, precision)
+    pixels = settings.views.count * settings.views.crop_px**2
+    return next((micro for micro in fits if micro * pixels <= CPU_PIXELS), chunk)
+
+
+def resolve_head(settings: Settings, rows: int, width: int, micro_rows: int) -> str:
+    """dense while the head is small beside the backbone's traffic, sharded above; both give the same loss.
+
+    Raises: SettingsError if a class head is to be sharded.
+    """
+    if settings.method == "supervised":
+        if settings.head.kind == "sharded":
+            raise SettingsError("head.kind sharded is for the instance head of pretraining; use dense")
+        return "dense"
+    if settings.head.kind != "auto":
+        return settings.head.kind
+    is_small = rows * width * 4 <= DENSE_WEIGHT_BYTES and rows * micro_rows * 4 <= DENSE_LOGIT_BYTES
+    return "dense" if is_small else "sharded"
+
+
+def resolve_compile(settings: Settings, module: TrainModule, device: torch.device, images: int, zero_stage: int) -> str:
+    """on where the run is long enough to earn torch.compile's minute back; off under ZeRO-3, whose hooks break the graph."""
+    if settings.engine.compile != "auto":
+        return settings.engine.compile
+    tokens = max(1, patch_count(module.backbone)) * (1 - settings.backbone.patch_drop)
+    rows = images * settings.views.count * settings.epochs / dist.world_size()
+    flops = 6 * sum(parameter.numel() for parameter in module.backbone.parameters()) * tokens * rows
+    seconds = flops / (GPU_FLOPS if device.type == "cuda" else CPU_FLOPS)
+    return "on" if seconds > COMPILE_PAYS_S and zero_stage != 3 else "off"

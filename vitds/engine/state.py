@@ -1,0 +1,143 @@
+"""Masters, moments and counters of a DeepSpeed engine by parameter name, for every ZeRO stage and world size.
+
+What it takes at each stage is written beside the code; tests/engine/test_resume.py proves every pair of stages and rank counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from vitds import dist
+from vitds.runs.checkpoint import CheckpointReader
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class EngineState:
+    """Reads and writes an engine's state; all methods that touch tensors are called by every rank together."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self.engine = engine
+        self.stage = engine.zero_optimization_stage()
+        self.parameters = dict(engine.module.named_parameters())
+        self.inner = engine.optimizer.optimizer if self.stage else engine.optimizer
+        self._make_moments()
+
+    def _make_moments(self) -> None:
+        """Adam makes its state at its first step; made here by hand, step 0 can be saved and a resume has what to write into."""
+        if self.stage == 0:
+            held = [parameter for group in self.inner.param_groups for parameter in group["params"]]
+        elif self.stage == 3:
+            held = self.engine.optimizer.fp32_partitioned_groups_flat
+        else:
+            held = self.engine.optimizer.single_partition_of_fp32_groups
+        for tensor in held:
+            zero_step = 0 if hasattr(self.inner, "ds_opt_adam") else torch.zeros((), dtype=torch.float32)
+            self.inner.state[tensor] = {"step": zero_step, **{moment: torch.zeros_like(tensor) for moment in MOMENTS}}
+        if self.stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def read(self) -> dict[str, Tensor]:
+        """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape) and of the buffers.
+
+        Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds all.
+        """
+        kept: dict[str, Tensor] = {}
+        for number, (name, parameter) in enumerate(self.parameters.items()):
+            for key in (None, *MOMENTS):
+                value = self._get(parameter, key)
+                if number % dist.world_size() == dist.rank():
+                    kept[name if key is None else f"{name}.{key}"] = value.detach().clone()
+        if dist.is_main():
+            kept |= dict(self._buffers())
+        return kept
+
+    def weights(self) -> dict[str, Tensor]:
+        """All float32 masters and buffers by name, on every rank, on the host."""
+        masters = {name: self._get(parameter, None).detach().cpu().clone() for name, parameter in self.parameters.items()}
+        return masters | {name: buffer.detach().cpu().clone() for name, buffer in self._buffers()}
+
+    def write(self, saved: CheckpointReader, updates: int) -> None:
+        """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps really taken.
+
+        Raises: RunError if a name is missing.
+        """
+        for name, parameter in self.parameters.items():
+            for key in (None, *MOMENTS):
+                self._set(parameter, saved.get(name if key is None else f"{name}.{key}"), key)
+        with torch.no_grad():
+            for name, buffer in self._buffers():
+                buffer.copy_(saved.get(name))
+        for state in self.inner.state.values():
+            state["step"] = updates if isinstance(state["step"], int) else torch.full_like(state["step"], updates)
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """Persistent buffers (BatchNorm's); the keyed masks are made anew before each forward."""
+        return list(_persistent_buffers(self.engine.module).items())
+
+    def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        if self.stage == 0:
+            return parameter if key is None else self.inner.state[parameter][key]
+        return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+
+    @torch.no_grad()
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        value = value.to(torch.float32)
+        if self.stage == 0:
+            self._get(parameter, key).copy_(value)
+        elif self.stage == 3:
+            self._set_partition(parameter, value, key)
+        elif key is None:
+            safe_set_full_fp32_param(parameter, value.to(parameter.device))
+            parameter.data.copy_(value)  # the setter changes the master only; the module's copy would follow a step late
+        else:
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+    def _set_partition(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Stage 3: DeepSpeed's full setter fails where the ranks do not divide a parameter, so pad and set the own part."""
+        share = parameter.ds_tensor.numel()
+        padded = torch.zeros(share * dist.world_size())
+        padded[: value.numel()] = value.flatten()
+        own = padded[dist.rank() * share : (dist.rank() + 1) * share].to(parameter.ds_tensor.device)
+        if key is not None:
+            safe_set_local_optimizer_state(parameter, own, key)
+            return
+        safe_set_local_fp32_param(parameter, own)
+        parameter.ds_tensor.data.copy_(own)
+        if parameter.data.numel() == value.numel():  # small parameters stay gathered on every rank
+            parameter.data.copy_(value.view_as(parameter.data))
+
+    def counters(self) -> dict[str, Any]:
+        """DeepSpeed's own counters and, for fp16, the loss scaler's numbers."""
+        counted = {name: getattr(self.engine, name) for name in ("global_steps", "micro_steps", "skipped_steps", "global_samples")}
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        numbers = {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float))} if scaler else {}
+        return {"engine": counted, "scaler": numbers}
+
+    def set_counters(self, saved: dict[str, Any]) -> None:
+        """The inverse of `counters`."""
+        for name, value in saved["engine"].items():
+            setattr(self.engine, name, value)
+        for name, value in saved["scaler"].items():
+            setattr(self.engine.optimizer.loss_scaler, name, value)
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    found = {}
+    for prefix, child in module.named_modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if name not in child._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found

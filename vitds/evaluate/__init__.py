@@ -1,0 +1,1 @@
+"""(frozen features, labels) -> metrics: top-1, kNN, linear probe."""

@@ -1,0 +1,50 @@
+"""Scores a class -> how often the right class comes first, or among the first five."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitds.evaluate.features import check_labelled
+
+
+@dataclass(frozen=True)
+class TopScore:
+    """In percent of the images."""
+
+    top1: float
+    top5: float
+
+
+def top_accuracy(logit_MC: Float[Tensor, "M C"], label_L: Int[Tensor, "L"]) -> TopScore:
+    """Share of images whose class has the highest logit, and whose class is among the five highest; ties go to the lower class.
+
+    With five classes or fewer, top-5 is 100 by definition.
+
+    Raises: ValueError if there are no images, or a label is outside 0..C-1. ShapeError if the lengths differ. NumericsError if
+        a logit is not finite. Each names the image.
+    """
+    check_labelled("logits", logit_MC, label_L, logit_MC.shape[1])
+    return TopScore(*as_percent(count_hits(logit_MC, label_L), len(logit_MC)))
+
+
+def count_hits(score_MC: Float[Tensor, "M C"], label_M: Int[Tensor, "M"]) -> Int[Tensor, "2"]:
+    """Number of rows whose label has the highest score, and whose label is among the five highest; int64, on the host.
+
+    Ties go to the lower class, so that the count does not depend on a sorting routine. A score of -inf is never a hit.
+    """
+    label_M1 = label_M.to(score_MC.device)[:, None].long()
+    own_M1 = score_MC.gather(1, label_M1)
+    is_lower_class = torch.arange(score_MC.shape[1], device=score_MC.device) < label_M1
+    ahead_M = ((score_MC > own_M1) | ((score_MC == own_M1) & is_lower_class)).sum(1)
+    has_score = own_M1[:, 0] > -torch.inf
+    return torch.stack([(has_score & (ahead_M < places)).sum() for places in (1, 5)]).cpu()
+
+
+def as_percent(hits: Int[Tensor, "2"], images: int) -> tuple[float, float]:
+    """Counts of hits -> percent of the images."""
+    top1, top5 = (100 * hits.double() / images).tolist()
+    return top1, top5

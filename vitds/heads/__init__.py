@@ -1,0 +1,6 @@
+"""Features -> loss: the instance head (dense or row-sharded) and the class head."""
+
+from vitds.heads.dense import DenseHead
+from vitds.heads.sharded import ShardedHead
+
+__all__ = ["DenseHead", "ShardedHead"]

@@ -1,0 +1,1 @@
+"""Composition roots, a module a command; open jobs/pretrain.py first."""

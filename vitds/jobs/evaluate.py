@@ -1,0 +1,155 @@
+"""`vitds eval top1|knn|linear RUN`: what a frozen backbone is worth, from its run directory, a checkpoint, or a timm model's name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import nn
+
+from vitds import dist
+from vitds.config.tree import Backbone, Settings
+from vitds.data.beton import BetonFile, open_beton, require_same_classes
+from vitds.data.loader import eval_batches
+from vitds.engine.head_shard import AUTOCAST
+from vitds.errors import DataError, RunError, UsageError
+from vitds.evaluate.classify import top_accuracy
+from vitds.evaluate.features import Features, extract_features
+from vitds.evaluate.knn import knn_accuracy
+from vitds.evaluate.linear import linear_probe
+from vitds.jobs.data_files import open_data
+from vitds.models.build import build_backbone
+from vitds.runs.backbone import load_backbone, read_weights
+from vitds.runs.directory import Run
+
+Score = dict[str, Any]
+
+
+def evaluate(kind: str, model: str, *, data: str | None = None, bank: str | None = None, as_json: bool = False) -> Score:
+    """Evaluate and print a table, or one JSON object.
+
+    Args:
+        kind: top1, knn or linear. model: a run directory, one of its checkpoints, or a timm model's name (with its published weights).
+        data: the images to be classified; by default the run's test file. bank: labelled images that knn and linear learn from; by
+            default the run's training file.
+    Returns: the printed numbers, in percent.
+    Raises: DataError if a file has no labels or their classes differ; RunError if the run cannot be read; UsageError for another kind.
+    """
+    jobs: dict[str, Callable[..., Score]] = {"top1": _top1, "knn": _knn, "linear": _linear}
+    if kind not in jobs:
+        raise UsageError(f"eval {kind}: there is no such evaluation; take one of {', '.join(jobs)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings, run_path, backbone = _open_model(model)
+    train_file, test_file = _open_files(settings, data, bank)
+    if kind == "top1":
+        score = _top1(settings, run_path, backbone, test_file, device)
+    else:
+        score = jobs[kind](settings, backbone, train_file, test_file, device)
+    score = {"model": model, "data": str(test_file.path), "images": test_file.images, **score}
+    if as_json:
+        print(json.dumps(score))
+    else:
+        _print_table(kind, score)
+    return score
+
+
+def knn_of_run(run: Run, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
+    """kNN of a trained run for each k of its settings: {k: {top1, top5, neighbours}}; all ranks share the work."""
+    settings, _, backbone = _open_model(str(run.path))
+    return _knn(settings, backbone, train_file, test_file, device)["knn"]
+
+
+def top1_of_run(run: Run, test_file: BetonFile, device: torch.device) -> Score:
+    """top1 and top5 of a fine-tuned run; all ranks share the work."""
+    settings, path, backbone = _open_model(str(run.path))
+    return _top1(settings, path, backbone, test_file, device)
+
+
+def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
+    """Settings, run directory and backbone with its weights; a timm name has default settings and no run."""
+    path = Path(model)
+    run_path = path.parent.parent if (path / "manifest.json").exists() else path
+    if (run_path / "settings.yaml").exists():
+        settings = Run(run_path).settings
+        backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed)
+        load_backbone(backbone, read_weights(path), model)
+        return settings, run_path, backbone
+    if path.exists():
+        raise RunError(f"{model} is no run directory: it has no settings.yaml")
+    if not timm.is_model(model):
+        build_backbone(Backbone(name=model), crop_px=224, seed=0)  # raises, with the nearest names
+    try:
+        backbone = timm.create_model(model, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub client has errors of its own for each way in which a download fails
+        raise RunError(f"the published weights of {model} cannot be had: {str(error).splitlines()[0]}") from error
+    views = {"crop_px": backbone.pretrained_cfg["input_size"][1], "mean": backbone.pretrained_cfg["mean"], "std": backbone.pretrained_cfg["std"]}
+    return Settings.model_validate({"views": views, "engine": {"precision": "fp32"}}), None, backbone
+
+
+def _open_files(settings: Settings, data: str | None, bank: str | None) -> tuple[BetonFile, BetonFile]:
+    overrides = {key: value for key, value in (("test", data), ("train", bank)) if value is not None}
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update=overrides)})
+    train_file, test_file = open_data(settings)
+    if test_file is None:
+        raise DataError("no images to evaluate: give --data FILE.beton, for the run has no test file")
+    require_same_classes(train_file, test_file)
+    if not test_file.manifest.classes:
+        raise DataError(f"{test_file.path} has no labels, and an evaluation needs them")
+    return train_file, test_file
+
+
+def _features(settings: Settings, model: nn.Module, file: BetonFile, device: torch.device) -> Features:
+    """Features of a whole file in its order, on every rank, each rank having made its share."""
+    batches = eval_batches(
+        file, settings.views, batch_images=settings.eval.batch_images, rank=dist.rank(), ranks=dist.world_size(), workers=1
+    )
+    own = extract_features(
+        model.to(device), batches, mean=settings.views.mean, std=settings.views.std, device=device,
+        autocast=AUTOCAST.get(settings.engine.precision),
+    )  # fmt: skip
+    parts = dist.gather_objects((own.rows_MD.numpy(), own.label_M.numpy(), own.index_M.numpy()))
+    rows, labels, index = (torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3))
+    order = index.argsort()
+    return Features(rows[order], labels[order], index[order])
+
+
+def _knn(settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
+    bank, query = (_features(settings, backbone, file, device) for file in (train_file, test_file))
+    classes = len(train_file.manifest.classes)
+    scores = knn_accuracy(bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=settings.eval.knn_k, classes=classes)
+    return {"knn": {str(k): asdict(score) for k, score in scores.items()}}
+
+
+def _linear(settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
+    bank, query = (_features(settings, backbone, file, device) for file in (train_file, test_file))
+    score = linear_probe(bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, seed=settings.seed)
+    return {"top1": score.top1, "top5": score.top5, "regularisation": score.regularisation}
+
+
+def _top1(settings: Settings, run_path: Path | None, backbone: nn.Module, test_file: BetonFile, device: torch.device) -> Score:
+    head = None if run_path is None else run_path / "head.safetensors"
+    if head is None or not head.exists():
+        raise RunError(f"{run_path or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear.")
+    weights = load_file(head)
+    linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
+    linear.load_state_dict(weights)
+    logits = _features(settings, nn.Sequential(backbone, linear), test_file, device)
+    return asdict(top_accuracy(logits.rows_MD, logits.label_M))
+
+
+def _print_table(kind: str, score: Score) -> None:
+    table = Table(title=f"{kind} of {score['model']} on {score['data']} ({score['images']:,} images)")
+    for column in ("", "top-1 %", "top-5 %"):
+        table.add_column(column, justify="right")
+    rows = {f"k = {k}": part for k, part in score["knn"].items()} if kind == "knn" else {kind: score}
+    for name, part in rows.items():
+        table.add_row(name, f"{part['top1']:.2f}", f"{part['top5']:.2f}")
+    Console().print(table)

@@ -1,0 +1,61 @@
+"""The main job on embedded data: pretrain, fine-tune from it, train from scratch with the same budget, and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vitds.jobs.chain import Stage, run_stages
+from vitds.runs.directory import write_json
+
+KNN_K = "20"  # fixed beforehand: choosing the best k would be choosing on test data
+
+
+def quickstart(run: str = "runs/quickstart", seed: int = 0) -> dict[str, object]:
+    """Three stages through the launch scripts, a closing table, and the same numbers in RUN/quickstart.json.
+
+    Args:
+        run: the folder of the three runs. seed: of all three.
+    Returns: knn_top1, finetuned_top1, scratch_top1, difference (percent), seconds of each stage.
+    """
+    root = Path(run)
+    launcher = ("deepspeed", "--log_level", "error")
+    config = ("--ds_config", "ds_configs/zero2.json", "--seed", str(seed))
+    finetune = (*launcher, "launch/finetune.py", *config)
+    names = ("pretrain", "finetune", "scratch")
+    pretrained, finetuned, scratch = run_stages(
+        [
+            Stage(root / "pretrain", (*launcher, "launch/pretrain.py", *config)),
+            Stage(root / "finetune", (*finetune, "--init", str(root / "pretrain"))),
+            Stage(root / "scratch", finetune),
+        ]
+    )
+    seconds = {name: stage.seconds or stage.run.summary["seconds"] for name, stage in zip(names, (pretrained, finetuned, scratch), strict=True)}
+    tuned, random = finetuned.run.summary["top1"], scratch.run.summary["top1"]
+    numbers = {
+        "knn_top1": round(pretrained.run.summary["knn"][KNN_K]["top1"], 2),
+        "finetuned_top1": round(tuned, 2),
+        "scratch_top1": round(random, 2),
+        "difference": round(tuned - random, 2),
+        "seconds": seconds,
+    }
+    write_json(root / "quickstart.json", numbers)
+    _print_table(root, numbers)
+    return numbers
+
+
+def _print_table(root: Path, numbers: dict[str, object]) -> None:
+    seconds = numbers["seconds"]
+    table = Table(title="Digits, 898 training images, 899 test images", caption=f"all numbers: {root}/quickstart.json")
+    for column, justify in (("", "left"), ("test top-1", "right"), ("seconds", "right")):
+        table.add_column(column, justify=justify)
+    table.add_row(f"kNN (k = {KNN_K}) after pretraining", f"{numbers['knn_top1']:.1f} %", f"{seconds['pretrain']:.0f}")
+    table.add_row("fine-tuned from pretraining", f"{numbers['finetuned_top1']:.1f} %", f"{seconds['finetune']:.0f}")
+    table.add_row("the same from scratch", f"{numbers['scratch_top1']:.1f} %", f"{seconds['scratch']:.0f}")
+    table.add_row("difference", f"{numbers['difference']:+.1f} points", "", style="bold")
+    console = Console()
+    console.print(table)
+    for what, path in (("run", root / "pretrain"), ("TensorBoard", f"tensorboard --logdir {root}"), ("picture", root / "pretrain/curve.png")):
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,114 @@
+"""What every training command does around the training: ranks, run directory, lock, data, saved settings, summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitds import dist
+from vitds.config.deepspeed import DsConfig
+from vitds.config.tree import Settings
+from vitds.data.beton import BetonFile
+from vitds.engine.loop import Trainer
+from vitds.engine.process import noise_into, start_ranks
+from vitds.engine.resolve import resolve_settings
+from vitds.models.build import TrainModule, build_backbone
+from vitds.runs.backbone import load_backbone, read_weights, save_weights
+from vitds.runs.directory import Run, given_settings, next_run_path, save_environment, save_settings, write_json
+from vitds.runs.lock import RunLock
+
+@dataclass
+class Session:
+    """One rank's part of a training command."""
+
+    run: Run
+    settings: Settings
+    device: torch.device
+    lock: RunLock | None
+    started: float
+
+    def say(self, text: str) -> None:
+        """A line for the person, once."""
+        if dist.is_main():
+            print(text, flush=True)
+
+
+@contextmanager
+def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Session]:
+    """Join the ranks, take the run directory, and go on with its saved settings if it was started before.
+
+    Raises: RunLockedError if another process writes to it; RunError if it cannot be written or was started with other settings.
+    """
+    started = time.perf_counter()
+    device = start_ranks()
+    path = Path(run) if run else dist.on_main(next_run_path, recipe)
+    lock = dist.on_main(RunLock, path) if dist.is_main() else dist.on_main(RunLock)
+    session = Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started)
+    try:
+        yield session
+    finally:
+        if session.lock is not None:
+            session.lock.release()
+
+
+def train(session: Session, ds: DsConfig, file: BetonFile, rows: int) -> Trainer:
+    """Build, resume, train, and write the trained weights.
+
+    Raises: what the engine raises: SettingsError, RunError, ResourceError, NumericsError, Stopped.
+    """
+    run, settings, device = session.run, session.settings, session.device
+    module = TrainModule(build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed), None)
+    if settings.init is not None:
+        source = settings.init
+        session.say(f"weights from {source}: {load_backbone(module.backbone, read_weights(Path(source)), source)}")
+    settings = resolve_settings(settings, module, ds=ds, device=device, rows=rows, images=file.images)
+    if dist.is_main():
+        save_settings(run, settings)
+        save_environment(run, {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(device)})
+    session.settings = settings
+    with noise_into(run.path / "log.txt"):
+        trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock)
+        problems = trainer.resume()
+    for problem in problems:
+        session.say(f"passed over a damaged checkpoint: {problem}")
+    session.say(_headline(session, trainer, file, ds, rows))
+    with noise_into(run.path / "log.txt"):
+        weights = trainer.train()
+    if dist.is_main():
+        save_weights(run.backbone, _named(weights, "backbone."))
+        if settings.method == "supervised":
+            save_weights(run.path / "head.safetensors", _named(weights, "head.linear."))
+    dist.barrier()
+    return trainer
+
+
+def _named(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig, rows: int) -> str:
+    settings = trainer.settings
+    start = f"resumes after step {trainer.done}" if trainer.done else "starts"
+    kind = f"{settings.head.kind} head of {rows:,} {'instances' if settings.method == 'idmm' else 'classes'}"
+    return (
+        f"{session.run.path} {start}: {settings.backbone.name} on {file.images:,} images, {kind}, {trainer.total:,} steps of "
+        f"{settings.batch.global_images} images x {settings.views.count} views at {settings.views.crop_px} px; {dist.world_size()} rank(s) x "
+        f"{trainer.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, compile {settings.engine.compile}, "
+        f"{session.device}"
+    )
+
+
+def finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
+    """Write summary.json, whose presence says that the run is finished."""
+    seconds = time.perf_counter() - session.started
+    facts = {"method": session.settings.method, "steps": trainer.total, "epochs": session.settings.epochs, "skipped": trainer.skipped}
+    if dist.is_main():
+        write_json(session.run.path / "summary.json", facts | results | {"seconds": round(seconds, 1)})
+    dist.barrier()

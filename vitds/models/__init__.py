@@ -1,0 +1,1 @@
+"""Backbones: timm's, and those that timm lacks, registered with timm."""

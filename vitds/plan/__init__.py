@@ -1,0 +1,1 @@
+"""Memory, traffic and hours by arithmetic alone."""

@@ -1,0 +1,81 @@
+"""Counter-based draws: every random number is a pure function of a key, so nothing keeps generator state.
+
+A key is a purpose and some integers, e.g. (Purpose.CROP, seed, epoch, image, view). The parts are folded one after the other
+through splitmix64's finaliser (Steele, Lea, Flood 2014), which is a bijection of 64-bit words; so (seed 2, epoch 3) and
+(seed 3, epoch 2) give unrelated numbers. All functions take integers or broadcasting integer arrays and are exact on every
+machine: the same key gives the same bits.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+Key = int | np.integer | NDArray[np.integer]  # a part of a key
+Word = np.uint64 | NDArray[np.uint64]
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Purpose(IntEnum):
+    """What a draw is for; the first part of every key. A number, once given, keeps its meaning."""
+
+    ORDER = 1
+    CROP = 2
+    FLIP = 3
+    COLOUR = 4
+    GREY = 5
+    BLUR = 6
+    POLICY = 7
+    MIX = 8
+    PARTNERS = 9
+    DROP_PATH = 10
+    PATCH_DROP = 11
+    INIT = 12
+    DROPOUT = 13
+    SPLIT = 14
+    PROBE = 15
+
+
+def _mix(word: Word) -> Word:
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))
+
+
+def words(purpose: Purpose, *key: Key) -> NDArray[np.uint64]:
+    """One 64-bit word a key; the parts of the key broadcast against each other.
+
+    Args:
+        purpose: what the draw is for.
+        key: integers or integer arrays, each in -2**63..2**64-1.
+    """
+    word = np.full((), int(purpose), np.uint64)
+    with np.errstate(over="ignore"):  # 64-bit arithmetic wraps by design
+        word = _mix(word + _GAMMA)
+        for part in key:
+            array = np.asarray(part)
+            word = _mix((word ^ array.astype(np.int64 if array.dtype.kind != "u" else np.uint64).astype(np.uint64)) + _GAMMA)
+    return np.asarray(word)
+
+
+def uniform(purpose: Purpose, *key: Key) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), multiples of 2**-53; one a key."""
+    return np.asarray((words(purpose, *key) >> np.uint64(11)) * 2.0**-53)
+
+
+def beta(alpha: float, purpose: Purpose, *key: Key) -> NDArray[np.float64]:
+    """Numbers distributed as Beta(alpha, alpha), by inversion of one uniform number a key."""
+    return np.asarray(betaincinv(alpha, alpha, uniform(purpose, *key)))
+
+
+def permutation(size: int, purpose: Purpose, *key: int) -> NDArray[np.int64]:
+    """A permutation of 0..size-1: the order of one word an element. The words of distinct elements differ, so it is unique."""
+    return np.argsort(words(purpose, *key, np.arange(size)), kind="stable")
+
+
+def seed_of(purpose: Purpose, *key: int) -> int:
+    """A seed in 0..2**63-1 for torch's generators, where a library draws by itself (initialisation, dropout)."""
+    return int(words(purpose, *key)) >> 1
