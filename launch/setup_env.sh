@@ -165,8 +165,12 @@ build_ffcv() {
     echo "$ffcv_wanted" >"$native/complete"
 }
 
-# --no-compile: most of the 13,000 modules are never imported; Python compiles the others when they are (half the time of this stage).
-install_packages() { pip install --no-compile --build-constraint constraints.txt -c constraints.txt -e '.[test]'; }
+# Compiling 13,000 modules is half of pip's time, on one core; so it is left to all cores. (Not to the first import: where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers, every start would compile.) Some packages hold files that are not Python 3.
+install_packages() {
+    pip install --no-compile --build-constraint constraints.txt -c constraints.txt -e '.[test]'
+    "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python3*/site-packages || true
+}
 
 # pip writes the folder's absolute name into the commands and into the link to the sources; both are made relative to themselves.
 make_movable() {
@@ -257,7 +261,13 @@ open_venv() { # the one that is there, or a new one
     mkdir "$work"
     export TMPDIR=$work # pip unpacks gigabytes there; /tmp is often a small memory disk
     date >"$log"
-    if [[ -e $venv/bin/python ]]; then stage "environment, as it stands" make_venv --without-pip; else stage "environment" make_venv; fi
+    if [[ -e $venv/bin/python ]]; then
+        say "Bringing $venv up to date. Details: $log"
+        stage "environment" make_venv --without-pip # renews what holds the folder's name
+    else
+        say "Setting up $venv with $python (Python $version), 3 GB to download. Details: $log"
+        stage "environment" make_venv
+    fi
 }
 
 main() {
@@ -269,7 +279,6 @@ main() {
         return
     fi
     require_tools
-    say "Setting up $venv with Python $version ($python); takes some minutes once. Details: $log"
     trap explain_failure EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
@@ -279,7 +288,7 @@ main() {
         stage "OpenCV's core and libjpeg-turbo, unpacked" make_native
         stage "FFCV, compiled" build_ffcv
     fi
-    stage "PyTorch, DeepSpeed, timm and vitds (3 GB to download)" install_vitds
+    stage "PyTorch, DeepSpeed, timm and the others; vitds" install_vitds
     rm -rf "$work" "$venv/unfinished"
     fingerprint >"$venv/fingerprint"
     say "Ready after $SECONDS s. Next: source ${venv@Q}/bin/activate && vitds doctor"

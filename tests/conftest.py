@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported anywhere
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
+from sklearn.datasets import load_digits
 
 install_import_hook("vitds", "beartype.beartype")
 
 from tests.ranks import RankPool  # noqa: E402
+from vitds.data.build import build_beton  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +32,17 @@ def rank_pool() -> Iterator[Callable[[int], RankPool]]:
     yield pool
     for each in pools.values():
         each.close()
+
+
+@pytest.fixture(scope="session")
+def digit_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two small .beton files of real scanned digits with four classes: 52 training images, 20 test images."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    for split, per_class, skip in (("train", 13, 0), ("test", 5, 13)):
+        for label in range(4):
+            (folder / split / f"digit {label}").mkdir(parents=True)
+            for number, image in enumerate(digits.images[digits.target == label][skip : skip + per_class]):
+                Image.fromarray((image * 15.9).astype(np.uint8)).resize((24, 20)).save(folder / split / f"digit {label}" / f"{number}.png")
+        build_beton([folder / split], folder / f"{split}.beton", workers=1)
+    return str(folder / "train.beton"), str(folder / "test.beton")

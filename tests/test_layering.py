@@ -71,6 +71,7 @@ def loads(package: Path, module: str) -> set[str]:
         if name in seen:
             continue
         seen.add(name)
+        queue += [name.rpartition(".")[0]] if "." in name else []
         file = package.parent.joinpath(*name.split("."))
         file = next((f for f in (file.with_suffix(".py"), file / "__init__.py") if f.exists()), None)
         if name.split(".")[0] == "vitds" and file and name != "vitds":

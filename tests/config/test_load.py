@@ -3,7 +3,7 @@
 from importlib.resources import files
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitds.config.load import differences, dump_settings, load_settings, read_settings
@@ -129,6 +129,7 @@ def test_scalar_is_what_a_person_expects(text, value):
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs", "Cc"]))
 
 
+@settings(deadline=None)
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_", min_size=1), inner, max_size=3)))
 def test_written_yaml_reads_back_to_the_same_values(value):
     assert parse_yaml(dump_yaml(value), "text") == value

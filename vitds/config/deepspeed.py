@@ -149,7 +149,8 @@ def _check_keys(config: DsConfig) -> None:
 
 def _check_zero(config: DsConfig) -> None:
     """Stage and offload: what DeepSpeed would ignore, or fail on late."""
-    stage, zero = config.zero_stage, config.values.get("zero_optimization", {})
+    zero = config.values.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     if type(stage) is not int or not 0 <= stage <= 3:
         place = config.place("zero_optimization.stage")
         raise SettingsError(f"{place}: zero_optimization.stage must be 0, 1, 2 or 3, got {json.dumps(stage)}")

@@ -97,7 +97,7 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
 def _cut(values: Mapping[str, Any], origin: str, section: type[Section] = Settings, above: str = "") -> Iterator[Given]:
     """The leaves of nested mappings: whatever is no section of the tree is one value (a list of groups, the backbone's options)."""
     for key, value in values.items():
-        inner = _section_of(section, key)
+        inner = _section_of(section, str(key))
         if inner and isinstance(value, Mapping):
             yield from _cut(value, origin, inner, f"{above}{key}.")
         else:
@@ -206,13 +206,14 @@ def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
     return [": ".join(filter(None, [key, ", or ".join(texts)])) + ends[key] + _origin(key, origins) for key, texts in wrong.items()]
 
 
-def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section]]:
+def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section] | None]:
     """The dotted key of a place that pydantic names, the section that holds it, and the section it is or lists, if any.
 
     Pydantic adds the alternative's name after a union's key; it is left out.
     """
     parts: list[str] = []
-    holder = own = Settings
+    holder: type[Section] = Settings
+    own: type[Section] | None = Settings
     for part in location:
         if isinstance(part, int):
             parts.append(str(part))

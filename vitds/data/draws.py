@@ -7,12 +7,15 @@ blur with uniform sigma, and the RandAugment variant of METHOD 4.3. Nothing here
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.typing import ArrayLike, NDArray
 
 from vitds import rng
 from vitds.config.tree import Views
 from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS, VIEW_PLAN
 from vitds.rng import Purpose
+
+Key = tuple[int, int, NDArray[np.int64], NDArray[np.int64]]  # seed, epoch, image (B, 1), view (V,)
 
 ASPECT = (3 / 4, 4 / 3)  # width : height of a crop, uniform in its logarithm
 ATTEMPTS = 10  # boxes tried before the central one is taken
@@ -46,7 +49,7 @@ _IS_FACTOR, _IS_SIGNED = (np.array([name in names for name in POLICY_OPS[1:]]) f
 
 def draw_views(
     views: Views, heights: ArrayLike, widths: ArrayLike, *, seed: int, epoch: int, images: NDArray[np.int64]
-) -> NDArray[np.void]:
+) -> Shaped[np.ndarray, "B V"]:
     """The training views of some images.
 
     Args:
@@ -74,7 +77,7 @@ def draw_views(
     return plan
 
 
-def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> NDArray[np.void]:
+def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> Shaped[np.ndarray, "B V"]:
     """The evaluation view: short side to S·256/224, bicubic antialiased, of which the central S x S window (METHOD 4.5).
 
     Args:
@@ -96,12 +99,12 @@ def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> NDArray
     return plan
 
 
-def _uniforms(purpose: Purpose, key: tuple[ArrayLike, ...], count: int) -> NDArray[np.float64]:
+def _uniforms(purpose: Purpose, key: Key, count: int) -> NDArray[np.float64]:
     """Numbers 0 .. count - 1 of a key's purpose, on a new last axis."""
     return rng.uniform(purpose, *(np.asarray(part)[..., None] for part in key), np.arange(count))
 
 
-def _draw_boxes(scale_V2: NDArray, heights: ArrayLike, widths: ArrayLike, key: tuple[ArrayLike, ...]) -> tuple[NDArray[np.int64], ...]:
+def _draw_boxes(scale_V2: NDArray[np.float64], heights: ArrayLike, widths: ArrayLike, key: Key) -> tuple[NDArray[np.int64], ...]:
     """Top, left, height, width (B, V) of the crops, as torchvision's RandomResizedCrop.get_params, all attempts at once."""
     H, W = np.asarray(heights, np.int64)[:, None], np.asarray(widths, np.int64)[:, None]
     part, aspect, corner = np.split(_uniforms(Purpose.CROP, key, 2 * ATTEMPTS + 2), [ATTEMPTS, 2 * ATTEMPTS], axis=-1)
@@ -119,7 +122,7 @@ def _draw_boxes(scale_V2: NDArray, heights: ArrayLike, widths: ArrayLike, key: t
     return top, left, height, width
 
 
-def _draw_colour(plan: NDArray[np.void], views: Views, key: tuple[ArrayLike, ...]) -> None:
+def _draw_colour(plan: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
     """Factors and order of the colour jitter; an operation without strength, or a view whose coin says no, has order 0."""
     strength_4 = np.array([views.brightness, views.contrast, views.saturation, views.hue])
     if not (views.colour and strength_4.any()):
@@ -133,7 +136,7 @@ def _draw_colour(plan: NDArray[np.void], views: Views, key: tuple[ArrayLike, ...
     plan["hue"] = change[..., 3]
 
 
-def _draw_policy(plan: NDArray[np.void], key: tuple[ArrayLike, ...]) -> None:
+def _draw_policy(plan: Shaped[np.ndarray, "B V"], key: Key) -> None:
     """Two of 135 (operation, magnitude) pairs, each applied with probability 1/2. Two cutouts in one view share their centre."""
     number = _uniforms(Purpose.POLICY, key, 8)
     pair = (135 * number[..., 0:2]).astype(np.int64)

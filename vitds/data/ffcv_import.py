@@ -5,6 +5,8 @@
 - It keeps two constants in a numba dictionary, which takes 2.6 s to compile at every start. A plain one serves them as well.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import cpu_count
 from unittest.mock import patch
 
@@ -40,6 +42,7 @@ __all__ = [
     "SimpleRGBImageDecoder",
     "State",
     "ffcv",
+    "uncompiled",
 ]
 
 
@@ -50,3 +53,13 @@ def _set_num_threads(compiler: type[Compiler], threads: int) -> None:
 
 
 Compiler.set_num_threads = classmethod(_set_num_threads)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Pipelines generated inside run as the Python they are written in: FFCV's own switch."""
+    Compiler.set_enabled(False)
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(True)

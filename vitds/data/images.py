@@ -19,9 +19,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitds.data.sources import SourceImage
 from vitds.errors import DataError, ResourceError
-from vitds.kernels import views
+from vitds.kernels.views import JPEG, RAW, error_text, library
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that starts another program
+Image.init()  # else Pillow knows only the plugins that it has needed so far
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that starts another program
 MAX_SIDE_PX = 65535
 ORIENTATION = 0x0112  # EXIF
 
@@ -105,8 +106,17 @@ def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
 
 
 def decode_stored(data: bytes, is_jpeg: bool, height: int, width: int) -> NDArray[np.uint8]:
-    """The (height, width, 3) pixels of a stored sample, as training sees them. Raises: DataError if they cannot be decoded."""
-    return views.decode(data, views.JPEG if is_jpeg else views.RAW, height, width)
+    """The (height, width, 3) pixels of a stored sample, as training sees them.
+
+    Raises: DataError if the bytes are not a sound picture of that size (gives the decoder's reason; the caller knows the file).
+    """
+    pixels, kind = np.empty((height, width, 3), np.uint8), JPEG if is_jpeg else RAW
+    scratch = library().vitds_scratch_new()  # a new one each time: after a damaged header libjpeg-turbo's handle refuses sound pictures too
+    code = library().vitds_decode(data, len(data), kind, height, width, pixels.ctypes.data, pixels.nbytes, scratch)
+    library().vitds_scratch_free(scratch)
+    if code:
+        raise DataError(error_text(code))
+    return pixels
 
 
 def digest_of(pixels: NDArray[np.uint8]) -> bytes:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,12 +29,13 @@ from vitds.batch import CropBatch
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import centre_views, draw_views
-from vitds.data.ffcv_import import EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv
+from vitds.data.ffcv_import import EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv, uncompiled
 from vitds.data.operation import CutViews
 from vitds.data.order import accumulation_steps, epoch_order, page_order, rank_positions, steps_per_epoch
 from vitds.kernels.views import error_text
 
-BATCHES_AHEAD = 2
+BATCHES_AHEAD = 2  # made before they are asked for
+READ_AHEAD = 2  # announced before they are made
 POLL_S = 0.2  # how soon a waiting thread sees that it shall stop
 
 _log = logging.getLogger(__name__)
@@ -136,7 +139,7 @@ class TrainLoader:
             return page_order(self._file.offsets, self._settings.seed, epoch)
         return epoch_order(self._file.images, self._settings.seed, epoch)
 
-    def _plan_views(self, images: NDArray[np.int64], epoch: int) -> NDArray[np.void]:
+    def _plan_views(self, images: NDArray[np.int64], epoch: int) -> Shaped[np.ndarray, "B V"]:
         heights, widths = self._file.heights[images], self._file.widths[images]
         return draw_views(self._settings.views, heights, widths, seed=self._settings.seed, epoch=epoch, images=images)
 
@@ -172,7 +175,7 @@ def eval_batches(
     taken = np.arange(file.images) if indices is None else np.asarray(indices, np.int64)
     own = taken[len(taken) * rank // ranks : len(taken) * (rank + 1) // ranks]
 
-    def plan_views(images: NDArray[np.int64], epoch: int) -> NDArray[np.void]:
+    def plan_views(images: NDArray[np.int64], epoch: int) -> Shaped[np.ndarray, "B V"]:
         return centre_views(views.crop_px, file.heights[images], file.widths[images])
 
     operation = CutViews(file, plan_views, views=1, crop_px=views.crop_px, workers=workers, damaged=damaged)
@@ -191,26 +194,44 @@ class RunLoader(ffcv.Loader):
     """An ffcv.Loader for one output, the views, whose batches are given instead of an order an epoch.
 
     FFCV's constructor is not called: it makes tables of N Python sets (585 MB and 3.3 s at 1.28 million images) and compiles a
-    reader of samples (0.6 s), neither of which our operation uses.
+    reader of samples (0.6 s), neither of which our operation uses. Nor is anything else compiled by numba: there is no loop over
+    samples left outside the kernels, and each compilation would cost 0.1 s and 1.3 MB that are never given back.
     """
 
     def __init__(self, file: BetonFile, operation: CutViews, *, batch_images: int) -> None:
-        self.operation = operation
+        self.operation, self._file = operation, file
         self.batch_size, self.batches_ahead, self.num_workers = batch_images, BATCHES_AHEAD, 1
         self.reader = Reader(str(file.path))
         self.memory_manager = MappedFile(self.reader)
         places = {name: place for place, name in enumerate(self.reader.handlers)}
         pipeline = {"image": PipelineSpec("image", decoder=operation)}
         self.graph = Graph(pipeline, self.reader.handlers, places, self.reader.metadata, memory_read=None)
-        self.generate_code()
+        with uncompiled():
+            self.generate_code()
         self._running: RunIterator | None = None
 
     def run(self, schedule: Iterable[PlannedBatch]) -> RunIterator:
         """Start making the scheduled batches; ends what this loader was making before."""
         if self._running is not None:
             self._running.close()
-        self._running = RunIterator(self, schedule)
+        self._running = RunIterator(self, read_ahead(self._file, schedule))
         return self._running
+
+
+def read_ahead(file: BetonFile, schedule: Iterable[PlannedBatch]) -> Iterator[PlannedBatch]:
+    """The same batches; the kernel is told of each READ_AHEAD batches before it is needed, and fetches all its images at once.
+
+    Without it, a worker that meets pages that are not in memory waits for them one image after the other.
+    """
+    coming: deque[PlannedBatch] = deque()
+    with file.path.open("rb") as stream:
+        for batch in schedule:
+            for offset, size in zip(file.offsets[batch.index].tolist(), file.sizes[batch.index].tolist(), strict=True):
+                os.posix_fadvise(stream.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            coming.append(batch)
+            if len(coming) > READ_AHEAD:
+                yield coming.popleft()
+        yield from coming
 
 
 class MappedFile:
@@ -284,4 +305,5 @@ class RunIterator(EpochIterator):
         self.closed = True
         if self.is_alive():
             self.join()
+        self.memory_allocations = self.memory_context = self.storage_state = None  # the ring and the map, now and not at some collection
         atexit.unregister(self.close)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.typing import NDArray
 
 from vitds.data.beton import BetonFile
@@ -16,7 +17,7 @@ from vitds.data.ffcv_import import AllocationQuery, Operation, State
 from vitds.errors import DataError
 from vitds.kernels.views import error_text, library, scratch
 
-PlanViews = Callable[[NDArray[np.int64], int], NDArray[np.void]]
+PlanViews = Callable[[NDArray[np.int64], int], Shaped[np.ndarray, "B V"]]
 PARTS_A_WORKER = 4  # a batch is cut into so many parts a worker, so that a slow image does not keep the others waiting
 FILLING = 128  # mid-grey, where a damaged image was left out
 

@@ -38,7 +38,8 @@ def verify_beton(path: str | Path, *, workers: int | None = None, show_progress:
     Raises: DataError where open_beton does. A sample that cannot be decoded is in the verdict, not an error.
     """
     beton = open_beton(path)
-    samples = list(zip(beton.offsets, beton.sizes, beton.is_jpeg, beton.heights, beton.widths, strict=True))
+    columns = (beton.offsets, beton.sizes, beton.is_jpeg, beton.heights, beton.widths)
+    samples = list(zip(*(column.tolist() for column in columns), strict=True))
     content, undecodable = hashlib.sha256(), {}
     read = functools.partial(_digest_at, str(path))
     results = work_through(read, samples, workers=workers, title=f"verifying {beton.path.name}", show_progress=show_progress)
@@ -53,11 +54,11 @@ def verify_beton(path: str | Path, *, workers: int | None = None, show_progress:
 
 def _digest_at(path: str, sample: tuple[int, int, bool, int, int]) -> bytes | str:
     """The digest of one stored sample (offset, size, is_jpeg, height, width), or why it cannot be decoded."""
-    offset, size, is_jpeg, height, width = (int(value) for value in sample)
+    offset, size, is_jpeg, height, width = sample
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read(size)
     try:
-        return digest_of(decode_stored(data, bool(is_jpeg), height, width))
+        return digest_of(decode_stored(data, is_jpeg, height, width))
     except DataError as error:
         return str(error)

@@ -104,7 +104,7 @@ class Trainer:
         reader = CheckpointReader(saved)
         self.updates, self.skipped, self.skipped_in_a_row = facts["updates"], facts["skipped"], facts["skipped_in_a_row"]
         self.state.write(reader, self.updates)
-        self.state.set_counters(facts)
+        self.state.set_counters(facts, facts["step"])
         if self.head is not None:
             self.head.write(reader, self.updates)
         self.done = facts["step"]

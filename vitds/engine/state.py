@@ -120,16 +120,16 @@ class EngineState:
             parameter.data.copy_(value.view_as(parameter.data))
 
     def counters(self) -> dict[str, Any]:
-        """DeepSpeed's own counters and, for fp16, the loss scaler's numbers."""
-        counted = {name: getattr(self.engine, name) for name in ("global_steps", "micro_steps", "skipped_steps", "global_samples")}
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        numbers = {key: value for key, value in vars(scaler).items() if isinstance(value, (int, float))} if scaler else {}
-        return {"engine": counted, "scaler": numbers}
+        """DeepSpeed's own count of skipped steps and, for fp16, the loss scaler's numbers."""
+        scaler = vars(self.engine.optimizer.loss_scaler) if self.engine.fp16_enabled() else {}
+        numbers = {key: value for key, value in scaler.items() if isinstance(value, (int, float))}
+        return {"engine_skipped": self.engine.skipped_steps, "scaler": numbers}
 
-    def set_counters(self, saved: dict[str, Any]) -> None:
-        """The inverse of `counters`."""
-        for name, value in saved["engine"].items():
-            setattr(self.engine, name, value)
+    def set_counters(self, saved: dict[str, Any], steps: int) -> None:
+        """The inverse of `counters`; micro steps are counted anew, for the accumulation may be another."""
+        self.engine.skipped_steps = saved["engine_skipped"]
+        self.engine.global_steps = steps
+        self.engine.micro_steps = steps * self.engine.gradient_accumulation_steps()
         for name, value in saved["scaler"].items():
             setattr(self.engine.optimizer.loss_scaler, name, value)
 

@@ -85,6 +85,7 @@ typedef struct Scratch {
     tjhandle jpeg;
     Buffer picture;                             /* (H, W, 3), decoded */
     Buffer rows, strips, columns;               /* a block of 16 output rows on its way through the resampler */
+    Buffer half;                                /* rows that were summed across and not yet down */
     Buffer planes, spare;                       /* the view, and room for operations that do not work in place */
     Taps down[TABLES], across[TABLES];          /* tap tables of the two directions; a new one takes an old one's place */
 } Scratch;
@@ -111,7 +112,7 @@ void vitds_scratch_free(void *opaque) {
     Scratch *scratch = opaque;
     if (!scratch) return;
     tjDestroy(scratch->jpeg);
-    Buffer *buffers[] = {&scratch->picture, &scratch->rows, &scratch->strips, &scratch->columns, &scratch->planes, &scratch->spare};
+    Buffer *buffers[] = {&scratch->picture, &scratch->rows, &scratch->strips, &scratch->columns, &scratch->half, &scratch->planes, &scratch->spare};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]->bytes);
     for (int i = 0; i < TABLES; i++) {
         free(scratch->down[i].first);
@@ -165,7 +166,7 @@ static const Taps *find_taps(Taps *tables, int length, int resized, int filter) 
 /* -------------------------------------------------------------------------------------- the two primitives of resampling */
 
 #define INLINE static inline __attribute__((always_inline))
-typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x8 __attribute__((vector_size(32), aligned(1), may_alias));
 typedef uint8_t u8x16 __attribute__((vector_size(16), aligned(1), may_alias));   /* aligned(1): may stand anywhere in memory */
 typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(1), may_alias));
 typedef uint16_t u16x16r __attribute__((vector_size(32)));
@@ -186,13 +187,20 @@ INLINE void sum_narrow(uint8_t *out, const uint8_t *in, ptrdiff_t stride, const 
     for (int j = 0; j < WIDE; j++) *(u16x16 *)(out + 32 * j) = ((even[j] - (odd[j] << 8)) >> 8) | (odd[j] & 0xff00);
 }
 
+/* The same with weights of any sign in 1 / 2^14: four sums in 32-bit lanes. */
 INLINE void sum_wide(uint8_t *out, const uint8_t *in, ptrdiff_t stride, const int16_t *weight, int taps) {
-    i32x16 sum = (i32x16){0} + (1 << 13);
-    for (int k = 0; k < taps; k++, in += stride)
-        sum += __builtin_convertvector(__builtin_convertvector(*(const u8x16 *)in, u16x16), i32x16) * weight[k];
-    sum = (sum >> 14) & ~(sum >> 31);                       /* below 0: 0 */
-    sum = (sum | (sum > 255)) & 255;                        /* above 255: 255; a comparison gives -1 where it holds */
-    *(u8x16 *)out = __builtin_convertvector(__builtin_convertvector(sum, u16x16), u8x16);
+    i32x8 sum[4], bytes = {0};
+    for (int j = 0; j < 4; j++) sum[j] = (i32x8){0} + (1 << 13);
+    for (int k = 0; k < taps; k++, in += stride) {
+        i32x8 four = *(const i32x8 *)in;
+        for (int j = 0; j < 4; j++) sum[j] += ((four >> 8 * j) & 255) * weight[k];
+    }
+    for (int j = 0; j < 4; j++) {
+        i32x8 level = (sum[j] >> 14) & ~(sum[j] >> 31);         /* below 0: 0 */
+        level = (level | (level > 255)) & 255;                  /* above 255: 255; a comparison gives -1 where it holds */
+        bytes |= level << 8 * j;
+    }
+    *(i32x8 *)out = bytes;
 }
 
 /* out[i] = sum over k of weight[k] * in[k * stride + i], rounded, for i < n. The last vector of a row overlaps the one before
@@ -210,8 +218,8 @@ INLINE void weighted_sum(uint8_t *restrict out, const uint8_t *restrict in, ptrd
         for (; i + 32 <= n; i += 32) sum_narrow(out + i, in + i, stride, weight, taps, 1);
         if (i < n) sum_narrow(out + n - 32, in + n - 32, stride, weight, taps, 1);
     } else {
-        for (; i + 16 <= n; i += 16) sum_wide(out + i, in + i, stride, weight, taps);
-        if (i < n) sum_wide(out + n - 16, in + n - 16, stride, weight, taps);
+        for (; i + 32 <= n; i += 32) sum_wide(out + i, in + i, stride, weight, taps);
+        if (i < n) sum_wide(out + n - 32, in + n - 32, stride, weight, taps);
     }
 }
 
@@ -253,49 +261,408 @@ typedef struct {
     ptrdiff_t stride;                           /* 3 * W */
     const ViewPlan *plan;
     const Taps *down, *across;                  /* vertical and horizontal taps */
-    int side;
+    uint8_t *planes;
     ptrdiff_t apart;
+    int side, pixels;                           /* pixels = side * side, of a plane */
     Scratch *scratch;
 } View;
 
 INLINE int round_up(int n, int step) { return (n + step - 1) / step * step; }
-INLINE ptrdiff_t plane_bytes(int side) { return (ptrdiff_t)round_up(side, 32) * side + 16; }      /* room for whole 16 x 16 blocks */
-INLINE uint8_t *plane(const View *view, int channel) { return view->scratch->planes.bytes + channel * view->apart; }
+INLINE ptrdiff_t half_bytes(int height, int side) { return (ptrdiff_t)round_up(height, 32) * side + 16; }   /* room for whole blocks */
+INLINE int at_most(int a, int b) { return a < b ? a : b; }
+INLINE uint8_t *plane(const View *view, int channel) { return view->planes + channel * view->apart; }
 
-/* Box -> planes, 16 output rows at a time: vertical sums over interleaved source rows, transposed into strips (one column
- * of 16 pixels, three channels, 48 bytes), horizontal sums over strips, transposed back into planes. A flip only changes
- * the place where an output column is put. */
-INLINE void resample(const View *view, int flip) {
-    const ViewPlan *plan = view->plan;
-    const Taps *down = view->down, *across = view->across;
-    int side = view->side, last = plan->out_left + side - 1;
-    int from = across->first[plan->out_left], bytes = 3 * (across->first[last] + across->taps - from), padded = round_up(bytes, 16);
-    uint8_t *rows = view->scratch->rows.bytes, *strips = view->scratch->strips.bytes, *columns = view->scratch->columns.bytes;
-    const uint8_t *box = view->picture + plan->top * view->stride + 3 * ((ptrdiff_t)plan->left + from);
-    for (int y = 0; y < side; y += 32) {
-        int deep = side - y > 16 ? 32 : 16, strip = 3 * deep;
-        for (int r = 0; r < deep && y + r < side; r++) {
-            int i = plan->out_top + y + r;
-            weighted_sum(rows + (ptrdiff_t)r * padded, box + down->first[i] * view->stride, view->stride, bytes,
-                         down->weight + (ptrdiff_t)i * down->taps, down->taps, down->shift);
-        }
-        transpose(strips, deep, rows, padded, deep, bytes);
-        for (int x = 0; x < side; x++) {
-            int i = plan->out_left + x;
-            weighted_sum(columns + strip * (flip ? side - 1 - x : x), strips + strip * (ptrdiff_t)(across->first[i] - from), strip, strip,
-                         across->weight + (ptrdiff_t)i * across->taps, across->taps, across->shift);
-        }
-        for (int c = 0; c < 3; c++) transpose(plane(view, c) + y * side, side, columns + deep * c, strip, side, deep);
+/* The horizontal sums of `deep` rows (16 or 32) of interleaved RGB, which begin at source column `from` of the box: transposed into
+ * strips (a source column's pixels, channel after channel), summed over strips, transposed back into planes with rows of side bytes.
+ * A flip only changes the place where an output column is put. */
+INLINE void sum_across(const View *view, const uint8_t *rows, ptrdiff_t stride, int bytes, int deep, int from, int flip, uint8_t *out, ptrdiff_t apart) {
+    const Taps *across = view->across;
+    int side = view->side, strip = 3 * deep;
+    uint8_t *strips = view->scratch->strips.bytes, *columns = view->scratch->columns.bytes;
+    transpose(strips, deep, rows, stride, deep, bytes);
+    for (int x = 0; x < side; x++) {
+        int i = view->plan->out_left + x;
+        weighted_sum(columns + strip * (flip ? side - 1 - x : x), strips + strip * (ptrdiff_t)(across->first[i] - from), strip, strip,
+                     across->weight + (ptrdiff_t)i * across->taps, across->taps, across->shift);
+    }
+    for (int c = 0; c < 3; c++) transpose(out + c * apart, side, columns + deep * c, strip, side, deep);
+}
+
+/* Output rows y .. y + count - 1 as vertical sums of rows that begin at source row `from` of the box. */
+INLINE void sum_down(const View *view, const uint8_t *rows, ptrdiff_t stride, int bytes, int from, int y, int count, uint8_t *out, ptrdiff_t out_stride) {
+    const Taps *down = view->down;
+    for (int r = 0; r < count; r++) {
+        int i = view->plan->out_top + y + r;
+        weighted_sum(out + r * out_stride, rows + (down->first[i] - from) * stride, stride, bytes, down->weight + (ptrdiff_t)i * down->taps,
+                     down->taps, down->shift);
     }
 }
 
-/* The same code for three kinds of processor: `flatten` compiles everything it calls into it, for its registers. */
-INLINE void make_view(const View *view, uint8_t *out) {
-    size_t pixels = (size_t)view->side * view->side;
-    resample(view, view->plan->flip);
-    for (int c = 0; c < 3; c++) memcpy(out + c * pixels, plane(view, c), pixels);
+/* Box -> planes, in blocks of rows that fit the L1 cache. Bilinear sums go down first, so that only output rows are transposed. Bicubic
+ * ones go across first as in PIL: its overshoots are cut off between the two, so that their order shows. */
+INLINE void resample(const View *view, int flip) {
+    const Taps *down = view->down, *across = view->across;
+    int side = view->side, top = view->plan->out_top, left = view->plan->out_left;
+    int from_x = across->first[left], bytes = 3 * (across->first[left + side - 1] + across->taps - from_x), padded = round_up(bytes, 16);
+    int from_y = down->first[top], height = down->first[top + side - 1] + down->taps - from_y;
+    const uint8_t *box = view->picture + view->plan->top * view->stride + 3 * ((ptrdiff_t)view->plan->left + from_x);
+    uint8_t *rows = view->scratch->rows.bytes, *half = view->scratch->half.bytes;
+    if (view->plan->filter == BILINEAR) {
+        for (int y = 0; y < side; y += 32) {
+            sum_down(view, box, view->stride, bytes, 0, y, at_most(32, side - y), rows, padded);
+            sum_across(view, rows, padded, bytes, side - y > 16 ? 32 : 16, from_x, flip, plane(view, 0) + y * side, view->apart);
+        }
+        return;
+    }
+    ptrdiff_t apart = half_bytes(height, side);
+    for (int y = 0; y < height; y += 32) {
+        /* Copied, as transposing reads whole blocks and the picture may end here. */
+        for (int r = 0; r < at_most(32, height - y); r++) memcpy(rows + r * (ptrdiff_t)padded, box + (from_y + y + r) * view->stride, bytes);
+        sum_across(view, rows, padded, bytes, height - y > 16 ? 32 : 16, from_x, flip, half + y * side, apart);
+    }
+    for (int c = 0; c < 3; c++) sum_down(view, half + c * apart, side, side, from_y, 0, side, plane(view, c), side);
 }
 
+/* ------------------------------------------------------------------------------------------------------ colour and grey */
+
+/* A factor f in 16-bit arithmetic: f * v * 32 = v * whole + (v * part >> 8). Results are in 1/32 of a level; they may pass below 0
+ * and wrap, as long as the end result lies within +- 1023 levels, which |f| <= 3 guarantees everywhere here. */
+typedef struct {
+    uint16_t whole, part;
+} Factor;
+
+INLINE Factor factor(double f) {
+    int in_8192ths = (int)floor(f * 8192 + 0.5);
+    return (Factor){(uint16_t)(in_8192ths >> 8), (uint16_t)(in_8192ths & 255)};
+}
+INLINE uint16_t times(uint8_t value, Factor f) { return (uint16_t)(value * f.whole + (value * f.part >> 8)); }
+INLINE uint8_t from_32nds(uint16_t value) { return clamp((int16_t)(value + 16) >> 5); }
+INLINE uint8_t grey_of(uint8_t red, uint8_t green, uint8_t blue) { return (uint8_t)((77 * red + 150 * green + 29 * blue + 128) >> 8); }
+
+/* value * f + offset, which is brightness (offset 0) and contrast (offset (1 - f) * mean grey). */
+INLINE void scale_levels(const View *view, double f, double offset) {
+    Factor scale = factor(f);
+    uint16_t add = (uint16_t)(int)floor(offset * 32 + 0.5);
+    for (int c = 0; c < 3; c++) {
+        uint8_t *restrict p = plane(view, c);
+        for (int i = 0; i < view->pixels; i++) p[i] = from_32nds((uint16_t)(times(p[i], scale) + add));
+    }
+}
+
+INLINE double mean_grey(const View *view) {
+    uint64_t sum[3] = {0};
+    for (int c = 0; c < 3; c++) {
+        const uint8_t *p = plane(view, c);
+        for (int y = 0; y < view->pixels; y += view->side) {
+            uint32_t row = 0;
+            for (int x = 0; x < view->side; x++) row += p[y + x];
+            sum[c] += row;
+        }
+    }
+    return (double)(2989 * sum[0] + 5870 * sum[1] + 1140 * sum[2]) / (1e4 * view->pixels);
+}
+
+INLINE void contrast(const View *view, double f) { scale_levels(view, f, (1 - f) * mean_grey(view)); }
+
+INLINE void saturation(const View *view, double f) {
+    Factor own = factor(f), grey = factor(1 - f);
+    uint8_t *restrict r = plane(view, 0), *restrict g = plane(view, 1), *restrict b = plane(view, 2);
+    for (int i = 0; i < view->pixels; i++) {
+        uint16_t rest = times(grey_of(r[i], g[i], b[i]), grey);
+        r[i] = from_32nds((uint16_t)(times(r[i], own) + rest));
+        g[i] = from_32nds((uint16_t)(times(g[i], own) + rest));
+        b[i] = from_32nds((uint16_t)(times(b[i], own) + rest));
+    }
+}
+
+/* Channel n of a colour with hue `turn` (in 1/16 of a level, 0 .. 6 * chroma): the top level less a trapezium of the hue. */
+INLINE uint8_t hue_channel(uint16_t turn, uint8_t top, uint16_t chroma, int n) {
+    uint16_t k = (uint16_t)(turn + 16 * n * chroma), less = (uint16_t)(k - 96 * chroma);
+    int16_t at = (int16_t)(k < less ? k : less), back = (int16_t)(64 * chroma - at), most = (int16_t)(16 * chroma);
+    int16_t down = at < back ? at : back;
+    down = down < 0 ? 0 : down > most ? most : down;
+    return (uint8_t)(top - ((down + 8) >> 4));
+}
+
+/* Hue shifted by `turns`, without a division: hue is kept multiplied by the chroma, so a full turn is 6 * chroma. */
+INLINE void hue(const View *view, double turns) {
+    Factor shift = factor((turns < 0 ? turns + 1 : turns) * 3);     /* in 1/32 of 3 * chroma: 1/16 of 6 * chroma would be twice that */
+    uint8_t *restrict r = plane(view, 0), *restrict g = plane(view, 1), *restrict b = plane(view, 2);
+    for (int i = 0; i < view->pixels; i++) {
+        int16_t red = r[i], green = g[i], blue = b[i];
+        int16_t top = red > green ? red : green, low = red < green ? red : green;
+        top = top > blue ? top : blue;
+        low = low < blue ? low : blue;
+        int16_t chroma = (int16_t)(top - low);
+        int16_t turn = (int16_t)(top == red ? green - blue : top == green ? blue - red + 2 * chroma : red - green + 4 * chroma);
+        turn = (int16_t)(turn < 0 ? turn + 6 * chroma : turn);
+        uint16_t moved = (uint16_t)(16 * turn + times((uint8_t)chroma, shift)), less = (uint16_t)(moved - 96 * chroma);
+        moved = moved < less ? moved : less;
+        r[i] = hue_channel(moved, (uint8_t)top, (uint16_t)chroma, 5);
+        g[i] = hue_channel(moved, (uint8_t)top, (uint16_t)chroma, 3);
+        b[i] = hue_channel(moved, (uint8_t)top, (uint16_t)chroma, 1);
+    }
+}
+
+INLINE void greyscale(const View *view) {
+    uint8_t *restrict r = plane(view, 0), *restrict g = plane(view, 1), *restrict b = plane(view, 2);
+    for (int i = 0; i < view->pixels; i++) r[i] = g[i] = b[i] = grey_of(r[i], g[i], b[i]);
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- blur */
+
+/* The place of pixel i beyond an edge, mirrored at the edge pixels as often as needed. */
+INLINE int mirrored(int i, int side) {
+    int period = side > 1 ? 2 * (side - 1) : 1;
+    i = abs(i) % period;
+    return i < side ? i : period - i;
+}
+
+/* True Gaussian of radius ceil(3 sigma), weights in 1/256. As the running sum from the tail is rounded, they are symmetric and sum to
+ * 256. The plane is copied with a mirrored margin; each row is summed down into a line, and the line across into its place. */
+INLINE void blur(const View *view, double sigma) {
+    int side = view->side, radius = (int)ceil(3 * sigma), taps = 2 * radius + 1, wide = side + 2 * radius;
+    double bell[MAX_RADIUS + 1], total = 0, tail = 0;
+    for (int k = 0; k <= radius; k++) total += (k ? 2 : 1) * (bell[k] = exp(-0.5 * k * k / (sigma * sigma)));
+    int16_t weight[2 * MAX_RADIUS + 1];
+    int done = 0;
+    for (int k = radius; k > 0; k--) {
+        tail += bell[k];
+        int now = (int)floor(tail / total * 256 + 0.5);
+        weight[radius - k] = weight[radius + k] = (int16_t)(now - done);
+        done = now;
+    }
+    weight[radius] = (int16_t)(256 - 2 * done);
+    uint8_t *margined = view->scratch->spare.bytes, *line = margined + (ptrdiff_t)wide * wide;
+    for (int c = 0; c < 3; c++) {
+        for (int y = 0; y < wide; y++) {
+            uint8_t *row = margined + (ptrdiff_t)y * wide;
+            memcpy(row + radius, plane(view, c) + mirrored(y - radius, side) * side, side);
+            for (int x = 0; x < radius; x++) {
+                row[x] = row[radius + mirrored(x - radius, side)];
+                row[radius + side + x] = row[radius + mirrored(side + x, side)];
+            }
+        }
+        for (int y = 0; y < side; y++) {
+            weighted_sum(line, margined + (ptrdiff_t)y * wide, wide, wide, weight, taps, 8);
+            weighted_sum(plane(view, c) + y * side, line, 1, side, weight, taps, 8);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------- the policy operations of the fine-tuning recipe */
+
+enum { FILL = 128 };
+
+INLINE void apply_table(uint8_t *p, int n, const uint8_t table[256]) {
+    for (int i = 0; i < n; i++) p[i] = table[p[i]];
+}
+
+INLINE void count_levels(const uint8_t *p, int n, int32_t count[256]) {
+    memset(count, 0, 256 * sizeof *count);
+    for (int i = 0; i < n; i++) count[p[i]]++;
+}
+
+/* Each channel stretched to 0 .. 255; one with a single level stays. */
+INLINE void autocontrast(const View *view) {
+    for (int c = 0; c < 3; c++) {
+        uint8_t *p = plane(view, c), low = 255, high = 0, table[256];
+        for (int i = 0; i < view->pixels; i++) {
+            low = p[i] < low ? p[i] : low;
+            high = p[i] > high ? p[i] : high;
+        }
+        if (high <= low) continue;
+        for (int i = 0; i < 256; i++) table[i] = clamp((i - low) * 255 / (high - low));
+        apply_table(p, view->pixels, table);
+    }
+}
+
+/* Each channel's histogram made flat, as in PIL: a level becomes its rank in steps of (pixels - those of the highest level) / 255. */
+INLINE void equalize(const View *view) {
+    for (int c = 0; c < 3; c++) {
+        int32_t count[256], highest = 255;
+        uint8_t table[256];
+        count_levels(plane(view, c), view->pixels, count);
+        while (!count[highest]) highest--;
+        int32_t step = (view->pixels - count[highest]) / 255, rank = step / 2;
+        if (step == 0) continue;
+        for (int i = 0; i < 256; rank += count[i++]) table[i] = clamp(rank / step);
+        apply_table(plane(view, c), view->pixels, table);
+    }
+}
+
+/* value = smooth + f * (value - smooth), smooth by [1 1 1; 1 5 1; 1 1 1] / 13; pixels at the edge stay. */
+INLINE void sharpness(const View *view, double f) {
+    Factor own = factor(f), other = factor(1 - f);
+    int side = view->side;
+    for (int c = 0; c < 3; c++) {
+        const uint8_t *old = memcpy(view->scratch->spare.bytes, plane(view, c), view->pixels);
+        for (int y = 1; y < side - 1; y++) {
+            const uint8_t *restrict up = old + (y - 1) * side, *restrict at = up + side, *restrict down = at + side;
+            uint8_t *restrict out = plane(view, c) + y * side;
+            for (int x = 1; x < side - 1; x++) {
+                uint16_t sum = (uint16_t)(up[x - 1] + up[x] + up[x + 1] + at[x - 1] + 5 * at[x] + at[x + 1] + down[x - 1] + down[x] + down[x + 1]);
+                uint8_t smooth = (uint8_t)((uint16_t)(2 * sum + 13) / 26);
+                out[x] = from_32nds((uint16_t)(times(at[x], own) + times(smooth, other)));
+            }
+        }
+    }
+}
+
+INLINE void solarize(const View *view, double threshold) {
+    int limit = (int)ceil(threshold);
+    for (int c = 0; c < 3; c++) {
+        uint8_t *p = plane(view, c);
+        for (int i = 0; i < view->pixels; i++) p[i] = p[i] < limit ? p[i] : 255 - p[i];
+    }
+}
+
+INLINE void keep_bits(const View *view, uint8_t flipped, uint8_t kept) {
+    for (int c = 0; c < 3; c++) {
+        uint8_t *p = plane(view, c);
+        for (int i = 0; i < view->pixels; i++) p[i] = (p[i] ^ flipped) & kept;
+    }
+}
+
+/* A square of the given side, its edges cut off at the view's, filled with the data set mean. */
+INLINE void cutout(const View *view, int square, double centre_y, double centre_x) {
+    static const uint8_t mean[3] = {125, 122, 113};
+    int side = view->side, top = (int)(centre_y * side) - square / 2, left = (int)(centre_x * side) - square / 2;
+    int bottom = at_most(top + square, side), right = at_most(left + square, side);
+    top = top < 0 ? 0 : top;
+    left = left < 0 ? 0 : left;
+    for (int c = 0; c < 3; c++)
+        for (int y = top; y < bottom && left < right; y++) memset(plane(view, c) + y * side + left, mean[c], right - left);
+}
+
+/* out[x] = row[x + shift] for whole shifts, FILL from outside. */
+INLINE void translate_row(uint8_t *row, int side, int shift) {
+    int kept = side - at_most(abs(shift), side);
+    memmove(row + (shift < 0 ? side - kept : 0), row + (shift < 0 ? 0 : side - kept), kept);
+    memset(row + (shift < 0 ? 0 : kept), FILL, side - kept);
+}
+
+/* out[x] = row at x + shift, by PIL's cubic (a = -1); FILL where x + 1/2 + shift lies outside 0 .. side. */
+INLINE void shear_row(uint8_t *row, int side, double shift, uint8_t *line) {
+    double d = shift - floor(shift), d2 = d * d, d3 = d2 * d;
+    double weights[4] = {2 * d2 - d - d3, 1 - 2 * d2 + d3, d + d2 - d3, d3 - d2}, sum = 0;
+    int16_t weight[4];
+    for (int k = 0, done = 0; k < 4; k++) {
+        sum += weights[k];
+        int now = (int)floor(sum * 16384 + 0.5);
+        weight[k] = (int16_t)(now - done);
+        done = now;
+    }
+    memset(line, row[0], 2);
+    memcpy(line + 2, row, side);
+    memset(line + 2 + side, row[side - 1], 2);
+    double begin = ceil(-0.5 - shift), end = ceil(side - 0.5 - shift);
+    int from = begin < 0 ? 0 : begin > side ? side : (int)begin, to = end < from ? from : end > side ? side : (int)end;
+    memset(row, FILL, side);
+    weighted_sum(row + from, line + from + 1 + (int)floor(shift), 1, to - from, weight, 4, 14);
+}
+
+INLINE void shear_x(const View *view, double slope) {
+    for (int c = 0; c < 3; c++)
+        for (int y = 0; y < view->side; y++) shear_row(plane(view, c) + y * view->side, view->side, slope * (y + 0.5), view->scratch->spare.bytes);
+}
+
+INLINE void shear_y(const View *view, double slope) {
+    int side = view->side, wide = round_up(side, 16);
+    uint8_t *columns = view->scratch->spare.bytes, *line = columns + wide * wide;
+    for (int c = 0; c < 3; c++) {
+        transpose(columns, wide, plane(view, c), side, side, side);
+        for (int x = 0; x < side; x++) shear_row(columns + x * wide, side, slope * (x + 0.5), line);
+        transpose(plane(view, c), side, columns, wide, side, side);
+    }
+}
+
+INLINE void translate_x(const View *view, double fraction) {
+    int side = view->side, shift = (int)floor(fraction * side + 0.5);
+    for (int c = 0; c < 3; c++)
+        for (int y = 0; y < side; y++) translate_row(plane(view, c) + y * side, side, shift);
+}
+
+INLINE void translate_y(const View *view, double fraction) {
+    int side = view->side, shift = (int)floor(fraction * side + 0.5) * side;
+    for (int c = 0; c < 3; c++) translate_row(plane(view, c), view->pixels, shift);
+}
+
+/* Counter-clockwise about the centre, nearest pixel, FILL from outside; in PIL's 16.16 fixed point. */
+INLINE void rotate(const View *view, double degrees) {
+    int side = view->side;
+    double angle = degrees * 3.14159265358979323846 / 180, half = side / 2.0;
+    double cosine = cos(angle), sine = sin(angle);
+    int32_t a = (int32_t)floor(cosine * 65536 + 0.5), b = (int32_t)floor(sine * 65536 + 0.5);
+    int32_t x0 = (int32_t)floor((half - (cosine * (half - 0.5) - sine * (half - 0.5))) * 65536 + 0.5);
+    int32_t y0 = (int32_t)floor((half - (sine * (half - 0.5) + cosine * (half - 0.5))) * 65536 + 0.5);
+    for (int c = 0; c < 3; c++) {
+        const uint8_t *old = memcpy(view->scratch->spare.bytes, plane(view, c), view->pixels);
+        uint8_t *out = plane(view, c);
+        for (int y = 0; y < side; y++)
+            for (int x = 0; x < side; x++) {
+                int from_x = (x0 + x * a - y * b) >> 16, from_y = (y0 + x * b + y * a) >> 16;
+                int inside = from_x >= 0 && from_x < side && from_y >= 0 && from_y < side;
+                out[y * side + x] = inside ? old[from_y * side + from_x] : FILL;
+            }
+    }
+}
+
+INLINE void apply_policy(const View *view, int op, double value) {
+    switch (op) {
+    case INVERT: keep_bits(view, 255, 255); break;
+    case CUTOUT: cutout(view, (int)value, view->plan->cutout_centre[0], view->plan->cutout_centre[1]); break;
+    case SHARPNESS: sharpness(view, value); break;
+    case AUTOCONTRAST: autocontrast(view); break;
+    case POSTERIZE: keep_bits(view, 0, (uint8_t)(0xff00 >> (int)value)); break;
+    case SHEAR_X: shear_x(view, value); break;
+    case SHEAR_Y: shear_y(view, value); break;
+    case TRANSLATE_X: translate_x(view, value); break;
+    case TRANSLATE_Y: translate_y(view, value); break;
+    case ROTATE: rotate(view, value); break;
+    case EQUALIZE: equalize(view); break;
+    case POLICY_CONTRAST: contrast(view, value); break;
+    case POLICY_COLOUR: saturation(view, value); break;
+    case SOLARIZE: solarize(view, value); break;
+    case POLICY_BRIGHTNESS: scale_levels(view, value, 0); break;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------- a view from end to end */
+
+INLINE void flip_rows(const View *view) {
+    int side = view->side;
+    for (int c = 0; c < 3; c++)
+        for (uint8_t *row = plane(view, c), *end = row + view->pixels; row < end; row += side)
+            for (int x = 0; x < side / 2; x++) {
+                uint8_t left = row[x];
+                row[x] = row[side - 1 - x];
+                row[side - 1 - x] = left;
+            }
+}
+
+/* Whether the result depends on where left is, so that a flip has to come after it. */
+INLINE int is_positional(int op) { return op == CUTOUT || (op >= SHEAR_X && op <= ROTATE); }
+
+INLINE void make_view(const View *view, uint8_t *out) {
+    const ViewPlan *plan = view->plan;
+    int flip_last = is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]);
+    resample(view, plan->flip && !flip_last);
+    for (int i = 0; i < 4; i++) {
+        if (plan->colour_order[i] == BRIGHTNESS) scale_levels(view, plan->brightness, 0);
+        if (plan->colour_order[i] == CONTRAST) contrast(view, plan->contrast);
+        if (plan->colour_order[i] == SATURATION) saturation(view, plan->saturation);
+        if (plan->colour_order[i] == HUE) hue(view, plan->hue);
+    }
+    if (plan->grey) greyscale(view);
+    if (plan->blur_sigma > 0) blur(view, plan->blur_sigma);
+    for (int i = 0; i < 2; i++) apply_policy(view, plan->policy_op[i], plan->policy_value[i]);
+    if (plan->flip && flip_last) flip_rows(view);
+    for (int c = 0; c < 3; c++)
+        if (plane(view, c) != out + (size_t)c * view->pixels) memcpy(out + (size_t)c * view->pixels, plane(view, c), view->pixels);
+}
+
+/* The same code for two kinds of processor: everything it calls is inlined and compiled for its registers. Wider ones gain nothing. */
 static void view_any(const View *view, uint8_t *out) { make_view(view, out); }
 
 #if defined(__x86_64__) && !defined(VITDS_PLAIN)
@@ -303,7 +670,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void view_5
 __attribute__((target("avx2"))) static void view_256(const View *view, uint8_t *out) { make_view(view, out); }
 
 static void view_best(const View *view, uint8_t *out) {
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) view_512(view, out);
+    if (!getenv("NO512") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) view_512(view, out);
     else if (__builtin_cpu_supports("avx2")) view_256(view, out);
     else view_any(view, out);
 }
@@ -346,10 +713,18 @@ static int check_box(const ViewPlan *plan, int height, int width, int side) {
 }
 
 static int check_numbers(const ViewPlan *plan) {
+    /* of policy_value, for each policy_op */
+    static const float lowest[] = {-INFINITY, -INFINITY, 0, 0, -INFINITY, 0, -2, -2, -2, -2, -360, -INFINITY, 0, 0, 0, 0};
+    static const float highest[] = {INFINITY, INFINITY, MAX_SIDE, 3, INFINITY, 8, 2, 2, 2, 2, 360, INFINITY, 3, 3, 256, 3};
     int good = (plan->filter == BILINEAR || plan->filter == BICUBIC) && (plan->flip | 1) == 1 && (plan->grey | 1) == 1;
     good = good && within(plan->brightness, 0, 3) && within(plan->contrast, 0, 3) && within(plan->saturation, 0, 3);
     good = good && within(plan->hue, -0.5f, 0.5f) && within(plan->blur_sigma, 0, MAX_RADIUS / 3.0f);
     for (int i = 0; i < 4; i++) good = good && plan->colour_order[i] <= HUE;
+    for (int i = 0; i < 2; i++) {
+        int op = plan->policy_op[i];
+        good = good && op >= 0 && op <= POLICY_BRIGHTNESS && within(plan->policy_value[i], lowest[op], highest[op]);
+        good = good && within(plan->cutout_centre[i], 0, 1);
+    }
     return good ? 0 : BAD_PLAN;
 }
 
@@ -357,12 +732,19 @@ static int cut_view(const uint8_t *picture, int height, int width, const ViewPla
     int error = check_box(plan, height, width, side);
     if (!error) error = check_numbers(plan);
     if (error) return error;
-    size_t padded = (size_t)round_up(3 * plan->width, 16), planes = 3 * (size_t)plane_bytes(side);
     View view = {picture, 3 * (ptrdiff_t)width, plan, find_taps(scratch->down, plan->height, plan->resized_height, plan->filter),
-                 find_taps(scratch->across, plan->width, plan->resized_width, plan->filter), side, plane_bytes(side), scratch};
+                 find_taps(scratch->across, plan->width, plan->resized_width, plan->filter), out, (ptrdiff_t)side * side,
+                 side, side * side, scratch};
+    size_t padded = (size_t)round_up(3 * plan->width, 16), half = plan->filter == BICUBIC ? 3 * half_bytes(plan->height, side) : 0;
+    size_t margined = (size_t)side + 2 * MAX_RADIUS, spare = margined * margined + margined;
     if (!view.down || !view.across || !reserve(&scratch->rows, 32 * padded) || !reserve(&scratch->strips, 32 * padded) ||
-        !reserve(&scratch->columns, 96 * (size_t)round_up(side, 16)) || !reserve(&scratch->planes, planes))
+        !reserve(&scratch->columns, 96 * (size_t)round_up(side, 16)) || !reserve(&scratch->half, half) || !reserve(&scratch->spare, spare))
         return NO_MEMORY;
+    if (side % 16) {                            /* whole 16 x 16 blocks need room that out does not have */
+        view.apart = half_bytes(side, side);
+        if (!reserve(&scratch->planes, 3 * (size_t)view.apart)) return NO_MEMORY;
+        view.planes = scratch->planes.bytes;
+    }
     view_best(&view, out);
     return 0;
 }

@@ -1,0 +1,532 @@
+"""From images to a .beton: what is stored, in which order, and what is said about odd images."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.images import (
+    class_folders,
+    cmyk_jpeg,
+    encode,
+    grey16_png,
+    jpeg,
+    photo,
+    png,
+    rotated_jpeg,
+    write_folder,
+    write_tar,
+)
+from vitds.data.beton import BetonFile, open_beton
+from vitds.data.build import BuildOptions, build_beton
+from vitds.data.images import decode_stored
+from vitds.data.writer import BetonWriter
+from vitds.errors import DataError, ResourceError, UsageError
+
+
+def pixels_of(beton: BetonFile, index: int) -> np.ndarray:
+    """(H, W, 3) of one stored sample."""
+    data = beton.path.read_bytes()[beton.offsets[index] : beton.offsets[index] + beton.sizes[index]]
+    return decode_stored(data, bool(beton.is_jpeg[index]), int(beton.heights[index]), int(beton.widths[index]))
+
+
+def build(folder: Path, files: dict[str, bytes], **options: object) -> BetonFile:
+    """The .beton of a folder of these files."""
+    build_beton([write_folder(folder / "set", files)], folder / "x.beton", **options)
+    return open_beton(folder / "x.beton")
+
+
+def names(beton: BetonFile) -> dict[str, list[str]]:
+    """Findings with the names cut to what stands below the source."""
+    return {kind: [name.split("/set/", 1)[1] for name in found.names] for kind, found in beton.manifest.findings.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ what is stored
+
+
+def test_a_jpeg_that_needs_no_change_keeps_its_own_bytes(tmp_path):
+    grey = encode(Image.fromarray(photo(3)).convert("L"), "JPEG")
+    files = {"a/1.jpg": jpeg(1), "a/2.jpg": jpeg(2, progressive=True), "a/3.jpg": grey, "b/4.jpg": jpeg(4, quality=30, subsampling=0)}
+    beton = build(tmp_path, files, storage="jpg")
+    data = beton.path.read_bytes()
+    assert [data[at : at + size] for at, size in zip(beton.offsets, beton.sizes, strict=True)] == list(files.values())
+
+
+def test_raw_storage_holds_the_decoded_pixels(tmp_path):
+    beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2, 25, 60)}, storage="raw")
+    assert not beton.is_jpeg.any()
+    assert np.array_equal(pixels_of(beton, 0), photo(1)) and np.array_equal(pixels_of(beton, 1), photo(2, 25, 60))
+
+
+def test_content_hash_does_not_depend_on_storage_of_unchanged_jpegs(tmp_path):
+    files = {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)}
+    hashes = {build(tmp_path, files, storage=storage).manifest.content_hash for storage in ("raw", "jpg")}
+    assert len(hashes) == 1
+
+
+def test_content_hash_depends_on_pixels_labels_and_order(tmp_path):
+    sets = [
+        {"a/1.png": png(1), "b/2.png": png(2)},
+        {"a/1.png": png(1), "b/2.png": png(3)},
+        {"a/1.png": png(1), "a/2.png": png(2), "b/0.txt": b""},
+        {"a/1.png": png(2), "b/2.png": png(1)},
+    ]
+    assert len({build(tmp_path / str(i), files).manifest.content_hash for i, files in enumerate(sets)}) == 4
+
+
+def test_png_in_jpg_storage_is_encoded_at_the_quality_asked_for(tmp_path):
+    sizes = {}
+    for quality in (50, 95):
+        beton = build(tmp_path, {"a/1.png": png(1)}, storage="jpg", quality=quality)
+        assert beton.is_jpeg.all() and np.abs(pixels_of(beton, 0).astype(int) - photo(1)).mean() < 6
+        sizes[quality] = int(beton.sizes[0])
+    assert sizes[95] > 1.2 * sizes[50]
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpg"])
+def test_side_is_the_short_side_and_nothing_is_enlarged(tmp_path, storage):
+    files = {"a/1.png": png(1, 80, 60), "a/2.png": png(2, 30, 90), "a/3.png": png(3, 20, 29), "a/4.png": png(4, 30, 30)}
+    beton = build(tmp_path, files, storage=storage, side_px=30)
+    assert list(zip(beton.widths.tolist(), beton.heights.tolist(), strict=True)) == [(40, 30), (30, 90), (20, 29), (30, 30)]
+    assert beton.manifest.side_px == 30
+    reference = Image.fromarray(photo(1, 80, 60)).resize((40, 30), Image.Resampling.BICUBIC)
+    assert np.abs(pixels_of(beton, 0).astype(int) - np.asarray(reference)).mean() <= (0 if storage == "raw" else 6)
+
+
+def test_a_jpeg_larger_than_side_is_reduced_from_its_pixels(tmp_path):
+    beton = build(tmp_path, {"a/1.jpg": jpeg(1, 90, 60)}, storage="raw", side_px=30)
+    assert pixels_of(beton, 0).shape == (30, 45, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 50), (1500, 30), (3, 7000)])
+def test_extreme_shapes_are_kept(tmp_path, width, height):
+    beton = build(tmp_path, {"a/1.png": png(1, width, height)}, side_px=20)
+    short = min(20, width, height)
+    scale = short / min(width, height)
+    assert pixels_of(beton, 0).shape == (round(height * scale), round(width * scale), 3)
+
+
+def test_auto_storage_is_raw_for_what_is_small_or_tiny_and_jpg_else(tmp_path, monkeypatch):
+    files = {f"a/{i}.png": png(i, 100, 80) for i in range(3)}
+    assert build(tmp_path, files).manifest.storage == "raw"
+    monkeypatch.setattr("vitds.data.build.RAW_BYTES", 3 * 100 * 80 * 3 - 1)
+    assert build(tmp_path, files).manifest.storage == "jpg"
+    assert build(tmp_path, files, side_px=64).manifest.storage == "raw"
+
+
+def test_means_and_deviations_are_those_of_all_stored_pixels(tmp_path):
+    beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2, 90, 14)}, storage="raw")
+    pixels = np.concatenate([photo(1).reshape(-1, 3), photo(2, 90, 14).reshape(-1, 3)]) / 255
+    np.testing.assert_allclose(beton.manifest.mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(beton.manifest.std, pixels.std(0), rtol=1e-9)
+    assert (beton.manifest.width_px, beton.manifest.height_px) == ((40, 90), (14, 30))
+
+
+def test_the_bytes_of_a_file_do_not_depend_on_the_number_of_workers(tmp_path):
+    source = class_folders(tmp_path / "set", {"cat": 15, "dog": 6})
+    write_folder(source, {"cat/bad.jpg": b"no", "dog/big.png": png(99, 300, 200)})
+    for workers in (1, 2):
+        build_beton([source], tmp_path / f"{workers}.beton", workers=workers, storage="jpg", side_px=100)
+    assert (tmp_path / "1.beton").read_bytes() == (tmp_path / "2.beton").read_bytes()
+    assert (tmp_path / "1.beton.json").read_bytes() == (tmp_path / "2.beton.json").read_bytes()
+
+
+# --------------------------------------------------------------------------------------------------- read by stock FFCV
+
+
+def read_with_stock_ffcv(path: Path, os_cache: bool, order: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All images, indices and labels through ffcv.Loader as it comes, sorted by index."""
+    loader = pytest.importorskip("ffcv.loader")
+    options = {"num_workers": 1, "drop_last": False, "os_cache": os_cache, "order": loader.OrderOption[order], "seed": 0}
+    batches = [[part.numpy().copy() for part in batch] for batch in loader.Loader(str(path), batch_size=3, **options)]
+    images, index, label = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    order_of = np.argsort(index[:, 0])
+    return images[order_of], index[order_of, 0], label[order_of, 0]
+
+
+@pytest.mark.parametrize(("os_cache", "order"), [(True, "SEQUENTIAL"), (False, "RANDOM"), (False, "QUASI_RANDOM")])
+def test_stock_ffcv_reads_raw_files_pixel_for_pixel(tmp_path, os_cache, order):
+    beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2), "b/3.png": png(3), "b/bad.png": b"", "c/4.png": png(4)}, storage="raw")
+    images, index, label = read_with_stock_ffcv(beton.path, os_cache, order)
+    assert np.array_equal(images, np.stack([photo(seed) for seed in (1, 2, 3, 4)]))
+    assert index.tolist() == [0, 1, 2, 3] and label.tolist() == [0, 0, 1, 2]
+
+
+def test_stock_ffcv_reads_jpeg_files(tmp_path):
+    beton = build(tmp_path, {f"a/{seed}.jpg": jpeg(seed) for seed in range(5)}, storage="jpg")
+    images, index, _ = read_with_stock_ffcv(beton.path, True, "SEQUENTIAL")
+    ours = np.stack([pixels_of(beton, i) for i in range(5)])
+    assert np.abs(images.astype(int) - ours).max() <= 6  # FFCV decodes with the faster, less exact transform
+    assert index.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_stock_ffcv_reads_images_larger_than_its_usual_page(tmp_path):
+    files = {f"a/{seed}.jpg": jpeg(seed, 1800, 1700) for seed in range(4)}
+    beton = build(tmp_path, files, storage="raw")
+    assert beton.sizes.min() > 1 << 23
+    for os_cache in (True, False):
+        images, _, _ = read_with_stock_ffcv(beton.path, os_cache, "SEQUENTIAL")
+        assert all(np.array_equal(images[i], pixels_of(beton, i)) for i in range(4))
+
+
+def test_an_image_of_more_than_two_gibibytes_is_refused(tmp_path):
+    with BetonWriter(tmp_path / "x.beton", 1) as writer, pytest.raises(DataError, match=r"x\.beton: an image of 2147483649 bytes.*Use --side"):
+        writer.add(bytes((1 << 31) + 1), is_jpeg=False, height=1, width=1, label=0)
+
+
+# ------------------------------------------------------------------------------------------------------------ odd images
+
+
+def with_alpha(seed: int) -> Image.Image:
+    picture = Image.fromarray(photo(seed)).convert("RGBA")
+    picture.putalpha(Image.fromarray(photo(seed + 1)).convert("L"))
+    return picture
+
+
+def on_white(picture: Image.Image) -> np.ndarray:
+    """Plain blending in floating point."""
+    layers = np.asarray(picture.convert("RGBA")).astype(float)
+    alpha = layers[..., 3:] / 255
+    return layers[..., :3] * alpha + 255 * (1 - alpha)
+
+
+LEVELS = np.linspace(0, 65535, 1200).reshape(30, 40).astype(np.uint16)
+GREY = np.asarray(Image.fromarray(photo(5)).convert("L"))
+PALETTE = Image.fromarray(photo(6)).quantize(50)
+GREY_ALPHA = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(photo(7)).convert("L")])
+PORTABLE_GREY = b"P5 40 30 65535\n" + LEVELS.astype(">u2").tobytes()
+
+CONVERTED = {
+    "grey.png": (encode(GREY, "PNG"), ["grey"], np.repeat(GREY[..., None], 3, 2)),
+    "black_and_white.png": (encode(Image.fromarray(GREY).convert("1"), "PNG"), ["grey"], None),
+    "deep.png": (grey16_png(LEVELS), ["grey", "deep"], np.repeat(LEVELS[..., None] / 257, 3, 2)),
+    "deep.tif": (encode(Image.fromarray(LEVELS), "TIFF"), ["grey", "deep"], np.repeat(LEVELS[..., None] / 257, 3, 2)),
+    "deep.pgm": (PORTABLE_GREY, ["grey", "deep"], np.repeat(LEVELS[..., None] / 257, 3, 2)),
+    "palette.png": (encode(PALETTE, "PNG"), ["palette"], np.asarray(PALETTE.convert("RGB"))),
+    "palette.gif": (encode(PALETTE, "GIF"), ["palette"], np.asarray(PALETTE.convert("RGB"))),
+    "alpha.png": (encode(with_alpha(8), "PNG"), ["transparent"], on_white(with_alpha(8))),
+    "grey_alpha.png": (encode(GREY_ALPHA, "PNG"), ["grey", "transparent"], on_white(GREY_ALPHA)),
+    "colour_key.png": (encode(photo(9), "PNG", transparency=tuple(photo(9)[0, 0].tolist())), ["transparent"], None),
+    "cmyk.jpg": (cmyk_jpeg(10), ["cmyk"], photo(10)),
+    "plain.webp": (encode(photo(11), "WEBP", lossless=True), [], photo(11)),
+    "plain.bmp": (encode(photo(12), "BMP"), [], photo(12)),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_an_odd_image_becomes_rgb_and_is_named(tmp_path, name):
+    data, kinds, expected = CONVERTED[name]
+    beton = build(tmp_path, {f"a/{name}": data, "a/ordinary.png": png(50)}, storage="raw")
+    assert names(beton) == {kind: [f"a/{name}"] for kind in kinds}
+    assert beton.images == 2
+    if expected is not None:
+        difference = np.abs(pixels_of(beton, sorted([name, "ordinary.png"]).index(name)) - expected.astype(float))
+        assert difference.max() <= 1.01 if name != "cmyk.jpg" else difference.mean() < 6
+
+
+def test_a_transparent_colour_becomes_white(tmp_path):
+    key = tuple(photo(9)[0, 0].tolist())
+    beton = build(tmp_path, {"a/1.png": encode(photo(9), "PNG", transparency=key)}, storage="raw")
+    assert pixels_of(beton, 0)[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(pixels_of(beton, 0)[-1, -1], photo(9)[-1, -1])
+
+
+def test_sixteen_bit_colour_is_scaled_to_eight(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    deep = photo(1).astype(np.uint16) * 257
+    encoded = cv2.imencode(".png", deep[..., ::-1])[1].tobytes()
+    beton = build(tmp_path, {"a/1.png": encoded}, storage="raw")
+    assert names(beton) == {"deep": ["a/1.png"]}
+    assert np.abs(pixels_of(beton, 0).astype(int) - photo(1)).max() <= 1
+
+
+TURNS = {
+    1: lambda p: p, 2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1), 7: lambda p: p[::-1, ::-1].transpose(1, 0, 2), 8: lambda p: np.rot90(p),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_photograph_is_turned_upright_as_its_exif_tag_says(tmp_path, orientation):
+    as_shot = pixels_of(build(tmp_path / "plain", {"a/1.jpg": jpeg(1)}, storage="jpg"), 0)
+    beton = build(tmp_path / "turned", {"a/1.jpg": rotated_jpeg(1, orientation)}, storage="raw")
+    assert np.abs(pixels_of(beton, 0).astype(int) - TURNS[orientation](as_shot)).max() <= 1
+    assert names(beton) == ({} if orientation == 1 else {"rotated": ["a/1.jpg"]})
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.fromarray(photo(seed)) for seed in (1, 2)]
+    beton = build(tmp_path, {"a/1.webp": encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)}, storage="raw")
+    assert names(beton) == {"animated": ["a/1.webp"]}
+    assert np.array_equal(pixels_of(beton, 0), photo(1))
+
+
+def damaged_jpeg(seed: int) -> bytes:
+    """Stray bytes before the end marker: Pillow decodes it, libjpeg complains."""
+    return jpeg(seed)[:-2] + b"\x12\x34\x56\x78" + b"\xff\xd9"
+
+
+def test_a_jpeg_with_faulty_data_that_can_be_read_is_stored_anew(tmp_path):
+    beton = build(tmp_path, {"a/1.jpg": damaged_jpeg(1)}, storage="jpg")
+    assert names(beton) == {"mended": ["a/1.jpg"]}
+    assert np.abs(pixels_of(beton, 0).astype(int) - photo(1)).mean() < 6
+
+
+def giant_png() -> bytes:
+    """A small file that says it is 60,000 x 60,000."""
+    return png(1).replace((40).to_bytes(4, "big") + (30).to_bytes(4, "big"), (60000).to_bytes(4, "big") * 2, 1)
+
+
+LEFT_OUT = {
+    "text.jpg": (b"this is no picture\n" * 50, "not_image"),
+    "empty.png": (b"", "not_image"),
+    "cut.jpg": (jpeg(2, 200, 200)[:2000], "truncated"),
+    "cut.png": (png(3, 200, 200)[:20000], "truncated"),
+    "float.tif": (encode(Image.fromarray(photo(4)[..., 0].astype(np.float32)), "TIFF"), "range_unknown"),
+    "long.tif": (encode(Image.fromarray(photo(4)[..., 0].astype(np.int32)), "TIFF"), "range_unknown"),
+    "giant.png": (giant_png(), "too_large"),
+    "long.png": (png(5, 300, 1), "too_large"),
+    "picture.eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_image"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_an_image_that_cannot_be_used_is_left_out_and_named_with_the_reason(tmp_path, name):
+    data, kind = LEFT_OUT[name]
+    options = {"side_px": 300} if name != "long.png" else {}
+    files = {"a/0.png": png(7), f"a/{name}": data if name != "long.png" else encode(Image.new("RGB", (70000, 1)), "PNG"), "b/z.png": png(9)}
+    beton = build(tmp_path, files, storage="raw", **options)
+    (found,) = names(beton).values()
+    assert list(names(beton)) == [kind] and len(found) == 1
+    assert found[0].startswith(f"a/{name} (") and len(found[0]) > len(name) + 8
+    assert beton.images == 2 and beton.labels.tolist() == [0, 1]
+
+
+def test_a_file_that_vanished_is_left_out(tmp_path):
+    source = class_folders(tmp_path / "set", {"cat": 2})
+    packed = write_tar(tmp_path / "set.tar", {"cat/9.jpg": jpeg(9)})
+    from vitds.data.findings import Findings
+    from vitds.data.images import LeftOut, Storing, store_image
+    from vitds.data.sources import scan_sources
+
+    images = scan_sources([source, packed], Findings(), tmp_path).images
+    packed.unlink()
+    assert store_image(images[2], Storing("raw", None, 90)) == LeftOut("unreadable", "No such file or directory")
+
+
+def test_random_damage_never_ends_a_build(tmp_path):
+    draw = np.random.default_rng(0)
+    files = {}
+    for i in range(300):
+        data = bytearray([jpeg(1), png(2), encode(PALETTE, "GIF"), grey16_png(LEVELS), encode(photo(3), "TIFF")][i % 5])
+        for at in draw.integers(0, len(data), draw.integers(1, 30)):
+            data[at] = draw.integers(256)
+        files[f"a/{i}.jpg"] = bytes(data)
+    beton = build(tmp_path, {**files, "a/good.jpg": jpeg(4)}, storage="jpg")
+    left_out = sum(beton.manifest.findings[kind].count for kind in ("not_image", "truncated", "damaged") if kind in beton.manifest.findings)
+    assert beton.images + left_out <= 301 and left_out > 20
+    assert beton.images == 301 - sum(
+        found.count for kind, found in beton.manifest.findings.items() if kind in ("not_image", "truncated", "damaged", "too_large", "range_unknown")
+    )
+
+
+def test_names_in_any_script_are_ordinary(tmp_path):
+    beton = build(tmp_path, {"котик/фото 1.png": png(1), "猫/写真.png": png(2), "قط/صورة.png": png(3), "a[red]b/'quote\".png": png(4)})
+    assert beton.manifest.classes == ("a[red]b", "котик", "قط", "猫")
+    assert beton.manifest.findings == {}
+
+
+def test_exact_duplicates_are_kept_and_named(tmp_path):
+    beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2), "b/3.bmp": encode(photo(1), "BMP"), "b/4.png": png(1)}, storage="raw")
+    assert beton.images == 4
+    assert [name.split(" = ")[0] for name in names(beton)["duplicate"]] == ["b/3.bmp", "b/4.png"]
+    assert all(name.endswith("set/a/1.png") for name in names(beton)["duplicate"])
+
+
+def test_a_class_of_which_nothing_is_left_stays_in_the_list_and_is_named(tmp_path):
+    beton = build(tmp_path, {"a/1.png": b"", "b/2.png": png(2)})
+    assert beton.manifest.classes == ("a", "b") and beton.labels.tolist() == [1]
+    assert beton.manifest.findings["class_lost"].names == ("a",)
+
+
+def test_a_build_of_which_nothing_is_left_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"x\.beton: none of the 2 images can be used, the first: .*a/1\.png .*Nothing was written"):
+        build(tmp_path, {"a/1.png": b"", "a/2.png": b"x"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+@pytest.mark.parametrize("name", [*CONVERTED, *(name for name in LEFT_OUT if name != "long.png")])
+def test_strict_turns_what_was_odd_into_an_error_and_writes_nothing(tmp_path, name):
+    data = (CONVERTED | LEFT_OUT)[name][0]
+    files = {f"a/{name}": data, "a/ordinary.png": png(50)}
+    if name.startswith("plain"):
+        assert build(tmp_path, files, strict=True).images == 2
+        return
+    with pytest.raises(DataError, match=rf"--strict: 1 x .*\(first: .*a/{name}.*\)\. Nothing was written\. Mend or remove these images"):
+        build(tmp_path, files, strict=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_strict_names_every_kind(tmp_path):
+    (tmp_path / "set" / "empty").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"1 x a class folder without images"):
+        build(tmp_path, {"a/1.png": png(1)}, strict=True)
+    (tmp_path / "set" / "empty").rmdir()
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, {"a/1.png": png(1), "a/2.png": png(1), "a/3.png": b"", "a/4.jpg": cmyk_jpeg(3), "a/5.jpg": cmyk_jpeg(4)}, strict=True)
+    for part in ("1 x left out: not an image", "1 x same content as another image", "2 x CMYK, now RGB"):
+        assert part in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ labels and splits
+
+
+def test_test_fraction_gives_every_class_its_share(tmp_path):
+    source = class_folders(tmp_path / "set", {"ant": 20, "bee": 10, "cat": 3, "dog": 1}, png)
+    built = build_beton([source], tmp_path / "x.beton", test_fraction=0.2)
+    train, test = (open_beton(path) for path, _ in built)
+    assert [path.name for path, _ in built] == ["x-train.beton", "x-test.beton"]
+    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == ([16, 8, 2, 1], [4, 2, 1])
+    assert train.manifest.classes == test.manifest.classes == ("ant", "bee", "cat", "dog")
+    assert (train.manifest.split, test.manifest.split) == ("train", "test")
+    assert train.manifest.findings["single"].names == ("dog",)
+    pixels = {pixels_of(beton, i).tobytes() for beton in (train, test) for i in range(beton.images)}
+    assert len(pixels) == 34  # none lost, none in both
+
+
+def test_test_fraction_draws_the_same_images_each_time(tmp_path):
+    source = class_folders(tmp_path / "set", {"ant": 20})
+    hashes = [[manifest.content_hash for _, manifest in build_beton([source], tmp_path / "x.beton", test_fraction=0.5)] for _ in range(2)]
+    assert hashes[0] == hashes[1]
+
+
+def test_test_fraction_splits_images_without_labels(tmp_path):
+    source = write_folder(tmp_path / "set", {f"{i}.png": png(i) for i in range(10)})
+    assert [manifest.images for _, manifest in build_beton([source], tmp_path / "x.beton", test_fraction=0.3)] == [7, 3]
+
+
+def test_a_duplicate_in_the_other_half_is_named(tmp_path):
+    source = write_folder(tmp_path / "set", {"a/1.png": png(1), "a/2.png": png(1)})
+    (_, train), (_, test) = build_beton([source], tmp_path / "x.beton", test_fraction=0.5)
+    assert train.findings == {} and test.findings["duplicate"].count == 1
+
+
+def test_test_fraction_without_a_class_of_two_is_refused(tmp_path):
+    source = class_folders(tmp_path / "set", {"ant": 1, "bee": 1})
+    with pytest.raises(DataError, match=r"x\.beton: no class has two images, so --test_fraction finds none"):
+        build_beton([source], tmp_path / "x.beton", test_fraction=0.5)
+
+
+def test_classes_from_another_file_number_the_labels(tmp_path):
+    train = build(tmp_path / "train", {"ant/1.png": png(1), "bee/1.png": png(2), "cat/1.png": png(3)})
+    test = build(tmp_path / "test", {"cat/2.png": png(4), "bee/2.png": png(5)}, classes_from=train.path)
+    assert test.manifest.classes == ("ant", "bee", "cat") and test.labels.tolist() == [1, 2]
+
+
+def test_classes_that_the_other_file_lacks_are_named(tmp_path):
+    train = build(tmp_path / "train", {"ant/1.png": png(1)})
+    with pytest.raises(DataError, match=r"set: 2 of its 3 classes are not among the 1 of .*x\.beton \(--classes_from\), first 'bee'\. Rename"):
+        build(tmp_path / "test", {"ant/1.png": png(1), "bee/1.png": png(1), "cow/1.png": png(2)}, classes_from=train.path)
+
+
+def test_classes_for_images_without_labels_are_refused(tmp_path):
+    train = build(tmp_path / "train", {"ant/1.png": png(1)})
+    with pytest.raises(DataError, match=r"its images have no labels, so --classes_from has nothing to number\. Leave it out"):
+        build(tmp_path / "test", {"1.png": png(1)}, classes_from=train.path)
+
+
+# ------------------------------------------------------------------------------------------------------ options and ends
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"storage": "zip"}, r"--storage zip: must be auto, raw or jpg\."),
+        ({"side_px": 0}, r"--side 0: must be from 1 to 65535\."),
+        ({"quality": 101}, r"--quality 101: must be from 1 to 100\."),
+        ({"workers": 0}, r"--workers 0: must be from 1 to 1024\."),
+        ({"test_fraction": 1.0}, r"--test_fraction 1\.0: must be between 0 and 1\."),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        BuildOptions(**options)
+
+
+@pytest.mark.parametrize("name", ["x.ffcv", "x", "folder.beton"])
+def test_an_out_that_is_no_beton_name_is_refused(tmp_path, name):
+    (tmp_path / "folder.beton").mkdir()
+    with pytest.raises(UsageError, match=rf"--out .*{name}: must be a file name that ends in \.beton"):
+        build_beton([class_folders(tmp_path / "set", {"a": 1})], tmp_path / name)
+
+
+def test_folders_on_the_way_to_out_are_made(tmp_path):
+    source = class_folders(tmp_path / "set", {"a": 1})
+    build_beton([source], tmp_path / "new" / "deep" / "x.beton")
+    assert open_beton(tmp_path / "new" / "deep" / "x.beton").images == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"file/x\.beton: cannot be written \(.*\)\. Free space or permissions there, or choose another --out"):
+        build_beton([class_folders(tmp_path / "set", {"a": 1})], tmp_path / "file" / "x.beton")
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path):
+    source = class_folders(tmp_path / "set", {"a": 9}, png)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the kernel refuses longer files, as a full disk would
+    try:
+        with pytest.raises(ResourceError, match=r"x\.beton: cannot be written \(File too large\)"):
+            build_beton([source], tmp_path / "out" / "x.beton", storage="raw")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_new_file_replaces_an_old_one_when_it_is_complete(tmp_path):
+    first = build(tmp_path, {"a/1.png": png(1)})
+    with pytest.raises(DataError):
+        build(tmp_path, {"a/2.png": b"bad"}, strict=True)
+    assert open_beton(first.path).images == 1
+    assert build(tmp_path, {"a/2.png": png(2)}).images == 2
+
+
+BUILD = """
+import sys
+from vitds.data.build import build_beton
+if __name__ == "__main__":
+    print("start", flush=True)
+    build_beton([sys.argv[1]], sys.argv[2], storage="raw", workers=2)
+"""
+
+
+def partial_of(folder: Path) -> list[Path]:
+    return list(folder.glob(".x.beton.*.partial"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_build_leaves_no_half_file_and_no_process(tmp_path, sent):
+    source = class_folders(tmp_path / "set", {"a": 60}, lambda seed: png(0, 600, 500))
+    (tmp_path / "build.py").write_text(BUILD)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "build.py"), str(source), str(tmp_path / "out" / "x.beton")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 1e6 for path in partial_of(tmp_path / "out")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, sent)
+    process.communicate(timeout=60)  # ends only when every worker has closed its end of the pipes
+    assert process.returncode != 0
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    assert left == [] if sent == signal.SIGINT else not any(name.endswith((".beton", ".json")) for name in left)

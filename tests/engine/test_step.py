@@ -1,0 +1,53 @@
+"""The contract of a step: the same losses for every number of ranks, ZeRO stage, accumulation and head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.training import small_losses
+
+# (ranks, ZeRO stage, micro batch, head, more): every value of each column, in pairs; the first is what all are compared with.
+GRID = [
+    (1, 0, 24, "dense", {}),
+    (1, 1, 4, "dense", {}),
+    (1, 2, 8, "sharded", {}),
+    (1, 3, 12, "dense", {}),
+    (2, 0, 4, "sharded", {}),
+    (2, 1, 12, "sharded", {}),
+    (2, 2, 12, "dense", {"engine__activation_checkpointing": "true"}),
+    (2, 3, 4, "dense", {}),
+    (2, 3, 12, "sharded", {"engine__activation_checkpointing": "true"}),
+    (3, 0, 8, "dense", {}),
+    (3, 1, 4, "dense", {}),
+    (3, 2, 4, "sharded", {}),
+    (3, 3, 8, "dense", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def reference_losses(rank_pool, digit_files, tmp_path_factory) -> list[float]:
+    return rank_pool(1).run(small_losses, str(tmp_path_factory.mktemp("reference") / "run"), digit_files)[0]
+
+
+@pytest.mark.parametrize(("ranks", "stage", "micro_images", "head", "more"), GRID[1:])
+def test_losses_do_not_depend_on_ranks_stage_accumulation_or_head(
+    rank_pool, digit_files, tmp_path: Path, reference_losses, ranks, stage, micro_images, head, more
+) -> None:
+    losses = rank_pool(ranks).run(
+        small_losses, str(tmp_path / "run"), digit_files, stage=stage, head__kind=head, batch__micro_images=micro_images, **more
+    )[0]
+    np.testing.assert_allclose(losses, reference_losses, rtol=2e-5)
+
+
+def test_the_loss_starts_near_two_ln_n(reference_losses) -> None:
+    assert abs(reference_losses[0] - 2 * np.log(52)) < 0.1  # METHOD 10; the last step of an epoch has 4 real images of 24
+
+
+def test_the_loss_falls_far_below_chance(rank_pool, digit_files, tmp_path: Path) -> None:
+    easy = dict(views__groups="[{name: global, views: 2, scale: [0.6, 1.0]}]", mix__kind="none", head__label_smoothing=0.0)
+    calm = dict(backbone__drop_path=0.0, optimizer__lr_peak=4e-3)
+    losses = rank_pool(1).run(small_losses, str(tmp_path / "run"), digit_files, epochs=40, **easy, **calm)[0]
+    assert np.mean(losses[-3:]) < 0.5 * np.log(52)
