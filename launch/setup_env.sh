@@ -168,7 +168,7 @@ build_ffcv() {
 # Compiling 13,000 modules is half of pip's time, on one core; so it is left to all cores. (Not to the first import: where
 # PYTHONDONTWRITEBYTECODE is set, as in many containers, every start would compile.) Some packages hold files that are not Python 3.
 install_packages() {
-    pip install --no-compile --build-constraint constraints.txt -c constraints.txt -e '.[test]'
+    pip install --no-compile --no-build-isolation -c constraints.txt -e '.[test]'
     "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python3*/site-packages || true
 }
 

@@ -16,6 +16,9 @@ TIMEOUT_S = 240
 
 def _serve(rank: int, ranks: int, meeting: str, pipe: Connection) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "DS_ACCELERATOR": "cpu"}
+    log = os.open(Path(meeting).with_name("output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     import torch
     import torch.distributed as td
 
@@ -40,6 +43,7 @@ class RankPool:
         self.ranks, self.folder = ranks, tempfile.TemporaryDirectory()
         context = multiprocessing.get_context("spawn")
         meeting = str(Path(self.folder.name) / "meeting")
+        self.log, self.output = Path(self.folder.name) / "output", ""
         self.pipes, self.processes = [], []
         for rank in range(ranks):
             ours, theirs = context.Pipe()
@@ -49,7 +53,8 @@ class RankPool:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-        """Call a module-level function on every rank at once; returns what each rank returned."""
+        """Call a module-level function on every rank at once; returns what each rank returned. `output` is what they printed."""
+        already_said = self._output_size()
         for pipe in self.pipes:
             pipe.send((function, arguments, options))
         outcomes = []
@@ -58,10 +63,16 @@ class RankPool:
                 self.close()
                 raise TimeoutError(f"rank {rank} of {self.ranks} did not answer in {TIMEOUT_S} s; others said {outcomes}")
             outcomes.append(pipe.recv())
+        with open(self.log, "rb") as file:
+            file.seek(already_said)
+            self.output = file.read().decode()
         failures = [f"rank {rank}: {value}" for rank, (is_well, value) in enumerate(outcomes) if not is_well]
         if failures:
-            raise AssertionError("\n".join(failures))
+            raise AssertionError("\n".join([*failures, self.output]))
         return [value for _, value in outcomes]
+
+    def _output_size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
 
     def close(self) -> None:
         """End the processes."""

@@ -83,7 +83,7 @@ def test_a_stopped_run_goes_on_with_other_ranks_and_stage(rank_pool, digit_files
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(rank_pool, digit_files, tmp_path: Path, capfd) -> None:
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(rank_pool, digit_files, tmp_path: Path) -> None:
     options = {"epochs": EPOCHS, "checkpoint__every_steps": 2}
     rank_pool(1).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
     rank_pool(1).run(stopped_run, str(tmp_path / "run"), digit_files, after_lines=5, **options)
@@ -92,9 +92,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(rank_pool
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    capfd.readouterr()
     rank_pool(1).run(small_run_path, str(tmp_path / "run"), digit_files, **options)
-    said = capfd.readouterr().out
+    said = rank_pool(1).output
     assert "passed over a damaged checkpoint" in said and "does not have the SHA-256 of its manifest" in said
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 

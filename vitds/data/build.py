@@ -38,7 +38,7 @@ class BuildOptions:
     Raises: UsageError if a value is out of range (names the flag and the range).
     """
 
-    storage: Literal["auto", "raw", "jpg"] = "auto"
+    storage: str = "auto"
     side_px: int | None = None
     quality: int = 90
     workers: int | None = None

@@ -17,7 +17,8 @@ _threads = torch.get_num_threads()
 with patch("numba.typed.Dict", dict):
     import ffcv
     import ffcv.fields
-    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.libffcv import imdecode
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_managers.os_cache import OSCacheContext
     from ffcv.pipeline.allocation_query import AllocationQuery
@@ -39,9 +40,9 @@ __all__ = [
     "PipelineSpec",
     "RandomResizedCropRGBImageDecoder",
     "Reader",
-    "SimpleRGBImageDecoder",
     "State",
     "ffcv",
+    "imdecode",
     "uncompiled",
 ]
 

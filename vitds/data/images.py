@@ -102,7 +102,7 @@ def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
     except (MemoryError, ResourceError):
         raise
     except Exception as error:  # a decoder can raise anything on hostile bytes, and none of it may end the build
-        return LeftOut(_kind_of(error), str(error) or type(error).__name__)
+        return _left_out(error)
 
 
 def decode_stored(data: bytes, is_jpeg: bool, height: int, width: int) -> NDArray[np.uint8]:
@@ -129,14 +129,15 @@ def hash_entry(digest: bytes, label: int) -> bytes:
     return digest + label.to_bytes(8, "little", signed=True)
 
 
-def _kind_of(error: Exception) -> str:
+def _left_out(error: Exception) -> LeftOut:
+    reason = str(error) or type(error).__name__
     if isinstance(error, _Refused):
-        return error.kind
+        return LeftOut(error.kind, reason)
     if isinstance(error, UnidentifiedImageError):
-        return "not_image"
+        return LeftOut("not_image", "no known format")  # Pillow's own words name a place in memory
     if isinstance(error, Image.DecompressionBombError):
-        return "too_large"
-    return "truncated" if "truncated" in str(error).lower() else "damaged"
+        return LeftOut("too_large", reason)
+    return LeftOut("truncated" if "truncated" in reason.lower() else "damaged", reason)
 
 
 class _Refused(Exception):

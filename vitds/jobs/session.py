@@ -49,13 +49,12 @@ def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Sess
     started = time.perf_counter()
     device = start_ranks()
     path = Path(run) if run else dist.on_main(next_run_path, recipe)
-    lock = dist.on_main(RunLock, path) if dist.is_main() else dist.on_main(RunLock)
-    session = Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started)
+    lock = dist.on_main(RunLock, path)
     try:
-        yield session
+        yield Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started)
     finally:
-        if session.lock is not None:
-            session.lock.release()
+        if dist.is_main():
+            lock.release()
 
 
 def train(session: Session, ds: DsConfig, file: BetonFile, rows: int) -> Trainer:

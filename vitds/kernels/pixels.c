@@ -339,35 +339,31 @@ INLINE uint16_t times(uint8_t value, Factor f) { return (uint16_t)(value * f.who
 INLINE uint8_t from_32nds(uint16_t value) { return clamp((int16_t)(value + 16) >> 5); }
 INLINE uint8_t grey_of(uint8_t red, uint8_t green, uint8_t blue) { return (uint8_t)((77 * red + 150 * green + 29 * blue + 128) >> 8); }
 
-/* value * f + offset, which is brightness (offset 0) and contrast (offset (1 - f) * mean grey). */
-INLINE void scale_levels(const View *view, double f, double offset) {
-    Factor scale = factor(f);
-    uint16_t add = (uint16_t)(int)floor(offset * 32 + 0.5);
-    for (int c = 0; c < 3; c++) {
-        uint8_t *restrict p = plane(view, c);
-        for (int i = 0; i < view->pixels; i++) p[i] = from_32nds((uint16_t)(times(p[i], scale) + add));
-    }
+/* value * f + offset: brightness (offset 0) and contrast (offset (1 - f) * mean grey). */
+INLINE void scale_levels(uint8_t *restrict p, int n, Factor f, uint16_t offset) {
+    for (int i = 0; i < n; i++) p[i] = from_32nds((uint16_t)(times(p[i], f) + offset));
 }
 
-INLINE double mean_grey(const View *view) {
-    uint64_t sum[3] = {0};
-    for (int c = 0; c < 3; c++) {
-        const uint8_t *p = plane(view, c);
-        for (int y = 0; y < view->pixels; y += view->side) {
-            uint32_t row = 0;
-            for (int x = 0; x < view->side; x++) row += p[y + x];
-            sum[c] += row;
-        }
-    }
-    return (double)(2989 * sum[0] + 5870 * sum[1] + 1140 * sum[2]) / (1e4 * view->pixels);
+INLINE void brightness(const View *view, double f) {
+    for (int c = 0; c < 3; c++) scale_levels(plane(view, c), view->pixels, factor(f), 0);
 }
 
-INLINE void contrast(const View *view, double f) { scale_levels(view, f, (1 - f) * mean_grey(view)); }
+INLINE uint64_t sum_of(const uint8_t *p, int n) {
+    uint32_t sum = 0;                           /* MAX_SIDE * MAX_SIDE * 255 < 2^32 */
+    for (int i = 0; i < n; i++) sum += p[i];
+    return sum;
+}
 
-INLINE void saturation(const View *view, double f) {
-    Factor own = factor(f), grey = factor(1 - f);
-    uint8_t *restrict r = plane(view, 0), *restrict g = plane(view, 1), *restrict b = plane(view, 2);
-    for (int i = 0; i < view->pixels; i++) {
+INLINE void contrast(const View *view, double f) {
+    uint64_t sum = 0;
+    for (int c = 0; c < 3; c++) sum += (c == 0 ? 2989 : c == 1 ? 5870 : 1140) * sum_of(plane(view, c), view->pixels);
+    double mean = (double)sum / (1e4 * view->pixels);
+    uint16_t offset = (uint16_t)(int)floor((1 - f) * mean * 32 + 0.5);
+    for (int c = 0; c < 3; c++) scale_levels(plane(view, c), view->pixels, factor(f), offset);
+}
+
+INLINE void mix_with_grey(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, int n, Factor own, Factor grey) {
+    for (int i = 0; i < n; i++) {
         uint16_t rest = times(grey_of(r[i], g[i], b[i]), grey);
         r[i] = from_32nds((uint16_t)(times(r[i], own) + rest));
         g[i] = from_32nds((uint16_t)(times(g[i], own) + rest));
@@ -375,7 +371,15 @@ INLINE void saturation(const View *view, double f) {
     }
 }
 
-/* Channel n of a colour with hue `turn` (in 1/16 of a level, 0 .. 6 * chroma): the top level less a trapezium of the hue. */
+INLINE void saturation(const View *view, double f) {
+    mix_with_grey(plane(view, 0), plane(view, 1), plane(view, 2), view->pixels, factor(f), factor(1 - f));
+}
+
+INLINE void greyscale(const View *view) {
+    mix_with_grey(plane(view, 0), plane(view, 1), plane(view, 2), view->pixels, factor(0), factor(1));
+}
+
+/* Channel n of a colour whose hue is `turn` (in 1/16 of a level, 0 .. 6 * chroma): the top level less a trapezium of the hue. */
 INLINE uint8_t hue_channel(uint16_t turn, uint8_t top, uint16_t chroma, int n) {
     uint16_t k = (uint16_t)(turn + 16 * n * chroma), less = (uint16_t)(k - 96 * chroma);
     int16_t at = (int16_t)(k < less ? k : less), back = (int16_t)(64 * chroma - at), most = (int16_t)(16 * chroma);
@@ -384,11 +388,9 @@ INLINE uint8_t hue_channel(uint16_t turn, uint8_t top, uint16_t chroma, int n) {
     return (uint8_t)(top - ((down + 8) >> 4));
 }
 
-/* Hue shifted by `turns`, without a division: hue is kept multiplied by the chroma, so a full turn is 6 * chroma. */
-INLINE void hue(const View *view, double turns) {
-    Factor shift = factor((turns < 0 ? turns + 1 : turns) * 3);     /* in 1/32 of 3 * chroma: 1/16 of 6 * chroma would be twice that */
-    uint8_t *restrict r = plane(view, 0), *restrict g = plane(view, 1), *restrict b = plane(view, 2);
-    for (int i = 0; i < view->pixels; i++) {
+/* Hue is kept multiplied by the chroma, so that no division is needed: a full turn is 6 * chroma. */
+INLINE void shift_hue(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, int n, Factor shift) {
+    for (int i = 0; i < n; i++) {
         int16_t red = r[i], green = g[i], blue = b[i];
         int16_t top = red > green ? red : green, low = red < green ? red : green;
         top = top > blue ? top : blue;
@@ -404,9 +406,9 @@ INLINE void hue(const View *view, double turns) {
     }
 }
 
-INLINE void greyscale(const View *view) {
-    uint8_t *restrict r = plane(view, 0), *restrict g = plane(view, 1), *restrict b = plane(view, 2);
-    for (int i = 0; i < view->pixels; i++) r[i] = g[i] = b[i] = grey_of(r[i], g[i], b[i]);
+INLINE void hue(const View *view, double turns) {
+    Factor shift = factor(3 * (turns < 0 ? turns + 1 : turns));     /* in 1/32 levels of 3 * chroma, which are 1/16 of 6 * chroma */
+    shift_hue(plane(view, 0), plane(view, 1), plane(view, 2), view->pixels, shift);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- blur */
@@ -624,7 +626,7 @@ INLINE void apply_policy(const View *view, int op, double value) {
     case POLICY_CONTRAST: contrast(view, value); break;
     case POLICY_COLOUR: saturation(view, value); break;
     case SOLARIZE: solarize(view, value); break;
-    case POLICY_BRIGHTNESS: scale_levels(view, value, 0); break;
+    case POLICY_BRIGHTNESS: brightness(view, value); break;
     }
 }
 
@@ -649,7 +651,7 @@ INLINE void make_view(const View *view, uint8_t *out) {
     int flip_last = is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]);
     resample(view, plan->flip && !flip_last);
     for (int i = 0; i < 4; i++) {
-        if (plan->colour_order[i] == BRIGHTNESS) scale_levels(view, plan->brightness, 0);
+        if (plan->colour_order[i] == BRIGHTNESS) brightness(view, plan->brightness);
         if (plan->colour_order[i] == CONTRAST) contrast(view, plan->contrast);
         if (plan->colour_order[i] == SATURATION) saturation(view, plan->saturation);
         if (plan->colour_order[i] == HUE) hue(view, plan->hue);
@@ -670,7 +672,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void view_5
 __attribute__((target("avx2"))) static void view_256(const View *view, uint8_t *out) { make_view(view, out); }
 
 static void view_best(const View *view, uint8_t *out) {
-    if (!getenv("NO512") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) view_512(view, out);
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) view_512(view, out);
     else if (__builtin_cpu_supports("avx2")) view_256(view, out);
     else view_any(view, out);
 }

@@ -1,0 +1,215 @@
+"""`vitds bench loader`: the input pipeline beside what it replaces, on the same images of one file, in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.functional import interpolate
+
+from vitds.augment.mix import normalise
+from vitds.bench.reference import ReferenceSet
+from vitds.config.load import load_settings
+from vitds.config.tree import Settings, Views
+from vitds.data.beton import BetonFile, open_beton
+from vitds.data.digits import embedded_digits
+from vitds.data.draws import draw_views
+from vitds.data.ffcv_import import PipelineSpec, RandomResizedCropRGBImageDecoder, ffcv, imdecode
+from vitds.data.loader import TrainLoader
+from vitds.errors import UsageError
+
+IMAGES = 512  # at most so many of the file are used
+BATCH_IMAGES = 64
+PASSES, SECONDS = 3, 2.0  # a row is measured for at least so many passes over the images, and so long; the fastest pass counts
+DIGITS_FOLDER = Path("data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One pipeline's speed. cpu_ms: processor time an image, all threads and processes. peak_mb: resident memory it added."""
+
+    name: str
+    images_per_s: float
+    crops_per_s: float
+    cpu_ms: float
+    peak_mb: float
+    ratio: float = 1.0
+
+
+def bench_loader(data: str | None = None, recipe: str | None = None, workers: int = 1, as_json: bool = False) -> list[Row]:
+    """Measure the pipelines, slowest first, and print a table or one JSON object.
+
+    Args:
+        data: a .beton; None: the embedded digits. recipe: whose views are made; None: idmm_deit_tiny, for the digits their own.
+        workers: threads of our loader and of FFCV's, processes of the reference.
+    Raises: UsageError if workers < 1. DataError, SettingsError as open_beton and load_settings.
+    """
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: must be 1 or more")
+    name = recipe or ("idmm_digits" if data is None else "idmm_deit_tiny")
+    file = open_beton(data or embedded_digits(DIGITS_FOLDER)[0])
+    file = first_images(file, min(IMAGES, file.images))
+    settings = load_settings(recipe=name, method=None, flags={}, extra={"data": {"workers": workers}})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [measure(name, passes, file.images, settings.views.count) for name, passes in pipelines(file, settings).items()]
+    finally:
+        torch.set_num_threads(threads)
+    rows = [dataclasses.replace(row, ratio=round(row.images_per_s / rows[0].images_per_s, 2)) for row in rows]
+    facts = {"data": str(file.path), "images": file.images, "recipe": name, "views": settings.views.count, "workers": workers}
+    if as_json:
+        print(json.dumps({**facts, "rows": [dataclasses.asdict(row) for row in rows]}))
+    else:
+        print_rows(facts, rows)
+    return rows
+
+
+def first_images(file: BetonFile, count: int) -> BetonFile:
+    """The file, as if it held its first `count` images only: whole batches of them."""
+    count = count if count < BATCH_IMAGES else count // BATCH_IMAGES * BATCH_IMAGES
+    tables = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels")
+    return dataclasses.replace(file, images=count, **{name: getattr(file, name)[:count] for name in tables})
+
+
+def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Iterator[None]]]:
+    """By name, what makes an endless iterator over passes: each step of it makes every view of every image once."""
+    plain = settings.model_copy(update={"views": Views(**{key: getattr(settings.views, key) for key in ("crop_px", "filter", "groups")})})
+    return {
+        "reference": lambda: reference(file, settings),
+        "ffcv_per_view": lambda: ffcv_per_view(file, settings),
+        "torch_kernel": lambda: torch_kernel(file, settings),
+        "crops": lambda: ours(file, plain),
+        "complete_u8": lambda: ours(file, settings),
+        "complete_f32": lambda: ours(file, settings, torch.float32),
+        "complete_bf16": lambda: ours(file, settings, torch.bfloat16),
+    }
+
+
+def measure(name: str, make_passes: Callable[[], Iterator[None]], images: int, views: int) -> Row:
+    """The fastest of several passes, after one that is not counted (compilation, page faults, caches)."""
+    memory_before = _reset_peak_mb()
+    passes = make_passes()
+    next(passes)
+    walls, cpus, started = [], [], time.perf_counter()
+    while len(walls) < PASSES or time.perf_counter() - started < SECONDS:
+        wall, cpu = time.perf_counter(), _cpu_s()
+        next(passes)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(_cpu_s() - cpu)
+    passes.close()
+    rate = images / min(walls)
+    return Row(name, round(rate, 1), round(rate * views, 1), round(1000 * min(cpus) / images, 4), round(_peak_mb() - memory_before, 1))
+
+
+def reference(file: BetonFile, settings: Settings) -> Iterator[None]:
+    """torchvision and PIL, complete, in `workers` processes of torch's DataLoader (one: in this process)."""
+    workers = settings.data.workers
+    loader = torch.utils.data.DataLoader(
+        ReferenceSet(file, settings.views), BATCH_IMAGES, num_workers=workers if workers > 1 else 0, persistent_workers=workers > 1
+    )
+    while True:
+        for _ in loader:
+            pass
+        yield
+
+
+def ffcv_per_view(file: BetonFile, settings: Settings) -> Iterator[None]:
+    """FFCV as it comes: a pipeline a view, crops only, each of which decodes the image again."""
+    size = (settings.views.crop_px,) * 2
+    scales = [group.scale for group in settings.views.groups for _ in range(group.views)]
+    outputs = {
+        f"view{number}": PipelineSpec("image", decoder=RandomResizedCropRGBImageDecoder(size, scale=scale))
+        for number, scale in enumerate(scales)
+    }
+    loader = ffcv.Loader(
+        str(file.path),
+        batch_size=min(BATCH_IMAGES, file.images),
+        num_workers=settings.data.workers,
+        indices=np.arange(file.images),
+        drop_last=False,
+        pipelines={**outputs, "image": None, "index": None, "label": None},
+    )
+    while True:
+        for _ in loader:
+            pass
+        yield
+
+
+def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
+    """FFCV's decoder once an image, then torch's own uint8 antialiased kernel: crops only."""
+    views, mapped = settings.views, np.memmap(file.path, np.uint8, "r")
+    out = torch.empty(BATCH_IMAGES, views.count, 3, views.crop_px, views.crop_px, dtype=torch.uint8)
+
+    def cut(image: int, epoch: int) -> None:
+        height, width = int(file.heights[image]), int(file.widths[image])
+        pixels = mapped[file.offsets[image] : file.offsets[image] + file.sizes[image]]
+        if file.is_jpeg[image]:
+            stored, pixels = pixels, np.empty(3 * height * width, np.uint8)
+            imdecode(stored, pixels, height, width, height, width)
+        picture = torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)[None]
+        plans = draw_views(views, [height], [width], seed=settings.seed, epoch=epoch, images=np.array([image]))[0]
+        for view, (top, left, box_height, box_width) in enumerate(plans[["top", "left", "height", "width"]].tolist()):
+            box = picture[:, :, top : top + box_height, left : left + box_width]
+            out[image % BATCH_IMAGES, view] = interpolate(box, out.shape[-2:], mode=views.filter, antialias=True)[0]
+
+    with ThreadPoolExecutor(settings.data.workers) as pool:
+        epoch = 0
+        while True:
+            list(pool.map(cut, range(file.images), [epoch] * file.images))
+            epoch += 1
+            yield
+
+
+def ours(file: BetonFile, settings: Settings, dtype: torch.dtype = torch.uint8) -> Iterator[None]:
+    """TrainLoader; for a floating dtype with the normalisation that is otherwise the training device's."""
+    batch_images = min(BATCH_IMAGES, file.images)
+    batch = settings.batch.model_copy(update={"global_images": batch_images})
+    settings = settings.model_copy(update={"batch": batch, "mix": settings.mix.model_copy(update={"chunk_images": batch_images})})
+    loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=batch_images)
+    for number, made in enumerate(loader.batches(0, 2**40), start=1):
+        if dtype != torch.uint8:
+            for crops in made.crops:  # an image at a time: it stays in the processor's cache
+                normalise(crops, settings.views).to(dtype)
+        if number % loader.steps_per_epoch == 0:
+            yield
+
+
+def print_rows(facts: dict[str, object], rows: list[Row]) -> None:
+    """The table for people."""
+    table = Table(title=", ".join(f"{key} {value}" for key, value in facts.items()))
+    for title in ("pipeline", "images/s", "crops/s", "times the reference", "CPU ms an image", "peak MB"):
+        table.add_column(title, justify="left" if title == "pipeline" else "right")
+    for row in rows:
+        numbers = (f"{row.images_per_s:,.0f}", f"{row.crops_per_s:,.0f}", f"{row.ratio:.1f}", f"{row.cpu_ms:.3f}", f"{row.peak_mb:,.0f}")
+        table.add_row(row.name, *numbers)
+    Console().print(table)
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _status_mb(key: str) -> float:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(key))
+
+
+def _reset_peak_mb() -> float:
+    """Resident memory now, in MB; the kernel's high-water mark begins anew from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mb("VmRSS")
+
+
+def _peak_mb() -> float:
+    return _status_mb("VmHWM")
