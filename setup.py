@@ -12,9 +12,10 @@ pixels = Extension(
     sources=["vitds/kernels/pixels.c"],
     include_dirs=[".venv/native/include"],
     library_dirs=[".venv/native/lib"],
-    libraries=["turbojpeg"],
+    libraries=["turbojpeg", "m"],
     extra_compile_args=["-O3"],
-    extra_link_args=[f"-Wl,-rpath,{':'.join(NATIVE_FOLDERS)}"],
+    # --no-undefined: a missing function stops the installation, not the first run
+    extra_link_args=[f"-Wl,--no-undefined,-rpath,{':'.join(NATIVE_FOLDERS)}"],
 )
 
 setup(ext_modules=[pixels])

@@ -74,7 +74,7 @@ require_tools() {
         fail "this system lacks ${missing[*]}." "Install with: sudo apt-get install ${missing[*]}"
     fi
     say "  installing ${missing[*]}, which this system lacks"
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >&4 2>&4 ||
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >/dev/null ||
         fail "apt-get could not install ${missing[*]}; it said why above." "Install them by hand, then call this script again."
     choose_python
     [[ -n $python ]] || fail "this system's python3 is not 3.10 to 3.13." "Install one that is and name it: VITDS_PYTHON=/path/to/python"
@@ -235,6 +235,9 @@ explain_failure() { # when the script ends inside a stage
         *"Could not connect"* | *ConnectTimeout* | *ReadTimeout* | *"Connection timed out"*)
         fail "no network: \"$stage_name\" could not reach the package servers." \
             "Check the connection (behind a proxy: http_proxy and https_proxy), then call this script again." ;;
+    *CERTIFICATE_VERIFY_FAILED*)
+        fail "the package server's certificate is not trusted here, as behind a proxy with a certificate of its own." \
+            "Name the file of trusted certificates: PIP_CERT=/path/to/certificates.crt, then call this script again." ;;
     *"neither turbojpeg.h nor opencv4"*)
         fail "no apt here, and no OpenCV and libjpeg-turbo with headers, which FFCV is compiled against." \
             "With conda: conda install -c conda-forge opencv libjpeg-turbo compilers; then call this script in that environment." ;;

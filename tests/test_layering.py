@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROWS = (
     *("errors", "config", "batch", "rng", "dist", "kernels", "data", "augment", "models", "heads", "methods", "plan", "runs"),
-    *("evaluate", "engine", "report", "bench", "jobs", "words", "cli"),
+    *("evaluate", "engine", "report", "bench", "jobs", "words", "console", "cli"),
 )
 FRONT = ("__init__.py", "__main__.py")  # of the package itself: above every row
 LAZY = ("cli.py", "__init__.py")

@@ -1,4 +1,4 @@
-"""The command line: a function a command, called by Fire after `words.py` has checked every word.
+"""The command line: a function a command, called by Fire after words.py has checked every word.
 
 A command exists by standing in COMMANDS. Its function is the flags (keyword-only), the words (positional) and the help (docstring);
 the job behind it is imported when it runs, so that help answers at once and without torch.
@@ -6,15 +6,12 @@ the job behind it is imported when it runs, so that help answers at once and wit
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Literal
 
-from vitds.config.names import did_you_mean
-from vitds.errors import SettingsError, UsageError, VitdsError
-from vitds.words import Command, call_command, help_text, table_text
+from vitds.console import run_command
+from vitds.words import Command
 
 
 def doctor(*, json: bool = False) -> None:
@@ -41,22 +38,38 @@ def data_build(
     test_fraction: float | None = None,
     classes_from: str | None = None,
     strict: bool = False,
+    root: str | None = None,
+    download: bool = False,
+    per_class: int | None = None,
+    classes: int | None = None,
+    total: int | None = None,
+    seed: int = 0,
+    list: str | None = None,
 ) -> None:
     """Make a .beton data file from folders of images.
 
-    A source is a folder with a folder a class, a flat folder of images (no labels), a tar of either, or the name `digits`.
+    A source is a folder with a folder a class, a flat folder of images (no labels), a tar of either, or a name: `digits` (the embedded
+    set), or one of the published sets flowers102, pets, dtd, aircraft, cars, cub200, indoor67, cifar10, cifar100, imagenet, which lie
+    under --root. Named sets have a split of their own: they give F-train.beton and F-test.beton, or one file with --split.
 
     Args:
-        sources: folder, tar, or `digits`; several are taken together, classes by name
+        sources: folders and tars are taken together, classes by name; a named set stands alone
         out: the file to write, F.beton
         storage: raw pixels (fast, large), JPEG, or auto: raw where the set or its images are small
-        side: longer images are scaled down to this short side, in pixels
+        side: larger images are scaled down to this short side, in pixels
         quality: of JPEGs that have to be written anew, 1 to 100
-        workers: processes; all cores where not given
-        split: the folder of this name within each source, as in SOURCE/train
+        workers: processes (default one a core)
+        split: the folder of this name within each source, as in SOURCE/train; of a named set, the part to take
         test_fraction: write F-train.beton and F-test.beton instead, this share of every class for the test
         classes_from: take the class list of this .beton file, so that train and test agree
-        strict: stop at the first image that is broken or odd, instead of counting and naming them
+        strict: stop if anything about the images is broken or odd, instead of counting and naming it
+        root: where a published set lies, as its publisher ships it
+        download: fetch a published set into --root
+        per_class: of a published set, this many images of every class
+        classes: of a published set, this many classes
+        total: of a published set, this many images
+        seed: of the choice that --per_class, --classes and --total make
+        list: take exactly the images that a list names; a sample's list is written beside its file
     """
     from vitds.jobs.data import build
 
@@ -71,6 +84,13 @@ def data_build(
         test_fraction=test_fraction,
         classes_from=classes_from,
         strict=strict,
+        root=root,
+        download=download,
+        per_class=per_class,
+        classes=classes,
+        total=total,
+        seed=seed,
+        list=list,
     )
 
 
@@ -83,7 +103,7 @@ def data_info(file: str, *, json: bool = False) -> None:
         file: a .beton file
         json: print one JSON object and nothing else
     """
-    from vitds.jobs.data import info
+    from vitds.jobs.data_check import info
 
     info(file, as_json=json)
 
@@ -95,7 +115,7 @@ def data_verify(file: str, *, json: bool = False) -> None:
         file: a .beton file
         json: print one JSON object and nothing else
     """
-    from vitds.jobs.data import verify
+    from vitds.jobs.data_check import verify
 
     verify(file, as_json=json)
 
@@ -259,6 +279,35 @@ def chain(file: str) -> None:
     chain(file)
 
 
+def bench_loader(*, data: str | None = None, recipe: str | None = None, workers: int = 1, json: bool = False) -> None:
+    """Images and crops a second and core of the input pipeline.
+
+    Beside ours, on the same images and in the same run: the reference (PIL and torchvision), FFCV with one pipeline a view, and FFCV's
+    decode with torch's kernel.
+
+    Args:
+        data: a .beton file (default the embedded digits)
+        recipe: whose crops are made (default idmm_deit_tiny, for the digits idmm_digits)
+        workers: threads of the loader
+        json: print one JSON object and nothing else
+    """
+    from vitds.bench.loader import bench_loader
+
+    bench_loader(data=data, recipe=recipe, workers=workers, as_json=json)
+
+
+def bench_augment(*, data: str | None = None, json: bool = False) -> None:
+    """Time of every augmentation, beside PIL, torchvision and kornia.
+
+    Args:
+        data: a .beton file whose images are used (default the embedded digits)
+        json: print one JSON object and nothing else
+    """
+    from vitds.bench.augment import bench_augment
+
+    bench_augment(data=data, as_json=json)
+
+
 COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "data build": data_build,
@@ -273,82 +322,11 @@ COMMANDS: dict[str, Command] = {
     "eval knn": eval_knn,
     "eval linear": eval_linear,
     "chain": chain,
+    "bench loader": bench_loader,
+    "bench augment": bench_augment,
 }
-HELP = ("--help", "-h")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the words of this process where none are given.
-
-    Returns: 0, or the exit code of the error that was printed: vitds/errors.py lists them; 1 for a fault of ours, 130 after Ctrl-C.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    is_debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    name = "vitds"
-    try:
-        if not words or words[0] in HELP:
-            print(_overview())
-            return 0
-        name, function, rest = _find(words)
-        if function is None:
-            print(_overview(words[0]))
-        elif any(word in HELP for word in rest):
-            print(help_text(function, name))
-        else:
-            call_command(function, rest, name)
-        return 0
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    except VitdsError as error:
-        _report(name, error, str(error), is_debug)
-        return error.exit_code
-    except Exception as error:
-        _report(name, error, f"unexpected {type(error).__name__}: {error}. This is a fault of vitds; --debug shows where", is_debug)
-        return 1
-
-
-def _find(words: list[str]) -> tuple[str, Command | None, list[str]]:
-    """`vitds data build`, its function and the other words; None for a group, when its help is asked for.
-
-    Raises: UsageError if there is no such command (names the nearest), or a group is left without one.
-    """
-    two, one = " ".join(words[:2]), words[0]
-    group = [name.split()[1] for name in COMMANDS if name.startswith(f"{one} ")]
-    has_second = len(words) > 1 and not words[1].startswith("-")
-    if two in COMMANDS and has_second:
-        return f"vitds {two}", COMMANDS[two], words[2:]
-    if group and has_second:
-        raise UsageError(f"{two}: unknown command; {did_you_mean(words[1], group)}")
-    if one in COMMANDS:
-        return f"vitds {one}", COMMANDS[one], words[1:]
-    if not group:
-        raise UsageError(f"{one}: unknown command; {did_you_mean(one, {name.split()[0] for name in COMMANDS})}")
-    if not any(word in HELP for word in words):
-        raise UsageError(f"{one} needs one of {', '.join(group)}; see vitds {one} --help")
-    return f"vitds {one}", None, []
-
-
-def _overview(group: str = "") -> str:
-    """Every command, or those of a group, with the first line of its help."""
-    rows = [(f"vitds {name}", _first_line(command)) for name, command in COMMANDS.items() if name.startswith(f"{group} ".lstrip())]
-    about = "" if group else "Train Vision Transformers from scratch on the images you have.\n\n"
-    return f"{about}{table_text(rows)}\n\nvitds COMMAND --help tells more."
-
-
-def _first_line(command: Command) -> str:
-    return command.__doc__.partition("\n")[0]
-
-
-def _report(name: str, error: Exception, text: str, is_debug: bool) -> None:
-    """One message on standard error.
-
-    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all.
-    """
-    if isinstance(error, UsageError | SettingsError) and os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    if is_debug:
-        traceback.print_exception(error)
-    rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    print(f"{name}{rank}: {text}", file=sys.stderr)
+    """Run one command; the words of this process where none are given. Returns the exit status (console.py)."""
+    return run_command(COMMANDS, sys.argv[1:] if argv is None else argv)

@@ -71,11 +71,12 @@ def write_file(path: Path, *, images: int = 10, storage: str = "jpg", sizes: Seq
     return open_beton(path)
 
 
-def spoil(file: BetonFile, image: int) -> None:
-    """Overwrite the middle of an image's JPEG data, as a bad disk would: it still begins as a JPEG of its size."""
+def spoil(file: BetonFile, image: int, part: str = "middle") -> None:
+    """Overwrite a part of an image's JPEG data, as a bad disk would: the head, or the middle of what begins as a sound JPEG of its size."""
+    start, size = int(file.offsets[image]), int(file.sizes[image])
     with file.path.open("r+b") as stream:
-        stream.seek(int(file.offsets[image] + file.sizes[image] // 2))
-        stream.write(b"\xff\xd9" * int(file.sizes[image] // 4))
+        stream.seek(start if part == "head" else start + size // 2)
+        stream.write(b"\xff\xd9" * (size // 4))
 
 
 def settings_for(*, views: Views = VIEWS, images_a_step: int = 4, chunk: int = 2, seed: int = 5, **data: object) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tarfile
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.images import class_folders, jpeg, png, tar_member, write_folder, write_tar
+from vitds.data.archives import list_members
 from vitds.data.findings import Findings
 from vitds.data.images import read_bytes
 from vitds.data.sources import ImageSet, scan_sources
@@ -211,6 +213,28 @@ def test_a_tar_with_a_damaged_header_in_its_middle_is_refused(tmp_path, scan):
     source.write_bytes(data)
     with pytest.raises(DataError, match=r"set\.tar: damaged at byte 1536"):
         scan(source)
+
+
+def test_random_damage_to_a_tar_is_refused_or_read_within_bounds(tmp_path):
+    original = write_tar(tmp_path / "set.tar", {f"cat/{i}.jpg": bytes(700 * i) for i in range(4)}).read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(500):
+        data = bytearray(original)
+        header = draw.choice([0, 512, 512 * 4, 512 * 8])
+        for _ in range(draw.randint(1, 3)):
+            data[header + draw.randrange(512)] = draw.randrange(256)
+        if draw.random() < 0.8:  # a header whose check sum is right again
+            data[header + 148 : header + 156] = b" " * 8
+            data[header + 148 : header + 156] = b"%06o\0 " % sum(data[header : header + 512])
+        (tmp_path / "set.tar").write_bytes(data)
+        try:
+            found = list_members(tmp_path / "set.tar")
+        except DataError:
+            refused += 1
+        else:
+            assert all(member.offset + member.size <= len(data) for member in found if member.kind == "file")
+    assert 50 < refused < 500
 
 
 def test_damaged_compression_is_refused(tmp_path, scan):

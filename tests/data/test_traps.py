@@ -1,6 +1,7 @@
 """Traps of FFCV's executor, one test each, that they do not happen to our users."""
 
 import gc
+import json
 import logging
 import signal
 import subprocess
@@ -27,11 +28,11 @@ def file(tmp_path_factory):
     return write_file(tmp_path_factory.mktemp("data") / "x.beton")
 
 
-@pytest.fixture
-def damaged(tmp_path):
+@pytest.fixture(params=["middle", "head"])
+def damaged(request, tmp_path):
     """A file whose image 3 does not decode."""
     file = write_file(tmp_path / "damaged.beton")
-    spoil(file, 3)
+    spoil(file, 3, request.param)
     return file
 
 
@@ -85,19 +86,34 @@ def test_an_exception_in_the_consumer_ends_the_thread(file):
 # ----------------------------------------------------------------------------------------- torch's thread number (INFRA D 2)
 
 
-def test_torch_keeps_its_thread_number_on_import_and_while_loading(file):
+@pytest.fixture(scope="module")
+def fresh_process(file):
+    """What a new process sees of itself: torch's threads after the import and at each batch, and how often numba compiled."""
     script = """
-import sys, torch
+import json, sys, torch
+from numba.core import event
 torch.set_num_threads(2)
-import vitds.data.loader as loader
-from vitds.data.beton import open_beton
-from vitds.config.tree import Views
-seen = [torch.get_num_threads()]
-for batch in loader.eval_batches(open_beton(sys.argv[1]), Views(crop_px=32), batch_images=2):
-    seen.append(torch.get_num_threads())
-print(seen)
+with event.install_recorder("numba:compile") as recorder:
+    from vitds.config.tree import Views
+    from vitds.data.beton import open_beton
+    from vitds.data.loader import eval_batches
+    threads = [torch.get_num_threads()]
+    for batch in eval_batches(open_beton(sys.argv[1]), Views(crop_px=32), batch_images=2):
+        threads.append(torch.get_num_threads())
+    compiled = len(recorder.buffer)
+    import numba
+    numba.njit(lambda x: x + 1)(1)
+print(json.dumps({"threads": threads, "compiled": compiled, "compiled by us": len(recorder.buffer) - compiled}))
 """
-    assert run_script(script, file.path).stdout == f"{[2] * 6}\n"
+    return json.loads(run_script(script, file.path).stdout)
+
+
+def test_torch_keeps_its_thread_number_on_import_and_while_loading(fresh_process):
+    assert fresh_process["threads"] == [2] * 6
+
+
+def test_numba_compiles_nothing_on_the_way_to_the_batches(fresh_process):
+    assert fresh_process["compiled"] == 0 < fresh_process["compiled by us"]
 
 
 def test_a_stock_loader_in_the_same_process_leaves_torchs_threads_alone(file):
@@ -122,7 +138,7 @@ def test_a_start_in_mid_epoch_does_not_shorten_later_epochs(file):
 
 
 def test_a_damaged_image_is_fatal_by_default_and_named(damaged):
-    with pytest.raises(DataError, match=r"damaged.beton: image 3: the JPEG data are damaged.*--set data.damaged=skip"):
+    with pytest.raises(DataError, match=r"damaged.beton: image 3: .*--set data.damaged=skip"):
         for _ in loader_of(damaged).batches(0, 3):
             pass
     assert not cutting_threads()
@@ -140,14 +156,14 @@ def test_a_skipped_image_is_not_real_grey_named_once_and_disturbs_no_other(damag
                 np.testing.assert_array_equal(crops[row], expected_views(damaged, RUN, image, place // 6))
     assert sum(int(is_real.sum()) for _, is_real, _, _ in batches) == 18
     assert [real for _, _, _, real in batches[::2]] == [4, 4, 2] * 2  # the step's divisor stays as the order has it
-    assert list(loader.damaged) == [3] and "damaged" in loader.damaged[3]
+    assert list(loader.damaged) == [3]
     assert [record.getMessage() for record in caplog.records] == [
         f"{damaged.path}: image 3 is left out: {loader.damaged[3]} (1 so far)"
     ]
 
 
 def test_evaluation_stops_at_a_damaged_image_or_leaves_it_out_and_says_so(damaged, caplog):
-    with pytest.raises(DataError, match=r"damaged.beton: image 3: the JPEG data are damaged"):
+    with pytest.raises(DataError, match=r"damaged.beton: image 3: "):
         list(eval_batches(damaged, VIEWS, batch_images=5))
     with caplog.at_level(logging.WARNING):
         batches = eval_batches(damaged, VIEWS, batch_images=5, damaged="skip")
@@ -189,9 +205,13 @@ def test_the_ring_does_not_grow_with_the_set_or_the_run(file):
 
 
 def test_epochs_0_1_0_from_one_loader_are_equal_different_equal(file):
-    loader = loader_of(file)
-    first, second, third = (crops_of(loader.batches(3 * epoch, 3 * epoch + 3)) for epoch in (0, 1, 0))
-    assert all_equal(first, third) and not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    loader, epochs = loader_of(file), []
+    for epoch in (0, 1, 0):
+        epochs.append({})
+        for batch in loader.batches(3 * epoch, 3 * epoch + 3):
+            epochs[-1] |= zip(batch.index.tolist(), batch.crops.clone(), strict=True)
+    for image in range(10):
+        assert torch.equal(epochs[0][image], epochs[2][image]) and not torch.equal(epochs[0][image], epochs[1][image])
 
 
 def test_nothing_goes_stale_over_many_starts_and_collections(file):
@@ -289,7 +309,7 @@ def test_memory_does_not_grow_over_hundreds_of_epochs_or_evaluations(file):
         assert resident_kb() - before < 1024
 
 
-# ---------------------------------------------------------------------------------------------- start, orderly end, Ctrl-C
+# ----------------------------------------------------------------------------------------------------- orderly end, Ctrl-C
 
 ENDLESS = """
 import sys, time
@@ -306,9 +326,8 @@ def run_script(script, *arguments, **options):
     return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_process_whose_training_fails_ends_at_once_with_the_error(file, workers):
-    done = run_script(ENDLESS.format(body="1 / 0"), file.path, settings_for(workers=workers).model_dump_json())
+def test_a_process_whose_training_fails_ends_at_once_with_the_error(file):
+    done = run_script(ENDLESS.format(body="1 / 0"), file.path, settings_for(workers=2).model_dump_json())
     assert done.returncode == 1 and done.stderr.strip().endswith("ZeroDivisionError: division by zero")
     assert "Exception ignored" not in done.stderr
 
@@ -323,16 +342,3 @@ def test_ctrl_c_ends_the_process_in_order(file):
     assert process.returncode in (-signal.SIGINT, 130) and errors.strip().endswith("KeyboardInterrupt")
     assert "Exception ignored" not in errors and errors.count("Traceback") == 1
 
-
-def test_numba_compiles_nothing_on_the_way_to_the_first_batch(file):
-    script = """
-import sys
-from numba.core import event
-with event.install_recorder("numba:compile") as recorder:
-    from vitds.config.tree import Views
-    from vitds.data.beton import open_beton
-    from vitds.data.loader import eval_batches
-    next(eval_batches(open_beton(sys.argv[1]), Views(crop_px=32), batch_images=2))
-print(len(recorder.buffer))
-"""
-    assert run_script(script, file.path).stdout == "0\n"

@@ -264,6 +264,7 @@ typedef struct {
     uint8_t *planes;
     ptrdiff_t apart;
     int side, pixels;                           /* pixels = side * side, of a plane */
+    int flip_last;                              /* 1: a policy operation depends on where left is, so a flip comes after it */
     Scratch *scratch;
 } View;
 
@@ -300,7 +301,8 @@ INLINE void sum_down(const View *view, const uint8_t *rows, ptrdiff_t stride, in
 
 /* Box -> planes, in blocks of rows that fit the L1 cache. Bilinear sums go down first, so that only output rows are transposed. Bicubic
  * ones go across first as in PIL: its overshoots are cut off between the two, so that their order shows. */
-INLINE void resample(const View *view, int flip) {
+INLINE void resample(const View *view) {
+    int flip = view->plan->flip && !view->flip_last;
     const Taps *down = view->down, *across = view->across;
     int side = view->side, top = view->plan->out_top, left = view->plan->out_left;
     int from_x = across->first[left], bytes = 3 * (across->first[left + side - 1] + across->taps - from_x), padded = round_up(bytes, 16);
@@ -325,90 +327,124 @@ INLINE void resample(const View *view, int flip) {
 
 /* ------------------------------------------------------------------------------------------------------ colour and grey */
 
-/* A factor f in 16-bit arithmetic: f * v * 32 = v * whole + (v * part >> 8). Results are in 1/32 of a level; they may pass below 0
- * and wrap, as long as the end result lies within +- 1023 levels, which |f| <= 3 guarantees everywhere here. */
+/* Two neighbouring pixels of a plane as one 16-bit word: even and odd byte are worked on apart, so that the compiler's vectors
+ * have 16-bit lanes from load to store. `aligned(1)`: they may stand anywhere in memory. */
+typedef uint16_t Pair __attribute__((aligned(1), may_alias));
+
+INLINE int pairs(const View *view) { return (view->pixels + 1) / 2; }
+INLINE Pair *pair_plane(const View *view, int channel) { return (Pair *)plane(view, channel); }
+
+/* A factor f in 16-bit arithmetic: 32 * f * level = level * whole + (level * part >> 8). Results are in 1/32 of a level. They may pass
+ * below 0 and wrap, as long as the end result lies within +- 1023 levels, which |f| <= 3 guarantees everywhere here. */
 typedef struct {
-    uint16_t whole, part;
+    uint16_t whole;
+    uint8_t part;
 } Factor;
 
 INLINE Factor factor(double f) {
     int in_8192ths = (int)floor(f * 8192 + 0.5);
-    return (Factor){(uint16_t)(in_8192ths >> 8), (uint16_t)(in_8192ths & 255)};
+    return (Factor){(uint16_t)(in_8192ths >> 8), (uint8_t)(in_8192ths & 255)};
 }
-INLINE uint16_t times(uint8_t value, Factor f) { return (uint16_t)(value * f.whole + (value * f.part >> 8)); }
-INLINE uint8_t from_32nds(uint16_t value) { return clamp((int16_t)(value + 16) >> 5); }
-INLINE uint8_t grey_of(uint8_t red, uint8_t green, uint8_t blue) { return (uint8_t)((77 * red + 150 * green + 29 * blue + 128) >> 8); }
 
-/* value * f + offset: brightness (offset 0) and contrast (offset (1 - f) * mean grey). */
-INLINE void scale_levels(uint8_t *restrict p, int n, Factor f, uint16_t offset) {
-    for (int i = 0; i < n; i++) p[i] = from_32nds((uint16_t)(times(p[i], f) + offset));
+INLINE uint16_t times(uint16_t level, Factor f) { return (uint16_t)(level * f.whole + (level * f.part >> 8)); }
+
+INLINE uint16_t to_level(uint16_t in_32nds) {
+    int16_t level = (int16_t)((int16_t)(in_32nds + 16) >> 5);
+    return (uint16_t)(level < 0 ? 0 : level > 255 ? 255 : level);
+}
+
+/* level * f + offset: brightness (offset 0) and contrast (offset (1 - f) * mean grey). */
+INLINE void scale_levels(Pair *restrict p, int n, Factor f, uint16_t offset) {
+    for (int i = 0; i < n; i++) {
+        uint16_t even = p[i] & 255, odd = p[i] >> 8;
+        p[i] = (uint16_t)(to_level((uint16_t)(times(even, f) + offset)) | to_level((uint16_t)(times(odd, f) + offset)) << 8);
+    }
 }
 
 INLINE void brightness(const View *view, double f) {
-    for (int c = 0; c < 3; c++) scale_levels(plane(view, c), view->pixels, factor(f), 0);
+    for (int c = 0; c < 3; c++) scale_levels(pair_plane(view, c), pairs(view), factor(f), 0);
 }
 
 INLINE uint64_t sum_of(const uint8_t *p, int n) {
-    uint32_t sum = 0;                           /* MAX_SIDE * MAX_SIDE * 255 < 2^32 */
-    for (int i = 0; i < n; i++) sum += p[i];
+    uint64_t sum = 0;
+    for (int i = 0; i < n; i += 256) {          /* 256 * 255 still fits 16 bits */
+        uint16_t part = 0;
+        for (int j = i; j < at_most(i + 256, n); j++) part = (uint16_t)(part + p[j]);
+        sum += part;
+    }
     return sum;
 }
 
 INLINE void contrast(const View *view, double f) {
-    uint64_t sum = 0;
-    for (int c = 0; c < 3; c++) sum += (c == 0 ? 2989 : c == 1 ? 5870 : 1140) * sum_of(plane(view, c), view->pixels);
+    uint64_t sum = 2989 * sum_of(plane(view, 0), view->pixels) + 5870 * sum_of(plane(view, 1), view->pixels) + 1140 * sum_of(plane(view, 2), view->pixels);
     double mean = (double)sum / (1e4 * view->pixels);
     uint16_t offset = (uint16_t)(int)floor((1 - f) * mean * 32 + 0.5);
-    for (int c = 0; c < 3; c++) scale_levels(plane(view, c), view->pixels, factor(f), offset);
+    for (int c = 0; c < 3; c++) scale_levels(pair_plane(view, c), pairs(view), factor(f), offset);
 }
 
-INLINE void mix_with_grey(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, int n, Factor own, Factor grey) {
-    for (int i = 0; i < n; i++) {
-        uint16_t rest = times(grey_of(r[i], g[i], b[i]), grey);
-        r[i] = from_32nds((uint16_t)(times(r[i], own) + rest));
-        g[i] = from_32nds((uint16_t)(times(g[i], own) + rest));
-        b[i] = from_32nds((uint16_t)(times(b[i], own) + rest));
-    }
+typedef struct {
+    uint16_t red, green, blue;
+} Colour;
+
+INLINE Colour evens(Pair r, Pair g, Pair b) { return (Colour){r & 255, g & 255, b & 255}; }
+INLINE Colour odds(Pair r, Pair g, Pair b) { return (Colour){r >> 8, g >> 8, b >> 8}; }
+INLINE void put(Pair *r, Pair *g, Pair *b, Colour even, Colour odd) {
+    *r = (uint16_t)(even.red | odd.red << 8);
+    *g = (uint16_t)(even.green | odd.green << 8);
+    *b = (uint16_t)(even.blue | odd.blue << 8);
+}
+
+INLINE Colour mixed_with_grey(Colour v, Factor own, Factor grey) {
+    uint16_t level = (uint16_t)(77 * v.red + 150 * v.green + 29 * v.blue + 128) >> 8, rest = times(level, grey);
+    return (Colour){to_level((uint16_t)(times(v.red, own) + rest)), to_level((uint16_t)(times(v.green, own) + rest)),
+                    to_level((uint16_t)(times(v.blue, own) + rest))};
+}
+
+INLINE void mix_with_grey(Pair *restrict r, Pair *restrict g, Pair *restrict b, int n, Factor own, Factor grey) {
+    for (int i = 0; i < n; i++)
+        put(r + i, g + i, b + i, mixed_with_grey(evens(r[i], g[i], b[i]), own, grey), mixed_with_grey(odds(r[i], g[i], b[i]), own, grey));
 }
 
 INLINE void saturation(const View *view, double f) {
-    mix_with_grey(plane(view, 0), plane(view, 1), plane(view, 2), view->pixels, factor(f), factor(1 - f));
+    mix_with_grey(pair_plane(view, 0), pair_plane(view, 1), pair_plane(view, 2), pairs(view), factor(f), factor(1 - f));
 }
 
 INLINE void greyscale(const View *view) {
-    mix_with_grey(plane(view, 0), plane(view, 1), plane(view, 2), view->pixels, factor(0), factor(1));
+    mix_with_grey(pair_plane(view, 0), pair_plane(view, 1), pair_plane(view, 2), pairs(view), factor(0), factor(1));
 }
 
 /* Channel n of a colour whose hue is `turn` (in 1/16 of a level, 0 .. 6 * chroma): the top level less a trapezium of the hue. */
-INLINE uint8_t hue_channel(uint16_t turn, uint8_t top, uint16_t chroma, int n) {
+INLINE uint16_t hue_channel(uint16_t turn, uint16_t top, uint16_t chroma, int n) {
     uint16_t k = (uint16_t)(turn + 16 * n * chroma), less = (uint16_t)(k - 96 * chroma);
     int16_t at = (int16_t)(k < less ? k : less), back = (int16_t)(64 * chroma - at), most = (int16_t)(16 * chroma);
     int16_t down = at < back ? at : back;
     down = down < 0 ? 0 : down > most ? most : down;
-    return (uint8_t)(top - ((down + 8) >> 4));
+    return (uint16_t)(top - ((uint16_t)(down + 8) >> 4));
 }
 
 /* Hue is kept multiplied by the chroma, so that no division is needed: a full turn is 6 * chroma. */
-INLINE void shift_hue(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, int n, Factor shift) {
-    for (int i = 0; i < n; i++) {
-        int16_t red = r[i], green = g[i], blue = b[i];
-        int16_t top = red > green ? red : green, low = red < green ? red : green;
-        top = top > blue ? top : blue;
-        low = low < blue ? low : blue;
-        int16_t chroma = (int16_t)(top - low);
-        int16_t turn = (int16_t)(top == red ? green - blue : top == green ? blue - red + 2 * chroma : red - green + 4 * chroma);
-        turn = (int16_t)(turn < 0 ? turn + 6 * chroma : turn);
-        uint16_t moved = (uint16_t)(16 * turn + times((uint8_t)chroma, shift)), less = (uint16_t)(moved - 96 * chroma);
-        moved = moved < less ? moved : less;
-        r[i] = hue_channel(moved, (uint8_t)top, (uint16_t)chroma, 5);
-        g[i] = hue_channel(moved, (uint8_t)top, (uint16_t)chroma, 3);
-        b[i] = hue_channel(moved, (uint8_t)top, (uint16_t)chroma, 1);
-    }
+INLINE Colour with_hue_shifted(Colour v, Factor shift) {
+    int16_t red = (int16_t)v.red, green = (int16_t)v.green, blue = (int16_t)v.blue;
+    int16_t top = red > green ? red : green, low = red < green ? red : green;
+    top = top > blue ? top : blue;
+    low = low < blue ? low : blue;
+    int16_t chroma = (int16_t)(top - low);
+    int16_t turn = (int16_t)(top == red ? green - blue : top == green ? blue - red + 2 * chroma : red - green + 4 * chroma);
+    turn = (int16_t)(turn < 0 ? turn + 6 * chroma : turn);
+    uint16_t moved = (uint16_t)(16 * turn + times((uint16_t)chroma, shift)), less = (uint16_t)(moved - 96 * chroma);
+    moved = moved < less ? moved : less;
+    return (Colour){hue_channel(moved, (uint16_t)top, (uint16_t)chroma, 5), hue_channel(moved, (uint16_t)top, (uint16_t)chroma, 3),
+                    hue_channel(moved, (uint16_t)top, (uint16_t)chroma, 1)};
+}
+
+INLINE void shift_hue(Pair *restrict r, Pair *restrict g, Pair *restrict b, int n, Factor shift) {
+    for (int i = 0; i < n; i++)
+        put(r + i, g + i, b + i, with_hue_shifted(evens(r[i], g[i], b[i]), shift), with_hue_shifted(odds(r[i], g[i], b[i]), shift));
 }
 
 INLINE void hue(const View *view, double turns) {
     Factor shift = factor(3 * (turns < 0 ? turns + 1 : turns));     /* in 1/32 levels of 3 * chroma, which are 1/16 of 6 * chroma */
-    shift_hue(plane(view, 0), plane(view, 1), plane(view, 2), view->pixels, shift);
+    shift_hue(pair_plane(view, 0), pair_plane(view, 1), pair_plane(view, 2), pairs(view), shift);
 }
 
 /* ----------------------------------------------------------------------------------------------------------------- blur */
@@ -422,7 +458,8 @@ INLINE int mirrored(int i, int side) {
 
 /* True Gaussian of radius ceil(3 sigma), weights in 1/256. As the running sum from the tail is rounded, they are symmetric and sum to
  * 256. The plane is copied with a mirrored margin; each row is summed down into a line, and the line across into its place. */
-INLINE void blur(const View *view, double sigma) {
+INLINE void blur(const View *view) {
+    double sigma = view->plan->blur_sigma;
     int side = view->side, radius = (int)ceil(3 * sigma), taps = 2 * radius + 1, wide = side + 2 * radius;
     double bell[MAX_RADIUS + 1], total = 0, tail = 0;
     for (int k = 0; k <= radius; k++) total += (k ? 2 : 1) * (bell[k] = exp(-0.5 * k * k / (sigma * sigma)));
@@ -435,15 +472,16 @@ INLINE void blur(const View *view, double sigma) {
         done = now;
     }
     weight[radius] = (int16_t)(256 - 2 * done);
+    int place[MAX_SIDE + 2 * MAX_RADIUS];
+    for (int x = 0; x < wide; x++) place[x] = mirrored(x - radius, side);
     uint8_t *margined = view->scratch->spare.bytes, *line = margined + (ptrdiff_t)wide * wide;
     for (int c = 0; c < 3; c++) {
         for (int y = 0; y < wide; y++) {
+            const uint8_t *old = plane(view, c) + place[y] * side;
             uint8_t *row = margined + (ptrdiff_t)y * wide;
-            memcpy(row + radius, plane(view, c) + mirrored(y - radius, side) * side, side);
-            for (int x = 0; x < radius; x++) {
-                row[x] = row[radius + mirrored(x - radius, side)];
-                row[radius + side + x] = row[radius + mirrored(side + x, side)];
-            }
+            memcpy(row + radius, old, side);
+            for (int x = 0; x < radius; x++) row[x] = old[place[x]];
+            for (int x = radius + side; x < wide; x++) row[x] = old[place[x]];
         }
         for (int y = 0; y < side; y++) {
             weighted_sum(line, margined + (ptrdiff_t)y * wide, wide, wide, weight, taps, 8);
@@ -643,13 +681,8 @@ INLINE void flip_rows(const View *view) {
             }
 }
 
-/* Whether the result depends on where left is, so that a flip has to come after it. */
-INLINE int is_positional(int op) { return op == CUTOUT || (op >= SHEAR_X && op <= ROTATE); }
-
-INLINE void make_view(const View *view, uint8_t *out) {
+INLINE void recolour(const View *view) {
     const ViewPlan *plan = view->plan;
-    int flip_last = is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]);
-    resample(view, plan->flip && !flip_last);
     for (int i = 0; i < 4; i++) {
         if (plan->colour_order[i] == BRIGHTNESS) brightness(view, plan->brightness);
         if (plan->colour_order[i] == CONTRAST) contrast(view, plan->contrast);
@@ -657,28 +690,42 @@ INLINE void make_view(const View *view, uint8_t *out) {
         if (plan->colour_order[i] == HUE) hue(view, plan->hue);
     }
     if (plan->grey) greyscale(view);
-    if (plan->blur_sigma > 0) blur(view, plan->blur_sigma);
-    for (int i = 0; i < 2; i++) apply_policy(view, plan->policy_op[i], plan->policy_value[i]);
-    if (plan->flip && flip_last) flip_rows(view);
+}
+
+INLINE void apply_policies(const View *view) {
+    for (int i = 0; i < 2; i++) apply_policy(view, view->plan->policy_op[i], view->plan->policy_value[i]);
+}
+
+/* Each stage is compiled for three kinds of processor, with everything it calls inlined; the best one that runs here is taken. */
+#if defined(__x86_64__) && !defined(VITDS_PLAIN)
+#define STAGE(name)                                                                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void name##_512(const View *view) { name(view); }       \
+    __attribute__((target("avx2"))) static void name##_256(const View *view) { name(view); }                                     \
+    static void name##_any(const View *view) { name(view); }                                                                     \
+    static void run_##name(const View *view) {                                                                                   \
+        (register_bits() == 512 ? name##_512 : register_bits() == 256 ? name##_256 : name##_any)(view);                          \
+    }
+static int register_bits(void) {
+    int all = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return all ? 512 : __builtin_cpu_supports("avx2") ? 256 : 128;
+}
+#else
+#define STAGE(name) static void run_##name(const View *view) { name(view); }
+#endif
+STAGE(resample)
+STAGE(recolour)
+STAGE(blur)
+STAGE(apply_policies)
+
+static void make_view(const View *view, uint8_t *out) {
+    run_resample(view);
+    run_recolour(view);
+    if (view->plan->blur_sigma > 0) run_blur(view);
+    if (view->plan->policy_op[0] || view->plan->policy_op[1]) run_apply_policies(view);
+    if (view->plan->flip && view->flip_last) flip_rows(view);
     for (int c = 0; c < 3; c++)
         if (plane(view, c) != out + (size_t)c * view->pixels) memcpy(out + (size_t)c * view->pixels, plane(view, c), view->pixels);
 }
-
-/* The same code for two kinds of processor: everything it calls is inlined and compiled for its registers. Wider ones gain nothing. */
-static void view_any(const View *view, uint8_t *out) { make_view(view, out); }
-
-#if defined(__x86_64__) && !defined(VITDS_PLAIN)
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void view_512(const View *view, uint8_t *out) { make_view(view, out); }
-__attribute__((target("avx2"))) static void view_256(const View *view, uint8_t *out) { make_view(view, out); }
-
-static void view_best(const View *view, uint8_t *out) {
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) view_512(view, out);
-    else if (__builtin_cpu_supports("avx2")) view_256(view, out);
-    else view_any(view, out);
-}
-#else
-static void view_best(const View *view, uint8_t *out) { view_any(view, out); }
-#endif
 
 /* ------------------------------------------------------------------------------------------------------------- the doors */
 
@@ -730,13 +777,15 @@ static int check_numbers(const ViewPlan *plan) {
     return good ? 0 : BAD_PLAN;
 }
 
+static int is_positional(int op) { return op == CUTOUT || (op >= SHEAR_X && op <= ROTATE); }
+
 static int cut_view(const uint8_t *picture, int height, int width, const ViewPlan *plan, int side, Scratch *scratch, uint8_t *out) {
     int error = check_box(plan, height, width, side);
     if (!error) error = check_numbers(plan);
     if (error) return error;
     View view = {picture, 3 * (ptrdiff_t)width, plan, find_taps(scratch->down, plan->height, plan->resized_height, plan->filter),
                  find_taps(scratch->across, plan->width, plan->resized_width, plan->filter), out, (ptrdiff_t)side * side,
-                 side, side * side, scratch};
+                 side, side * side, is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]), scratch};
     size_t padded = (size_t)round_up(3 * plan->width, 16), half = plan->filter == BICUBIC ? 3 * half_bytes(plan->height, side) : 0;
     size_t margined = (size_t)side + 2 * MAX_RADIUS, spare = margined * margined + margined;
     if (!view.down || !view.across || !reserve(&scratch->rows, 32 * padded) || !reserve(&scratch->strips, 32 * padded) ||
@@ -747,7 +796,7 @@ static int cut_view(const uint8_t *picture, int height, int width, const ViewPla
         if (!reserve(&scratch->planes, 3 * (size_t)view.apart)) return NO_MEMORY;
         view.planes = scratch->planes.bytes;
     }
-    view_best(&view, out);
+    make_view(&view, out);
     return 0;
 }
 

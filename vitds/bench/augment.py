@@ -1,0 +1,260 @@
+"""`vitds bench augment`: each kernel beside PIL, torchvision v2 and, where it is installed, kornia, at one parameter, on the same crops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import functional as F
+
+from vitds.bench.loader import DIGITS_FOLDER
+from vitds.config.tree import ViewGroup, Views
+from vitds.data.beton import BetonFile, open_beton
+from vitds.data.digits import embedded_digits
+from vitds.data.draws import draw_views
+from vitds.data.images import decode_stored
+from vitds.kernels.views import COLOUR_OPS, POLICY_OPS, RAW, VIEW_PLAN, cut_views
+
+try:
+    import kornia.enhance as ke
+    import kornia.filters as kf
+    import kornia.geometry.transform as kg
+except ImportError:  # not a dependency: its column is left out
+    ke = None
+
+CROPS, CROP_PX = 64, 112
+REPEATS, SECONDS = 5, 0.3  # each is run so often, and so long, at least; the fastest run counts
+GREY, SIGMA, SHEAR, SHIFT, DEGREES = (128, 128, 128), 1.0, 0.15, 0.2, 15.0
+_SIZE = (CROP_PX, CROP_PX)
+_AFFINE, _BICUBIC = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+_TAPS = 2 * math.ceil(3 * SIGMA) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One operation four times. plan: fields of VIEW_PLAN. pil: of one picture. torchvision: of uint8 (B, 3, S, S). kornia: of float32."""
+
+    plan: dict[str, Any]
+    pil: Callable[[Image.Image], Image.Image]
+    torchvision: Callable[[Tensor], Tensor]
+    kornia: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Milliseconds a crop; ratio: how many times as fast as PIL ours is, ratio_torchvision: as torchvision."""
+
+    name: str
+    ms: float
+    pil_ms: float
+    torchvision_ms: float
+    kornia_ms: float | None
+    ratio: float
+    ratio_torchvision: float
+
+
+def _colour(name: str, value: float) -> dict[str, Any]:
+    return {"colour_order": (COLOUR_OPS.index(name), 0, 0, 0), name: value}
+
+
+def _policy(name: str, value: float = 0.0) -> dict[str, Any]:
+    return {"policy_op": (POLICY_OPS.index(name), 0), "policy_value": (value, 0), "cutout_centre": (0.5, 0.5)}
+
+
+def _affine(picture: Image.Image, *matrix: float, resample: int = Image.Resampling.NEAREST) -> Image.Image:
+    return picture.transform(_SIZE, _AFFINE, matrix, resample, fillcolor=GREY)
+
+
+def _move(crops: Tensor, *, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0), mode: str = "nearest") -> Tensor:
+    return F.affine(crops, 0.0, list(shift), 1.0, [math.degrees(math.atan(part)) for part in shear], F.InterpolationMode(mode), [128.0])
+
+
+def _cutout(picture: Image.Image) -> Image.Image:
+    picture = picture.copy()
+    picture.paste((125, 122, 113), (46, 46, 66, 66))
+    return picture
+
+
+_PIXELS = round(SHIFT * CROP_PX)
+KERNELS = {
+    "brightness": Kernel(
+        _colour("brightness", 1.4), lambda p: ImageEnhance.Brightness(p).enhance(1.4), lambda x: F.adjust_brightness(x, 1.4),
+        lambda x: ke.adjust_brightness_accumulative(x, 1.4),
+    ),
+    "contrast": Kernel(
+        _colour("contrast", 1.4), lambda p: ImageEnhance.Contrast(p).enhance(1.4), lambda x: F.adjust_contrast(x, 1.4),
+        lambda x: ke.adjust_contrast_with_mean_subtraction(x, 1.4),
+    ),
+    "saturation": Kernel(
+        _colour("saturation", 1.4), lambda p: ImageEnhance.Color(p).enhance(1.4), lambda x: F.adjust_saturation(x, 1.4),
+        lambda x: ke.adjust_saturation(x, 1.4),
+    ),
+    "hue": Kernel(
+        _colour("hue", 0.1), lambda p: F.adjust_hue(p, 0.1), lambda x: F.adjust_hue(x, 0.1), lambda x: ke.adjust_hue(x, 0.2 * math.pi)
+    ),
+    "grey": Kernel({"grey": 1}, lambda p: F.rgb_to_grayscale(p, 3), lambda x: F.rgb_to_grayscale(x, 3)),
+    "blur": Kernel(
+        {"blur_sigma": SIGMA}, lambda p: p.filter(ImageFilter.GaussianBlur(SIGMA)), lambda x: F.gaussian_blur(x, [_TAPS] * 2, [SIGMA] * 2),
+        lambda x: kf.gaussian_blur2d(x, (_TAPS, _TAPS), (SIGMA, SIGMA)),
+    ),
+    "policy invert": Kernel(_policy("invert"), ImageOps.invert, F.invert, lambda x: ke.invert(x)),
+    "policy cutout": Kernel(
+        _policy("cutout", 20), _cutout, lambda x: F.erase(x, 46, 46, 20, 20, torch.tensor([125, 122, 113]).view(3, 1, 1).to(x.dtype))
+    ),
+    "policy sharpness": Kernel(
+        _policy("sharpness", 1.5), lambda p: ImageEnhance.Sharpness(p).enhance(1.5), lambda x: F.adjust_sharpness(x, 1.5),
+        lambda x: ke.sharpness(x, 0.5),
+    ),
+    "policy autocontrast": Kernel(_policy("autocontrast"), ImageOps.autocontrast, F.autocontrast),
+    "policy posterize": Kernel(
+        _policy("posterize", 5), lambda p: ImageOps.posterize(p, 5), lambda x: F.posterize(x, 5), lambda x: ke.posterize(x, 5)
+    ),
+    "policy shear_x": Kernel(
+        _policy("shear_x", SHEAR), lambda p: _affine(p, 1, SHEAR, 0, 0, 1, 0, resample=_BICUBIC), lambda x: _move(x, shear=(SHEAR, 0.0)),
+        lambda x: kg.shear(x, torch.tensor([[SHEAR, 0.0]]).expand(len(x), 2)),
+    ),
+    "policy shear_y": Kernel(
+        _policy("shear_y", SHEAR), lambda p: _affine(p, 1, 0, 0, SHEAR, 1, 0, resample=_BICUBIC), lambda x: _move(x, shear=(0.0, SHEAR)),
+        lambda x: kg.shear(x, torch.tensor([[0.0, SHEAR]]).expand(len(x), 2)),
+    ),
+    "policy translate_x": Kernel(
+        _policy("translate_x", SHIFT), lambda p: _affine(p, 1, 0, _PIXELS, 0, 1, 0), lambda x: _move(x, shift=(-_PIXELS, 0))
+    ),
+    "policy translate_y": Kernel(
+        _policy("translate_y", SHIFT), lambda p: _affine(p, 1, 0, 0, 0, 1, _PIXELS), lambda x: _move(x, shift=(0, -_PIXELS))
+    ),
+    "policy rotate": Kernel(
+        _policy("rotate", DEGREES), lambda p: p.rotate(DEGREES, fillcolor=GREY), lambda x: F.rotate(x, DEGREES, fill=[128.0]),
+        lambda x: kg.rotate(x, torch.full((len(x),), DEGREES)),
+    ),
+    "policy equalize": Kernel(_policy("equalize"), ImageOps.equalize, F.equalize, lambda x: ke.equalize(x)),
+    "policy contrast": Kernel(
+        _policy("contrast", 1.4), lambda p: ImageEnhance.Contrast(p).enhance(1.4), lambda x: F.adjust_contrast(x, 1.4)
+    ),
+    "policy colour": Kernel(_policy("colour", 1.4), lambda p: ImageEnhance.Color(p).enhance(1.4), lambda x: F.adjust_saturation(x, 1.4)),
+    "policy solarize": Kernel(
+        _policy("solarize", 128), lambda p: ImageOps.solarize(p, 128), lambda x: F.solarize(x, 128), lambda x: ke.solarize(x, 0.5)
+    ),
+    "policy brightness": Kernel(
+        _policy("brightness", 1.4), lambda p: ImageEnhance.Brightness(p).enhance(1.4), lambda x: F.adjust_brightness(x, 1.4)
+    ),
+}  # fmt: skip
+
+
+def bench_augment(data: str | None = None, as_json: bool = False) -> list[Row]:
+    """Time every kernel on one core and print a table or one JSON object.
+
+    Args:
+        data: a .beton whose first images give the crops; None: the embedded digits.
+    Raises: DataError if the file is not sound.
+    """
+    file = open_beton(data or embedded_digits(DIGITS_FOLDER)[0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [*_resampling(file), *_operations(file)]
+    finally:
+        torch.set_num_threads(threads)
+    if as_json:
+        facts = {"data": str(file.path), "crops": CROPS, "crop_px": CROP_PX, "kornia": ke is not None}
+        print(json.dumps({**facts, "rows": [dataclasses.asdict(row) for row in rows]}))
+    else:
+        _print_rows(rows)
+    return rows
+
+
+def _pictures(file: BetonFile) -> list[NDArray[np.uint8]]:
+    """CROPS decoded pictures (H, W, 3), the file's first, over again where it has fewer."""
+    mapped = np.memmap(file.path, np.uint8, "r")
+    chosen = [number % file.images for number in range(CROPS)]
+    raw = [mapped[file.offsets[i] : file.offsets[i] + file.sizes[i]].tobytes() for i in chosen]
+    shapes = [(bool(file.is_jpeg[i]), int(file.heights[i]), int(file.widths[i])) for i in chosen]
+    return [decode_stored(data, *shape) for data, shape in zip(raw, shapes, strict=True)]
+
+
+def _resampling(file: BetonFile) -> list[Row]:
+    """Random boxes of the pretraining recipe's small scale, resized to CROP_PX: each library's antialiased filters."""
+    pictures, rows = _pictures(file), []
+    sizes = np.array([picture.shape[:2] for picture in pictures], np.int32)
+    for name, resample in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", _BICUBIC)):
+        views = Views(crop_px=CROP_PX, filter=name, flip=0.0, groups=(ViewGroup(name="small", scale=(0.05, 0.4)),))
+        plans = draw_views(views, *sizes.T, seed=0, epoch=0, images=np.arange(CROPS))
+        boxes = plans[["top", "left", "height", "width"]][:, 0].tolist()
+        opened = [Image.fromarray(picture) for picture in pictures]
+        planes = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in pictures]
+
+        def pil(opened=opened, boxes=boxes, resample=resample):
+            for picture, (top, left, height, width) in zip(opened, boxes, strict=True):
+                picture.resize(_SIZE, resample, (left, top, left + width, top + height))
+
+        def torchvision(planes=planes, boxes=boxes, mode=name):
+            for picture, (top, left, height, width) in zip(planes, boxes, strict=True):
+                interpolate(picture[:, :, top : top + height, left : left + width], _SIZE, mode=mode, antialias=True)
+
+        ours = _milliseconds(lambda plans=plans: cut_views(pictures, [RAW] * CROPS, sizes, plans, CROP_PX))
+        rows.append(_row(f"resample {name}", ours, _milliseconds(pil), _milliseconds(torchvision), None))
+    return rows
+
+
+def _operations(file: BetonFile) -> list[Row]:
+    """Each operation on the same CROPS crops of CROP_PX; ours without the time of a plan that does nothing else."""
+    crops = [np.asarray(Image.fromarray(picture).resize(_SIZE, _BICUBIC)) for picture in _pictures(file)]
+    opened, planes = [Image.fromarray(crop) for crop in crops], torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    floats, rows = planes.float() / 255, []
+    without = _milliseconds(lambda: _cut(crops, {}))
+    for name, kernel in KERNELS.items():
+        ours = _milliseconds(lambda kernel=kernel: _cut(crops, kernel.plan)) - without
+        pil = _milliseconds(lambda kernel=kernel: [kernel.pil(picture) for picture in opened])
+        theirs = _milliseconds(lambda kernel=kernel: kernel.torchvision(planes))
+        kornia = _milliseconds(lambda kernel=kernel: kernel.kornia(floats)) if ke is not None and kernel.kornia else None
+        rows.append(_row(name, ours, pil, theirs, kornia))
+    return rows
+
+
+def _cut(crops: list[NDArray[np.uint8]], fields: dict[str, Any]) -> NDArray[np.uint8]:
+    """The crops again, each through a plan that keeps its size and sets `fields`."""
+    plans = np.zeros((CROPS, 1), VIEW_PLAN)
+    for field in ("height", "width", "resized_height", "resized_width"):
+        plans[field] = CROP_PX
+    for field, value in {"brightness": 1, "contrast": 1, "saturation": 1, **fields}.items():
+        plans[field] = value
+    return cut_views(crops, [RAW] * CROPS, [_SIZE] * CROPS, plans, CROP_PX)[0]
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    """Of the fastest call, a crop; the first is not counted."""
+    call()
+    times, started = [], time.perf_counter()
+    while len(times) < REPEATS or time.perf_counter() - started < SECONDS:
+        before = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - before)
+    return 1000 * min(times) / CROPS
+
+
+def _row(name: str, ours: float, pil: float, torchvision: float, kornia: float | None) -> Row:
+    ours = max(ours, 1e-5)  # what is lost in the noise of the call counts as 0.01 microseconds
+    times = [None if value is None else round(value, 5) for value in (ours, pil, torchvision, kornia)]
+    return Row(name, *times, ratio=round(pil / ours, 1), ratio_torchvision=round(torchvision / ours, 1))
+
+
+def _print_rows(rows: list[Row]) -> None:
+    table = Table(title=f"microseconds a crop of {CROP_PX} px, one core; the fastest of {REPEATS} or more runs")
+    for title in ("kernel", "ours", "PIL", "torchvision", "kornia", "times PIL", "times torchvision"):
+        table.add_column(title, justify="left" if title == "kernel" else "right")
+    for row in rows:
+        times = ["-" if value is None else f"{1000 * value:.1f}" for value in (row.ms, row.pil_ms, row.torchvision_ms, row.kornia_ms)]
+        table.add_row(row.name, *times, f"{row.ratio:.1f}", f"{row.ratio_torchvision:.1f}")
+    Console().print(table)

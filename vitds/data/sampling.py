@@ -1,0 +1,100 @@
+"""A small set out of a large one (small ImageNet): a function of the seed, kept as a list of files that can be given back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vitds.data.sources import ImageSet
+from vitds.errors import DataError, UsageError
+from vitds.rng import Purpose, permutation
+
+CLASSES, IMAGES, POOL = 1, 2, 3  # the second part of the draws' keys: what is drawn
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which images of a set are taken; all where nothing is set.
+
+    Attributes:
+        classes: so many classes, drawn first. per_class: so many images of each. total: so many of all together, whatever their class.
+        seed: of these draws, which are uniform and without repeats. list: a file that names the images, one a line, in their place.
+    Raises: UsageError if a number is below 1, or two of them exclude each other.
+    """
+
+    classes: int | None = None
+    per_class: int | None = None
+    total: int | None = None
+    seed: int = 0
+    list: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {"classes": self.classes, "per_class": self.per_class, "total": self.total}
+        for flag, value in numbers.items():
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag} {value}: must be at least 1.")
+        if self.per_class and self.total:
+            raise UsageError("--per_class and --total exclude each other: both say how many images are taken.")
+        if self.list and any(numbers.values()):
+            raise UsageError("--list names the images, so --classes, --per_class and --total have nothing to draw. Leave them out.")
+
+    @property
+    def is_everything(self) -> bool:
+        return not (self.list or self.classes or self.per_class or self.total)
+
+
+def draw_sample(images: ImageSet, sample: Sample) -> ImageSet:
+    """The chosen images in the order of the whole set, and the classes that they are of.
+
+    Raises: DataError if a class or the set has fewer images than are asked for, or the list names an image that is not in the set.
+    """
+    if sample.list:
+        return _only(images, _read_list(images, Path(sample.list)))
+    if sample.classes:
+        images = keep_classes(images, set(_draw(images.classes, sample.classes, "classes", sample.seed, CLASSES)))
+    members = [image.member for image in images.images]
+    if sample.per_class:
+        by_class: dict[str | None, list[str]] = {}
+        for image in images.images:
+            by_class.setdefault(image.class_name, []).append(image.member)
+        classes = enumerate(by_class.items())
+        members = [m for i, (name, own) in classes for m in _draw(own, sample.per_class, f"images of {name}", sample.seed, IMAGES, i)]
+    if sample.total:
+        members = _draw(members, sample.total, "images", sample.seed, POOL)
+    return _only(images, set(members))
+
+
+def keep_classes(images: ImageSet, classes: Collection[str]) -> ImageSet:
+    """Only the images of these classes; the classes keep their order."""
+    kept = tuple(name for name in images.classes if name in classes)
+    return replace(images, images=[image for image in images.images if image.class_name in classes], classes=kept)
+
+
+def _only(images: ImageSet, members: set[str]) -> ImageSet:
+    chosen = replace(images, images=[image for image in images.images if image.member in members])
+    return keep_classes(chosen, {image.class_name for image in chosen.images})
+
+
+def write_list(images: ImageSet, path: Path) -> None:
+    """The members of a set, one a line, as `--list` takes them."""
+    path.write_text("".join(f"{image.member}\n" for image in images.images), encoding="utf-8")
+
+
+def _draw(population: Sequence[str], count: int, what: str, *key: int) -> list[str]:
+    if count > len(population):
+        raise DataError(f"{count} {what} are asked for, there are {len(population)}. Ask for fewer.")
+    return [population[i] for i in permutation(len(population), Purpose.SPLIT, *key)[:count]]
+
+
+def _read_list(images: ImageSet, path: Path) -> set[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--list {path}: cannot be read ({error}).") from None
+    wanted = {line.strip() for line in lines if line.strip()}
+    missing = sorted(wanted - {image.member for image in images.images})
+    if missing or not wanted:
+        what = f"{len(missing)} of its {len(wanted)} images are not in the set, first {missing[0]}" if missing else "it names no image"
+        raise DataError(f"--list {path}: {what}. Give a list that a build of this set and split has written.")
+    return wanted

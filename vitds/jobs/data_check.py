@@ -1,0 +1,105 @@
+"""`vitds data info` and `vitds data verify`: what is in a .beton, and whether all of it can be read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from vitds.data.beton import MANIFEST_JSON, Manifest, open_beton
+from vitds.data.findings import TEXTS
+from vitds.data.verify import verify_beton
+from vitds.errors import DataError
+
+NAMES_SHOWN = 5
+
+
+def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
+    """Print what a .beton and its manifest say, as tables or one JSON object.
+
+    Returns: the manifest's values, and `file`, `images_per_class` ([] without labels).
+    Raises: DataError if the file is not sound (open_beton).
+    """
+    beton = open_beton(file)
+    classes = len(beton.manifest.classes)
+    per_class = np.bincount(beton.labels, minlength=classes).tolist() if classes else []
+    facts = {"file": str(beton.path), **MANIFEST_JSON.dump_python(beton.manifest, mode="json"), "images_per_class": per_class}
+    if as_json:
+        print(json.dumps(facts))
+        return facts
+    console = Console()
+    console.print(_facts_table(facts))
+    print_findings(console, beton.manifest)
+    return facts
+
+
+def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> dict[str, Any]:
+    """Read every image of a .beton back and print the verdict, as a line or one JSON object.
+
+    Returns: file, images, is_sound, content_hash, expected_hash and undecodable (index -> reason).
+    Raises: DataError if the file is not sound, after printing (names the images by index, or the two hashes).
+    """
+    verdict = verify_beton(file, workers=workers, show_progress=True)
+    result = {
+        "file": str(file),
+        "images": verdict.images,
+        "is_sound": verdict.is_sound,
+        "content_hash": verdict.content_hash,
+        "expected_hash": verdict.expected_hash,
+        "undecodable": {str(index): reason for index, reason in verdict.undecodable.items()},
+    }
+    if as_json:
+        print(json.dumps(result))
+    elif verdict.is_sound:
+        line = f"{file}: sound. All {verdict.images:,} images were decoded; {verdict.content_hash} as built."
+        Console().print(Text(line), soft_wrap=True)
+    if verdict.undecodable:
+        listed = ", ".join(f"{index} ({reason})" for index, reason in list(verdict.undecodable.items())[:NAMES_SHOWN])
+        more = ", …" * (len(verdict.undecodable) > NAMES_SHOWN)
+        raise DataError(
+            f"{file}: {len(verdict.undecodable)} of {verdict.images} images cannot be decoded, by index: {listed}{more}. "
+            "Copy the file again, or build it again with `vitds data build`."
+        )
+    if not verdict.is_sound:
+        raise DataError(
+            f"{file}: the content is not what was built: {verdict.content_hash}, the manifest says {verdict.expected_hash}. "
+            "Copy the file again, or build it again with `vitds data build`."
+        )
+    return result
+
+
+def print_findings(console: Console, manifest: Manifest) -> None:
+    """A table of what was odd about the images, with the first names of each kind; nothing where nothing was."""
+    if not manifest.findings:
+        return
+    table = Table("what", "how many", Column("for example", overflow="fold"), title="odd images", title_justify="left")
+    for kind, found in manifest.findings.items():
+        names = "\n".join(found.names[:NAMES_SHOWN]) + "\n…" * (found.count > NAMES_SHOWN)
+        table.add_row(Text(TEXTS.get(kind, kind)), f"{found.count:,}", Text(names))
+    console.print(table)
+
+
+def _facts_table(facts: dict[str, Any]) -> Table:
+    per_class, classes = facts["images_per_class"], facts["classes"]
+    names = ", ".join(classes[:NAMES_SHOWN]) + ", …" * (len(classes) > NAMES_SHOWN)
+    range_of = "{0[0]} to {0[1]}".format
+    rows = {
+        "images": f"{facts['images']:,}",
+        "classes": f"{len(classes)}: {names}; {min(per_class)} to {max(per_class)} images each" if classes else "none (no labels)",
+        "storage": facts["storage"] if facts["storage"] == "raw" else f"jpg, quality {facts['quality']} where encoded",
+        "size": f"{facts['file_bytes'] / 1e6:,.1f} MB",
+        "pixels": f"width {range_of(facts['width_px'])}, height {range_of(facts['height_px'])}"
+        + (f", short side reduced to {facts['side_px']}" if facts["side_px"] else ""),
+        "mean, std": "  ".join(f"{mean:.4f}, {std:.4f}" for mean, std in zip(facts["mean"], facts["std"], strict=True)),
+        "content": facts["content_hash"],
+        "sources": ", ".join(facts["sources"]),
+        "split": facts["split"] or "all",
+    }
+    table = Table("", Column("", overflow="fold"), show_header=False, title=Text(facts["file"]), title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
