@@ -6,7 +6,7 @@
 #
 # When nothing changed, a call returns at once. The project's folder may be moved with its .venv. `rm -rf .venv` starts afresh.
 set -euo pipefail
-export LC_ALL=C PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONNOUSERSITE=1
+export LC_ALL=C PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0 PYTHONNOUSERSITE=1
 unset PYTHONHOME PYTHONPATH
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -275,9 +275,12 @@ open_venv() { # the one that is there, or a new one
 
 main() {
     cd -- "$root"
-    exec 9>.venv.lock
-    flock -n 9 || { say "another set-up of $root is running; waiting for it" && flock 9; }
-    if is_up_to_date; then
+    if ! is_up_to_date; then
+        [[ -w . ]] || fail "$root cannot be written to, and its .venv is missing or not up to date." "Make it writable, or copy the project."
+        exec 9>.venv.lock
+        flock -n 9 || { say "another set-up of $root is running; waiting for it" && flock 9; }
+    fi
+    if is_up_to_date; then # perhaps by that other set-up
         say "environment: $venv is up to date"
         return
     fi
@@ -285,8 +288,8 @@ main() {
     trap explain_failure EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    open_venv
     ffcv_wanted=$(grep '^ffcv==' constraints.txt)
+    open_venv
     if [[ ! -e $native/complete || $(<"$native/complete") != "$ffcv_wanted" ]]; then
         stage "OpenCV's core and libjpeg-turbo, unpacked" make_native
         stage "FFCV, compiled" build_ffcv
@@ -294,7 +297,7 @@ main() {
     stage "PyTorch, DeepSpeed, timm and the others; vitds" install_vitds
     rm -rf "$work" "$venv/unfinished"
     fingerprint >"$venv/fingerprint"
-    say "Ready after $SECONDS s. Next: source ${venv@Q}/bin/activate && vitds doctor"
+    say "Ready after $SECONDS s. Next: source \"$venv/bin/activate\" && vitds doctor"
 }
 
 main

@@ -2,10 +2,12 @@
 
 import ast
 import inspect
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -275,6 +277,17 @@ def test_every_command_calls_a_job_that_exists_with_arguments_that_it_takes():
         names = [argument.arg for argument in (*found[0].args, *found[0].kwonlyargs)]
         assert found[0].kwarg or set(keywords) <= set(names), f"{module}.{name} takes {names}, cli.py gives {keywords}"
         assert positional <= len(found[0].args)
+
+
+def test_doctor_ends_with_an_error_where_something_is_broken(printed, monkeypatch):
+    from vitds.jobs import doctor
+
+    monkeypatch.setattr(doctor, "CHECKS", {"disk": doctor.check_disk})
+    assert printed("doctor")[0] == 0
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    status, out, err = printed("doctor", "--json")
+    assert (status, json.loads(out)["broken"]) == (6, 1)
+    assert err == "vitds doctor: 1 broken, see above; each has its fix beside it\n"
 
 
 def test_recipes_lists_each_with_one_line(printed):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vitds.console import run_command
+from vitds.errors import ResourceError
 from vitds.words import Command
 
 
@@ -24,7 +25,8 @@ def doctor(*, json: bool = False) -> None:
     """
     from vitds.jobs.doctor import doctor
 
-    doctor(as_json=json)
+    if broken := doctor(as_json=json):
+        raise ResourceError(f"{broken} broken, see above; each has its fix beside it")
 
 
 def data_build(
@@ -308,6 +310,23 @@ def bench_augment(*, data: str | None = None, json: bool = False) -> None:
     bench_augment(data=data, as_json=json)
 
 
+def bench_step(
+    *, recipe: str | None = None, data: str | None = None, ds_config: str | None = None, rounds: int = 3, json: bool = False
+) -> None:
+    """Time of a whole training step, beside a bare loop on synthetic tensors.
+
+    Args:
+        recipe: a recipe of pretraining (default idmm_digits)
+        data: a .beton file (default the embedded digits)
+        ds_config: a DeepSpeed JSON file, or the name of a packaged one (default zero0)
+        rounds: of an epoch of ours and as many bare steps, in turn
+        json: print one JSON object and nothing else
+    """
+    from vitds.bench.step import bench_step
+
+    bench_step(recipe=recipe, data=data, ds_config=ds_config, rounds=rounds, as_json=json)
+
+
 COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "data build": data_build,
@@ -324,6 +343,7 @@ COMMANDS: dict[str, Command] = {
     "chain": chain,
     "bench loader": bench_loader,
     "bench augment": bench_augment,
+    "bench step": bench_step,
 }
 
 

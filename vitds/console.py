@@ -85,9 +85,10 @@ def _report(name: str, error: Exception, text: str, is_debug: bool) -> None:
 
     All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all.
     """
-    if isinstance(error, UsageError | SettingsError) and os.environ.get("LOCAL_RANK", "0") != "0":
+    is_shared = isinstance(error, UsageError | SettingsError)
+    if is_shared and os.environ.get("LOCAL_RANK", "0") != "0":
         return
     if is_debug:
         traceback.print_exception(error)
-    rank = f" (rank {os.environ['RANK']})" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    rank = "" if is_shared or os.environ.get("WORLD_SIZE", "1") == "1" else f" (rank {os.environ['RANK']})"
     print(f"{name}{rank}: {text}", file=sys.stderr)

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from tests.data.images import class_folders, jpeg, write_folder
-from vitds.data.beton import ALLOCATION, FIELD, HEADER, SAMPLE, SAMPLES_START, load_manifest, open_beton, require_same_classes
+from vitds.data.beton import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    SAMPLE,
+    SAMPLES_START,
+    _read_tables,
+    load_manifest,
+    open_beton,
+    require_same_classes,
+)
 from vitds.data.build import build_beton
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
@@ -154,6 +164,15 @@ def test_a_wrong_number_of_images_is_refused(copy, count):
 
     with pytest.raises(DataError, match=r"x\.beton: (truncated: the header promises|the header's 4 images and table at byte)"):
         open_beton(copy(change))
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_refused(copy, sound):
+    data = bytearray(sound.read_bytes())
+    header = {name: int(header_of(data)[name][0]) for name in HEADER.names}
+    path = copy(lambda data: data[:-30])
+    with path.open("rb") as file, pytest.raises(DataError, match=r"x\.beton: it became shorter while it was read\. The file is damaged"):
+        file.seek(HEADER.itemsize)
+        _read_tables(path, file, len(data), header)
 
 
 SAMPLE_CHANGES = {

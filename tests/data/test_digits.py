@@ -68,7 +68,7 @@ def test_sound_files_are_not_built_again_and_damaged_ones_are(tmp_path):
 
 
 def test_processes_that_ask_at_once_all_get_sound_files(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         paths = pool.map(embedded_digits, [tmp_path / "new"] * 6, chunksize=1)
     assert len(set(paths)) == 1
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [

@@ -21,7 +21,11 @@ from vitds.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 4  # of three steps
-SMALL_RUN = "import sys, json; from tests.engine.training import small_run; small_run(sys.argv[1], json.loads(sys.argv[2]), **json.loads(sys.argv[3]))"
+SMALL_RUN = """
+import json, sys
+from tests.engine.training import small_run
+small_run(sys.argv[1], json.loads(sys.argv[2]), **json.loads(sys.argv[3]))
+"""
 
 
 def start_process(run: Path, data: tuple[str, str], options: dict) -> subprocess.Popen:

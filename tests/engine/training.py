@@ -51,7 +51,8 @@ def small_losses(run: str, data: tuple[str, str], **options: Any) -> list[float]
 
 def untimed(run: Path) -> list[str]:
     """The lines of metrics.jsonl without their `time/` keys, as text."""
-    return [json.dumps({key: value for key, value in line.items() if not key.startswith("time/")}) for line in read_metrics(run / "metrics.jsonl")]
+    lines = read_metrics(run / "metrics.jsonl")
+    return [json.dumps({key: value for key, value in line.items() if not key.startswith("time/")}) for line in lines]
 
 
 def stopped_run(run: str, data: tuple[str, str], *, after_lines: int, **options: Any) -> str:

@@ -65,7 +65,9 @@ def sharded_on_a_rank(rows: int, bias: bool, label_smoothing: float) -> dict[str
     return {name: value.numpy() for name, value in (found | ({"bias": head.bias.grad} if bias else {})).items()}
 
 
-@pytest.mark.parametrize(("ranks", "rows", "bias", "label_smoothing"), [(1, 50, True, 0.1), (2, 51, True, 0.1), (3, 50, False, 0.0), (3, 3, True, 0.1)])
+@pytest.mark.parametrize(
+    ("ranks", "rows", "bias", "label_smoothing"), [(1, 50, True, 0.1), (2, 51, True, 0.1), (3, 50, False, 0.0), (3, 3, True, 0.1)]
+)
 def test_sharded_head_equals_cross_entropy_on_real_ranks(rank_pool, ranks: int, rows: int, bias: bool, label_smoothing: float) -> None:
     parts = rank_pool(ranks).run(sharded_on_a_rank, rows, bias, label_smoothing)
     expected = reference(rows, bias, label_smoothing)

@@ -11,7 +11,8 @@ from tests.data.test_catalogue import make_imagenet_folders
 from vitds.data.beton import open_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import DataError, UsageError
-from vitds.jobs.data import build, info, verify
+from vitds.jobs.data import build
+from vitds.jobs.data_check import info, verify
 
 
 def test_build_prints_and_returns_what_was_built_and_what_was_odd(tmp_path, capsys):

@@ -124,5 +124,6 @@ def _targets(
     views_in_group = torch.tensor([group.views for group in views.groups])[group]
     is_real = batch.is_real.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(-1)
     weight = is_real.float() / (views_in_group * batch.real_images)
-    columns = per_row.reshape(-1), per_row.gather(1, torch.from_numpy(partner)).reshape(-1), torch.from_numpy(lam).reshape(-1), weight, group
+    other = per_row.gather(1, torch.from_numpy(partner))
+    columns = (per_row.reshape(-1), other.reshape(-1), torch.from_numpy(lam).reshape(-1), weight, group)
     return Targets(*(column.to(device, non_blocking=True) for column in columns))

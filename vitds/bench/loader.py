@@ -187,7 +187,7 @@ def ours(file: BetonFile, settings: Settings, dtype: torch.dtype = torch.uint8) 
 def print_rows(facts: dict[str, object], rows: list[Row]) -> None:
     """The table for people."""
     table = Table(title=", ".join(f"{key} {value}" for key, value in facts.items()))
-    for title in ("pipeline", "images/s", "crops/s", "times the reference", "CPU ms an image", "peak MB"):
+    for title in ("pipeline", "images/s", "crops/s", "x reference", "CPU ms an image", "peak MB"):
         table.add_column(title, justify="left" if title == "pipeline" else "right")
     for row in rows:
         numbers = (f"{row.images_per_s:,.0f}", f"{row.crops_per_s:,.0f}", f"{row.ratio:.1f}", f"{row.cpu_ms:.3f}", f"{row.peak_mb:,.0f}")

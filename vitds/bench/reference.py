@@ -54,7 +54,7 @@ def _sign() -> int:
     return random.choice((-1, 1))
 
 
-def _affine(picture: Image.Image, *matrix: float, resample: int = Image.Resampling.NEAREST) -> Image.Image:
+def _affine(picture: Image.Image, *matrix: float | int, resample: int = Image.Resampling.NEAREST) -> Image.Image:
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=GREY_FILL)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,7 +189,7 @@ def _damaged(path: Path, what: str) -> DataError:
     return DataError(f"{path}: {what}. The file is damaged: copy it again, or build it again with `vitds data build`.")
 
 
-def _read_header(path: Path, file, size: int) -> dict[str, int]:
+def _read_header(path: Path, file: BinaryIO, size: int) -> dict[str, int]:
     raw = file.read(HEADER.itemsize)
     if not raw:
         raise DataError(f"{path}: the file is empty. Build it again with `vitds data build`.")
@@ -208,7 +208,7 @@ def _read_header(path: Path, file, size: int) -> dict[str, int]:
     return header
 
 
-def _read_tables(path: Path, file, size: int, header: dict[str, int]) -> tuple[NDArray, NDArray]:
+def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) -> tuple[NDArray, NDArray]:
     descriptors = np.frombuffer(file.read(min(header["num_fields"] * FIELD.itemsize, size - HEADER.itemsize)), np.uint8)
     descriptors = descriptors[: len(descriptors) // FIELD.itemsize * FIELD.itemsize].view(FIELD)
     found = {bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace"): int(row["type_id"]) for row in descriptors}
@@ -226,12 +226,12 @@ def _read_tables(path: Path, file, size: int, header: dict[str, int]) -> tuple[N
         raise _damaged(path, f"truncated: the header promises {end} bytes, there are {size}")
     if SAMPLES_START + count * SAMPLE.itemsize > table or end != size:
         raise _damaged(path, f"the header's {count} images and table at byte {table} do not fit a file of {size} bytes")
-    samples = np.frombuffer(file.read(count * SAMPLE.itemsize), SAMPLE)
+    samples = file.read(count * SAMPLE.itemsize)
     file.seek(table)
-    allocations = np.frombuffer(file.read(count * ALLOCATION.itemsize), ALLOCATION)
-    if len(samples) != count or len(allocations) != count:
+    allocations = file.read(count * ALLOCATION.itemsize)
+    if len(allocations) != count * ALLOCATION.itemsize:
         raise _damaged(path, "it became shorter while it was read")
-    return samples, allocations
+    return np.frombuffer(samples, SAMPLE), np.frombuffer(allocations, ALLOCATION)
 
 
 def _check_samples(path: Path, header: dict[str, int], samples: NDArray, allocations: NDArray) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -115,6 +116,6 @@ class BetonWriter:
             ) from None
 
 
-def _to_disk(file) -> None:
+def _to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -8,11 +8,13 @@ import deepspeed
 import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.engine import DeepSpeedEngine
+from pydantic import ValidationError
 from torch import nn
 
 from vitds import dist
 from vitds.config.deepspeed import DsConfig, resolve_ds_config
 from vitds.config.tree import Optimizer, Settings
+from vitds.errors import SettingsError
 
 
 class SkippableAdamW(torch.optim.AdamW):
@@ -64,4 +66,8 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
         module.backbone.compile()
     module.to(device)
     optimizer = build_optimizer(module, settings.optimizer, on_host=ds.offloads_optimizer)
-    return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    try:
+        return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise SettingsError(f"{ds.path}: DeepSpeed refuses it: {wrong}") from error

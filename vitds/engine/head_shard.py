@@ -11,9 +11,8 @@ from vitds.config.tree import Settings
 from vitds.engine.build import build_optimizer
 from vitds.engine.state import MOMENTS
 from vitds.heads.sharded import ShardedHead, row_range
+from vitds.models.precision import AUTOCAST
 from vitds.runs.checkpoint import CheckpointReader
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class HeadShard:

@@ -28,12 +28,14 @@ from vitds.data.loader import TrainLoader
 from vitds.engine.build import build_engine
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.live import Live
+from vitds.engine.module import TrainModule
+from vitds.engine.probes import Probes
 from vitds.engine.schedule import learning_rate, warmup_steps
 from vitds.engine.state import EngineState
 from vitds.errors import NumericsError, RunError, Stopped
 from vitds.heads.dense import DenseHead
 from vitds.methods import idmm, supervised
-from vitds.models.build import TrainModule, patch_count
+from vitds.models.build import patch_count
 from vitds.models.stochastic import StochasticDraws
 from vitds.rng import Purpose
 from vitds.runs.checkpoint import CheckpointReader, newest_sound, write_checkpoint
@@ -51,11 +53,12 @@ class Trainer:
     Args:
         settings: resolved; no `auto` is left. file: the training images. module: the backbone, built whole, head still None.
         rows: N instances or C classes. lock: this process's hold on the run (rank 0), checked before every write.
+        test_file: for the kNN probe.
     """
 
     def __init__(
         self, run: Run, settings: Settings, ds: DsConfig, file: BetonFile, module: TrainModule, rows: int, device: torch.device,
-        lock: RunLock | None,
+        lock: RunLock | None, test_file: BetonFile | None = None,
     ) -> None:  # fmt: skip
         self.run, self.settings, self.file, self.rows, self.device, self.lock = run, settings, file, rows, device, lock
         self.method = METHODS[settings.method]
@@ -80,6 +83,7 @@ class Trainer:
             module.head = DenseHead(rows, width, **options)
         self.engine = build_engine(module, settings, ds, self.accumulation, device)
         self.state = EngineState(self.engine)
+        self.probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
         self.done = self.updates = self.skipped = self.skipped_in_a_row = 0
         self.signal: int | None = None
         self.saved_at = time.monotonic()
@@ -190,15 +194,25 @@ class Trainer:
         norms = self._update(is_sound, step, rate, batch)
         self.done += 1
         seconds = time.perf_counter() - started
+        probed = self._probe()
         if self.live is not None:
             line = {"step": step, "epoch": batch.epoch, "loss": sum(group_losses)}
             line |= {f"loss/{group.name}": loss for group, loss in zip(self.settings.views.groups, group_losses, strict=True)}
-            line |= {"lr": rate, **norms, "skipped": self.skipped}
+            line |= {"lr": rate, **norms, "skipped": self.skipped, **probed}
             line |= {"time/step_s": seconds, "time/data_s": waited, "time/images_per_s": batch.real_images / seconds}
             if step == 0:
                 line["time/start_s"] = time.time() - psutil.Process().create_time()
             self.live.step(line)
         return wants_save, wants_stop
+
+    def _probe(self) -> dict[str, float]:
+        """probe/… numbers and their own time at the end of every eval.every_epochs-th epoch."""
+        every = self.settings.eval.every_epochs * self.loader.steps_per_epoch
+        if self.probes is None or self.done % every:
+            return {}
+        started = time.perf_counter()
+        found = self.probes.measure(self.state.weights(), self.head)
+        return found | {"time/probe_s": time.perf_counter() - started}
 
     def _forward(self, batch: CropBatch, mixed: MixedBatch, micro: int) -> tuple[Tensor, Targets]:
         """The loss of each row that this rank holds, and the rows' targets."""

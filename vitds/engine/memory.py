@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vitds import dist
 from vitds.config.tree import Settings
 from vitds.errors import ResourceError
-from vitds.models.build import TrainModule, patch_count
+from vitds.models.build import patch_count
 from vitds.models.stochastic import StochasticDraws
 
 MEMORY_SHARE = 0.8  # of the card; the rest is for the optimizer's states, buckets and fragmentation
 
 
-def largest_micro_on_gpu(module: TrainModule, settings: Settings, fits: list[int], device: torch.device, precision: str) -> int:
+def largest_micro_on_gpu(backbone: nn.Module, settings: Settings, fits: list[int], device: torch.device, precision: str) -> int:
     """The first of `fits` (images, descending) whose forward and backward pass stays within MEMORY_SHARE of the card on every rank.
 
     Raises: ResourceError if none does.
     """
-    backbone = module.backbone.to(device).train()
+    backbone.to(device).train()
     limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
     found = next((images for images in fits if _peak_bytes(backbone, settings, images, device, precision) <= limit), 0)
-    module.backbone.to("cpu")
+    backbone.to("cpu")
     torch.cuda.empty_cache()
     smallest = int(-dist.all_reduce_max(torch.tensor(-float(found), device=device)).item())
     if not smallest:
@@ -32,7 +33,7 @@ def largest_micro_on_gpu(module: TrainModule, settings: Settings, fits: list[int
     return smallest
 
 
-def _peak_bytes(backbone: torch.nn.Module, settings: Settings, images: int, device: torch.device, precision: str) -> float:
+def _peak_bytes(backbone: nn.Module, settings: Settings, images: int, device: torch.device, precision: str) -> float:
     rows = images * settings.views.count
     draws = StochasticDraws(backbone, seed=0, rows_per_chunk=rows, patches=patch_count(backbone))
     draws.fill(0, 0, 1)

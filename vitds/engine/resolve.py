@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import nn
 
 from vitds import dist
 from vitds.config.deepspeed import DsConfig
@@ -15,7 +16,7 @@ from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps
 from vitds.engine.memory import largest_micro_on_gpu
 from vitds.errors import ResourceError, SettingsError
-from vitds.models.build import TrainModule, patch_count
+from vitds.models.build import patch_count
 
 DENSE_WEIGHT_BYTES = 64 << 20  # a dense head's gradient is all-reduced each step; above this the features are cheaper to send
 DENSE_LOGIT_BYTES = 256 << 20  # logits of a micro batch, which a dense head holds
@@ -55,17 +56,18 @@ def _cpu_bf16_is_fast() -> bool:
     return bool(dist.broadcast_object(seconds[torch.bfloat16] < 1.1 * seconds[torch.float32]))
 
 
-def resolve_settings(settings: Settings, module: TrainModule, *, ds: DsConfig, device: torch.device, rows: int, images: int) -> Settings:
+def resolve_settings(settings: Settings, backbone: nn.Module, *, ds: DsConfig, device: torch.device, rows: int, images: int) -> Settings:
     """Fill precision, micro batch, head and compile.
 
     Args:
-        module: the backbone, still without head. rows: N or C. images: images in the training file.
+        rows: N or C. images: images in the training file.
     Raises: SettingsError if chunks, ranks and micro batch do not divide (lists the values that do).
     """
-    precision = resolve_precision(settings.engine.precision, device)
-    micro = resolve_micro_images(settings, module, device, precision)
-    head = resolve_head(settings, rows, module.backbone.num_features, micro * settings.views.count)
-    compiled = resolve_compile(settings, module, device, images, ds.zero_stage)
+    wanted = settings.engine.precision
+    precision = resolve_precision(ds.precision or wanted if wanted == "auto" else wanted, device)
+    micro = resolve_micro_images(settings, backbone, device, precision)
+    head = resolve_head(settings, rows, backbone.num_features, micro * settings.views.count)
+    compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
     return settings.model_copy(
         update={
             "engine": settings.engine.model_copy(update={"precision": precision, "compile": compiled}),
@@ -75,7 +77,7 @@ def resolve_settings(settings: Settings, module: TrainModule, *, ds: DsConfig, d
     )
 
 
-def resolve_micro_images(settings: Settings, module: TrainModule, device: torch.device, precision: str) -> int:
+def resolve_micro_images(settings: Settings, backbone: nn.Module, device: torch.device, precision: str) -> int:
     """The images of one micro batch: on a GPU the most that fit (by trying), on a CPU the most within a pixel limit."""
     chunk, ranks = settings.mix.chunk_images, dist.world_size()
     accumulation_steps(settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk)  # do the ranks divide at all
@@ -87,7 +89,7 @@ def resolve_micro_images(settings: Settings, module: TrainModule, device: torch.
         )
         return settings.batch.micro_images
     if device.type == "cuda":
-        return largest_micro_on_gpu(module, settings, fits, device, precision)
+        return largest_micro_on_gpu(backbone, settings, fits, device, precision)
     pixels = settings.views.count * settings.views.crop_px**2
     return next((micro for micro in fits if micro * pixels <= CPU_PIXELS), chunk)
 
@@ -107,12 +109,12 @@ def resolve_head(settings: Settings, rows: int, width: int, micro_rows: int) -> 
     return "dense" if is_small else "sharded"
 
 
-def resolve_compile(settings: Settings, module: TrainModule, device: torch.device, images: int, zero_stage: int) -> str:
+def resolve_compile(settings: Settings, backbone: nn.Module, device: torch.device, images: int, zero_stage: int) -> str:
     """on where the run is long enough to earn torch.compile's minute back; off under ZeRO-3, whose hooks break the graph."""
     if settings.engine.compile != "auto":
         return settings.engine.compile
-    tokens = max(1, patch_count(module.backbone)) * (1 - settings.backbone.patch_drop)
+    tokens = max(1, patch_count(backbone)) * (1 - settings.backbone.patch_drop)
     rows = images * settings.views.count * settings.epochs / dist.world_size()
-    flops = 6 * sum(parameter.numel() for parameter in module.backbone.parameters()) * tokens * rows
+    flops = 6 * sum(parameter.numel() for parameter in backbone.parameters()) * tokens * rows
     seconds = flops / (GPU_FLOPS if device.type == "cuda" else CPU_FLOPS)
     return "on" if seconds > COMPILE_PAYS_S and zero_stage != 3 else "off"

@@ -1,4 +1,4 @@
-"""`vitds data build`: from folders, tars, the digits or a published data set to .beton files; beside it info and verify."""
+"""`vitds data build`: from folders, tars, the digits or a published data set to .beton files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from vitds.data.digits import build_digits
 from vitds.data.findings import Findings
 from vitds.data.sampling import Sample, draw_sample, keep_classes, write_list
 from vitds.errors import UsageError
-from vitds.jobs.data_check import info, print_findings, verify
-
-__all__ = ["build", "info", "verify"]
+from vitds.jobs.data_check import print_findings
 
 Built = list[tuple[Path, Manifest]]
 

@@ -1,4 +1,4 @@
-"""`vitds doctor`: what this machine and this installation can do, each line ok, a warning or broken, with the fix.
+"""`vitds doctor`: what this machine and this installation can do; each line is ok, a warning or broken, the latter two with the fix.
 
 Packages are imported inside the checks, by name, so that a missing one is a line of the table and not a traceback. DeepSpeed is not
 imported at all: it takes seconds, and its version and launcher are found without.
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 SET_UP = "bash launch/setup_env.sh"
 SET_UP_NATIVE = (
@@ -244,14 +245,10 @@ def doctor(as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"checks": [dataclasses.asdict(check) for check in checks], "broken": broken}))
         return broken
-    table = Table("", "", "found", "fix")
+    table = Table(box=None, show_header=False)
     colours = {"ok": "green", "warning": "yellow", "broken": "bold red"}
     for check in checks:
-        table.add_row(check.name, f"[{colours[check.state]}]{check.state}[/]", _plain(check.found), _plain(check.fix))
+        found = Text(check.found if check.state == "ok" else f"{check.found}\n-> {check.fix}", overflow="fold")
+        table.add_row(check.name, Text(check.state, colours[check.state]), found)
     Console().print(table)
     return broken
-
-
-def _plain(text: str) -> str:
-    """Brackets, as in vitds[ffcv], are not rich's markup."""
-    return text.replace("[", r"\[")

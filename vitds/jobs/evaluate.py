@@ -17,9 +17,8 @@ from torch import nn
 
 from vitds import dist
 from vitds.config.tree import Backbone, Settings
-from vitds.data.beton import BetonFile, open_beton, require_same_classes
+from vitds.data.beton import BetonFile, require_same_classes
 from vitds.data.loader import eval_batches
-from vitds.engine.head_shard import AUTOCAST
 from vitds.errors import DataError, RunError, UsageError
 from vitds.evaluate.classify import top_accuracy
 from vitds.evaluate.features import Features, extract_features
@@ -27,6 +26,7 @@ from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.linear import linear_probe
 from vitds.jobs.data_files import open_data
 from vitds.models.build import build_backbone
+from vitds.models.precision import AUTOCAST
 from vitds.runs.backbone import load_backbone, read_weights
 from vitds.runs.directory import Run
 
@@ -90,7 +90,8 @@ def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
         backbone = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # the hub client has errors of its own for each way in which a download fails
         raise RunError(f"the published weights of {model} cannot be had: {str(error).splitlines()[0]}") from error
-    views = {"crop_px": backbone.pretrained_cfg["input_size"][1], "mean": backbone.pretrained_cfg["mean"], "std": backbone.pretrained_cfg["std"]}
+    published = backbone.pretrained_cfg
+    views = {"crop_px": published["input_size"][1], "mean": published["mean"], "std": published["std"]}
     return Settings.model_validate({"views": views, "engine": {"precision": "fp32"}}), None, backbone
 
 

@@ -49,7 +49,7 @@ def finetune(
             raise DataError(f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`")
         if test_file is not None:
             require_same_classes(file, test_file)
-        trainer = train(session, ds, file, rows=len(file.manifest.classes))
+        trainer = train(session, ds, file, test_file, rows=len(file.manifest.classes))
         score = top1_of_run(session.run, test_file, session.device) if test_file is not None else {}
         finish(session, trainer, score)
         draw_curve(session.run)

@@ -47,7 +47,7 @@ def pretrain(
         file, test_file = open_data(session.settings)
         if test_file is not None:
             require_same_classes(file, test_file)
-        trainer = train(session, ds, file, rows=file.images)
+        trainer = train(session, ds, file, test_file, rows=file.images)
         has_labels = test_file is not None and file.manifest.classes and test_file.manifest.classes
         knn = knn_of_run(session.run, file, test_file, session.device) if has_labels else {}
         finish(session, trainer, {"knn": knn} if knn else {})

@@ -32,7 +32,8 @@ def quickstart(run: str = "runs/quickstart", seed: int = 0) -> dict[str, object]
             Stage(root / "scratch", finetune),
         ]
     )
-    seconds = {name: stage.seconds or stage.run.summary["seconds"] for name, stage in zip(names, (pretrained, finetuned, scratch), strict=True)}
+    stages = dict(zip(names, (pretrained, finetuned, scratch), strict=True))
+    seconds = {name: stage.seconds or stage.run.summary["seconds"] for name, stage in stages.items()}
     tuned, random = finetuned.run.summary["top1"], scratch.run.summary["top1"]
     numbers = {
         "knn_top1": round(pretrained.run.summary["knn"][KNN_K]["top1"], 2),
@@ -57,5 +58,6 @@ def _print_table(root: Path, numbers: dict[str, object]) -> None:
     table.add_row("difference", f"{numbers['difference']:+.1f} points", "", style="bold")
     console = Console()
     console.print(table)
-    for what, path in (("run", root / "pretrain"), ("TensorBoard", f"tensorboard --logdir {root}"), ("picture", root / "pretrain/curve.png")):
+    places = {"run": root / "pretrain", "TensorBoard": f"tensorboard --logdir {root}", "picture": root / "pretrain" / "curve.png"}
+    for what, path in places.items():
         console.print(f"{what}: {path}", highlight=False, soft_wrap=True)

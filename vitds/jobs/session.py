@@ -17,12 +17,14 @@ from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.engine.loop import Trainer
+from vitds.engine.module import TrainModule
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
-from vitds.models.build import TrainModule, build_backbone
+from vitds.models.build import build_backbone
 from vitds.runs.backbone import load_backbone, read_weights, save_weights
 from vitds.runs.directory import Run, given_settings, next_run_path, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
+
 
 @dataclass
 class Session:
@@ -57,7 +59,7 @@ def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Sess
             lock.release()
 
 
-def train(session: Session, ds: DsConfig, file: BetonFile, rows: int) -> Trainer:
+def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile | None, rows: int) -> Trainer:
     """Build, resume, train, and write the trained weights.
 
     Raises: what the engine raises: SettingsError, RunError, ResourceError, NumericsError, Stopped.
@@ -67,13 +69,13 @@ def train(session: Session, ds: DsConfig, file: BetonFile, rows: int) -> Trainer
     if settings.init is not None:
         source = settings.init
         session.say(f"weights from {source}: {load_backbone(module.backbone, read_weights(Path(source)), source)}")
-    settings = resolve_settings(settings, module, ds=ds, device=device, rows=rows, images=file.images)
+    settings = resolve_settings(settings, module.backbone, ds=ds, device=device, rows=rows, images=file.images)
     if dist.is_main():
         save_settings(run, settings)
         save_environment(run, {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(device)})
     session.settings = settings
     with noise_into(run.path / "log.txt"):
-        trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock)
+        trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file)
         problems = trainer.resume()
     for problem in problems:
         session.say(f"passed over a damaged checkpoint: {problem}")
@@ -98,9 +100,9 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig,
     kind = f"{settings.head.kind} head of {rows:,} {'instances' if settings.method == 'idmm' else 'classes'}"
     return (
         f"{session.run.path} {start}: {settings.backbone.name} on {file.images:,} images, {kind}, {trainer.total:,} steps of "
-        f"{settings.batch.global_images} images x {settings.views.count} views at {settings.views.crop_px} px; {dist.world_size()} rank(s) x "
-        f"{trainer.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, compile {settings.engine.compile}, "
-        f"{session.device}"
+        f"{settings.batch.global_images} images x {settings.views.count} views at {settings.views.crop_px} px; "
+        f"{dist.world_size()} rank(s) x {trainer.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, "
+        f"compile {settings.engine.compile}, {session.device}"
     )
 
 

@@ -166,60 +166,66 @@ static const Taps *find_taps(Taps *tables, int length, int resized, int filter) 
 /* -------------------------------------------------------------------------------------- the two primitives of resampling */
 
 #define INLINE static inline __attribute__((always_inline))
-typedef int32_t i32x8 __attribute__((vector_size(32), aligned(1), may_alias));
-typedef uint8_t u8x16 __attribute__((vector_size(16), aligned(1), may_alias));   /* aligned(1): may stand anywhere in memory */
-typedef uint16_t u16x16 __attribute__((vector_size(32), aligned(1), may_alias));
-typedef uint16_t u16x16r __attribute__((vector_size(32)));
+
+#if defined(__x86_64__)
+#define VECTOR 32                               /* bytes in a vector; SSE2 alone would rather have 16, but has no users left */
+#else
+#define VECTOR 16
+#endif
+typedef uint8_t u8x16 __attribute__((vector_size(16), aligned(1), may_alias));          /* aligned(1): may stand anywhere in memory */
+typedef uint16_t u16s __attribute__((vector_size(VECTOR), aligned(1), may_alias));
+typedef int32_t i32s __attribute__((vector_size(VECTOR), aligned(1), may_alias));
 
 INLINE uint8_t clamp(int value) { return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value); }
 
-/* 32 * WIDE neighbouring bytes of the sum below. A vector of 16-bit lanes is two rows of bytes, the even and the odd ones: they
- * are told apart by a mask and a shift, summed each in its own register, and put together again without any shuffle. */
+/* VECTOR * WIDE neighbouring bytes of weighted_sum below. A vector of 16-bit words is two rows of bytes, the even and the odd ones.
+ * `odd` sums the odd bytes; `both` sums whole words, modulo 2^16, so it is 256 times too much by the odd ones: no mask, no shuffle. */
 INLINE void sum_narrow(uint8_t *out, const uint8_t *in, ptrdiff_t stride, const int16_t *weight, int taps, const int WIDE) {
-    u16x16 even[WIDE], odd[WIDE];
-    for (int j = 0; j < WIDE; j++) even[j] = (u16x16){0} + 128 + (128 << 8), odd[j] = (u16x16){0} + 128;
+    u16s both[WIDE], odd[WIDE];
+    for (int j = 0; j < WIDE; j++) both[j] = odd[j] = (u16s){0};
     for (int k = 0; k < taps; k++, in += stride)
         for (int j = 0; j < WIDE; j++) {
-            u16x16 pair = *(const u16x16 *)(in + 32 * j);
-            even[j] += pair * (uint16_t)weight[k];
-            odd[j] += (pair >> 8) * (uint16_t)weight[k];
+            u16s words = *(const u16s *)(in + VECTOR * j);
+            both[j] += words * (uint16_t)weight[k];
+            odd[j] += (words >> 8) * (uint16_t)weight[k];
         }
-    for (int j = 0; j < WIDE; j++) *(u16x16 *)(out + 32 * j) = ((even[j] - (odd[j] << 8)) >> 8) | (odd[j] & 0xff00);
+    for (int j = 0; j < WIDE; j++) {
+        u16s even = both[j] - (odd[j] << 8);
+        *(u16s *)(out + VECTOR * j) = ((even + 128) >> 8) | ((odd[j] + 128) & 0xff00);
+    }
 }
 
-/* The same with weights of any sign in 1 / 2^14: four sums in 32-bit lanes. */
+/* VECTOR bytes of it with weights of any sign in 1 / 2^14: four sums in 32-bit lanes. */
 INLINE void sum_wide(uint8_t *out, const uint8_t *in, ptrdiff_t stride, const int16_t *weight, int taps) {
-    i32x8 sum[4], bytes = {0};
-    for (int j = 0; j < 4; j++) sum[j] = (i32x8){0} + (1 << 13);
-    for (int k = 0; k < taps; k++, in += stride) {
-        i32x8 four = *(const i32x8 *)in;
-        for (int j = 0; j < 4; j++) sum[j] += ((four >> 8 * j) & 255) * weight[k];
-    }
+    i32s sum[4], bytes = {0};
+    for (int j = 0; j < 4; j++) sum[j] = (i32s){0} + (1 << 13);
+    for (int k = 0; k < taps; k++, in += stride)
+        for (int j = 0; j < 4; j++) sum[j] += ((*(const i32s *)in >> 8 * j) & 255) * weight[k];
     for (int j = 0; j < 4; j++) {
-        i32x8 level = (sum[j] >> 14) & ~(sum[j] >> 31);         /* below 0: 0 */
+        i32s level = (sum[j] >> 14) & ~(sum[j] >> 31);          /* below 0: 0 */
         level = (level | (level > 255)) & 255;                  /* above 255: 255; a comparison gives -1 where it holds */
         bytes |= level << 8 * j;
     }
-    *(i32x8 *)out = bytes;
+    *(i32s *)out = bytes;
 }
 
-/* out[i] = sum over k of weight[k] * in[k * stride + i], rounded, for i < n. The last vector of a row overlaps the one before
- * it, so that nothing outside the row is touched. shift 8: weights are >= 0 and sum to 256, so 255 * 256 + 128 fits 16 bits. */
+/* out[i] = sum over k of weight[k] * in[k * stride + i], rounded, for i < n. The last vector of a row overlaps the one before it, so
+ * that nothing outside the row is touched. shift 8: no weight is negative and they sum to 256, so 255 * 256 + 128 fits 16 bits. */
 INLINE void weighted_sum(uint8_t *restrict out, const uint8_t *restrict in, ptrdiff_t stride, int n, const int16_t *weight, int taps, int shift) {
     int i = 0;
-    if (n < 32) {
+    if (n < VECTOR) {
         for (; i < n; i++) {
             int32_t sum = 1 << (shift - 1);
             for (int k = 0; k < taps; k++) sum += in[k * stride + i] * weight[k];
             out[i] = clamp(sum >> shift);
         }
     } else if (shift == 8) {
-        for (; i + 96 <= n; i += 96) sum_narrow(out + i, in + i, stride, weight, taps, 3);
-        for (; i + 32 <= n; i += 32) sum_narrow(out + i, in + i, stride, weight, taps, 1);
-        if (i < n) sum_narrow(out + n - 32, in + n - 32, stride, weight, taps, 1);
+        for (; i + 96 <= n; i += 96) sum_narrow(out + i, in + i, stride, weight, taps, 96 / VECTOR);
+        for (; i + VECTOR <= n; i += VECTOR) sum_narrow(out + i, in + i, stride, weight, taps, 1);
+        if (i < n) sum_narrow(out + n - VECTOR, in + n - VECTOR, stride, weight, taps, 1);
     } else {
-        for (; i + 32 <= n; i += 32) sum_wide(out + i, in + i, stride, weight, taps);
-        if (i < n) sum_wide(out + n - 32, in + n - 32, stride, weight, taps);
+        for (; i + VECTOR <= n; i += VECTOR) sum_wide(out + i, in + i, stride, weight, taps);
+        if (i < n) sum_wide(out + n - VECTOR, in + n - VECTOR, stride, weight, taps);
     }
 }
 
@@ -456,37 +462,41 @@ INLINE int mirrored(int i, int side) {
     return i < side ? i : period - i;
 }
 
-/* True Gaussian of radius ceil(3 sigma), weights in 1/256. As the running sum from the tail is rounded, they are symmetric and sum to
- * 256. The plane is copied with a mirrored margin; each row is summed down into a line, and the line across into its place. */
-INLINE void blur(const View *view) {
-    double sigma = view->plan->blur_sigma;
-    int side = view->side, radius = (int)ceil(3 * sigma), taps = 2 * radius + 1, wide = side + 2 * radius;
+/* The right half of a Gaussian of radius ceil(3 sigma) in 1/256: half[0] + 2 * (half[1] + ..) = 256, as it is the running sum from the
+ * tail that is rounded. Returns the radius, less where the outermost weights have become 0. */
+INLINE int gaussian(double sigma, int16_t half[MAX_RADIUS + 1]) {
+    int radius = (int)ceil(3 * sigma), kept = 0, done = 0;
     double bell[MAX_RADIUS + 1], total = 0, tail = 0;
     for (int k = 0; k <= radius; k++) total += (k ? 2 : 1) * (bell[k] = exp(-0.5 * k * k / (sigma * sigma)));
-    int16_t weight[2 * MAX_RADIUS + 1];
-    int done = 0;
     for (int k = radius; k > 0; k--) {
         tail += bell[k];
         int now = (int)floor(tail / total * 256 + 0.5);
-        weight[radius - k] = weight[radius + k] = (int16_t)(now - done);
+        half[k] = (int16_t)(now - done);
+        kept = kept || !half[k] ? kept : k;
         done = now;
     }
-    weight[radius] = (int16_t)(256 - 2 * done);
+    half[0] = (int16_t)(256 - 2 * done);
+    return kept;
+}
+
+/* True Gaussian. Each plane is copied with a mirrored margin, summed down as one long row, and across row by row into its place. */
+INLINE void blur(const View *view) {
+    int16_t half[MAX_RADIUS + 1], weight[2 * MAX_RADIUS + 1];
+    int side = view->side, radius = gaussian(view->plan->blur_sigma, half), taps = 2 * radius + 1, wide = side + 2 * radius;
     int place[MAX_SIDE + 2 * MAX_RADIUS];
+    for (int k = 0; k < taps; k++) weight[k] = half[abs(k - radius)];
     for (int x = 0; x < wide; x++) place[x] = mirrored(x - radius, side);
-    uint8_t *margined = view->scratch->spare.bytes, *line = margined + (ptrdiff_t)wide * wide;
+    uint8_t *margined = view->scratch->spare.bytes, *summed = margined + (ptrdiff_t)wide * wide;
     for (int c = 0; c < 3; c++) {
         for (int y = 0; y < wide; y++) {
             const uint8_t *old = plane(view, c) + place[y] * side;
             uint8_t *row = margined + (ptrdiff_t)y * wide;
-            memcpy(row + radius, old, side);
             for (int x = 0; x < radius; x++) row[x] = old[place[x]];
+            memcpy(row + radius, old, side);
             for (int x = radius + side; x < wide; x++) row[x] = old[place[x]];
         }
-        for (int y = 0; y < side; y++) {
-            weighted_sum(line, margined + (ptrdiff_t)y * wide, wide, wide, weight, taps, 8);
-            weighted_sum(plane(view, c) + y * side, line, 1, side, weight, taps, 8);
-        }
+        weighted_sum(summed, margined, wide, side * wide, weight, taps, 8);
+        for (int y = 0; y < side; y++) weighted_sum(plane(view, c) + y * side, summed + (ptrdiff_t)y * wide, 1, side, weight, taps, 8);
     }
 }
 
@@ -506,14 +516,13 @@ INLINE void count_levels(const uint8_t *p, int n, int32_t count[256]) {
 /* Each channel stretched to 0 .. 255; one with a single level stays. */
 INLINE void autocontrast(const View *view) {
     for (int c = 0; c < 3; c++) {
-        uint8_t *p = plane(view, c), low = 255, high = 0, table[256];
-        for (int i = 0; i < view->pixels; i++) {
-            low = p[i] < low ? p[i] : low;
-            high = p[i] > high ? p[i] : high;
-        }
-        if (high <= low) continue;
-        for (int i = 0; i < 256; i++) table[i] = clamp((i - low) * 255 / (high - low));
-        apply_table(p, view->pixels, table);
+        int32_t count[256], low = 0, high = 255;
+        uint8_t table[256];
+        count_levels(plane(view, c), view->pixels, count);
+        while (!count[low]) low++;
+        while (!count[high]) high--;
+        for (int i = low; i <= high; i++) table[i] = (uint8_t)(high > low ? (i - low) * 255 / (high - low) : i);
+        apply_table(plane(view, c), view->pixels, table);
     }
 }
 
@@ -531,37 +540,38 @@ INLINE void equalize(const View *view) {
     }
 }
 
-/* value = smooth + f * (value - smooth), smooth by [1 1 1; 1 5 1; 1 1 1] / 13; pixels at the edge stay. */
+/* One row of value = smooth + f * (value - smooth), smooth by [1 1 1; 1 5 1; 1 1 1] / 13. */
+INLINE void sharpen_row(uint8_t *restrict out, const uint8_t *restrict up, const uint8_t *restrict at, const uint8_t *restrict down, int n, Factor own, Factor other) {
+    for (int x = 0; x < n; x++) {
+        uint16_t sum = (uint16_t)(up[x - 1] + up[x] + up[x + 1] + at[x - 1] + 5 * at[x] + at[x + 1] + down[x - 1] + down[x] + down[x + 1]);
+        out[x] = (uint8_t)to_level((uint16_t)(times(at[x], own) + times((uint16_t)(2 * sum + 13) / 26, other)));
+    }
+}
+
+/* Pixels at the edge stay. */
 INLINE void sharpness(const View *view, double f) {
-    Factor own = factor(f), other = factor(1 - f);
     int side = view->side;
     for (int c = 0; c < 3; c++) {
         const uint8_t *old = memcpy(view->scratch->spare.bytes, plane(view, c), view->pixels);
-        for (int y = 1; y < side - 1; y++) {
-            const uint8_t *restrict up = old + (y - 1) * side, *restrict at = up + side, *restrict down = at + side;
-            uint8_t *restrict out = plane(view, c) + y * side;
-            for (int x = 1; x < side - 1; x++) {
-                uint16_t sum = (uint16_t)(up[x - 1] + up[x] + up[x + 1] + at[x - 1] + 5 * at[x] + at[x + 1] + down[x - 1] + down[x] + down[x + 1]);
-                uint8_t smooth = (uint8_t)((uint16_t)(2 * sum + 13) / 26);
-                out[x] = from_32nds((uint16_t)(times(at[x], own) + times(smooth, other)));
-            }
-        }
+        for (int at = side + 1; at < view->pixels - side; at += side)
+            sharpen_row(plane(view, c) + at, old + at - side, old + at, old + at + side, side - 2, factor(f), factor(1 - f));
     }
+}
+
+INLINE void invert_from(uint8_t *p, int n, int limit) {
+    for (int i = 0; i < n; i++) p[i] = p[i] < limit ? p[i] : 255 - p[i];
+}
+
+INLINE void keep_bits(uint8_t *p, int n, uint8_t kept) {
+    for (int i = 0; i < n; i++) p[i] &= kept;
 }
 
 INLINE void solarize(const View *view, double threshold) {
-    int limit = (int)ceil(threshold);
-    for (int c = 0; c < 3; c++) {
-        uint8_t *p = plane(view, c);
-        for (int i = 0; i < view->pixels; i++) p[i] = p[i] < limit ? p[i] : 255 - p[i];
-    }
+    for (int c = 0; c < 3; c++) invert_from(plane(view, c), view->pixels, (int)ceil(threshold));
 }
 
-INLINE void keep_bits(const View *view, uint8_t flipped, uint8_t kept) {
-    for (int c = 0; c < 3; c++) {
-        uint8_t *p = plane(view, c);
-        for (int i = 0; i < view->pixels; i++) p[i] = (p[i] ^ flipped) & kept;
-    }
+INLINE void posterize(const View *view, int bits) {
+    for (int c = 0; c < 3; c++) keep_bits(plane(view, c), view->pixels, (uint8_t)(0xff00 >> bits));
 }
 
 /* A square of the given side, its edges cut off at the view's, filled with the data set mean. */
@@ -631,30 +641,27 @@ INLINE void translate_y(const View *view, double fraction) {
 /* Counter-clockwise about the centre, nearest pixel, FILL from outside; in PIL's 16.16 fixed point. */
 INLINE void rotate(const View *view, double degrees) {
     int side = view->side;
-    double angle = degrees * 3.14159265358979323846 / 180, half = side / 2.0;
-    double cosine = cos(angle), sine = sin(angle);
-    int32_t a = (int32_t)floor(cosine * 65536 + 0.5), b = (int32_t)floor(sine * 65536 + 0.5);
-    int32_t x0 = (int32_t)floor((half - (cosine * (half - 0.5) - sine * (half - 0.5))) * 65536 + 0.5);
-    int32_t y0 = (int32_t)floor((half - (sine * (half - 0.5) + cosine * (half - 0.5))) * 65536 + 0.5);
+    double angle = degrees * 3.14159265358979323846 / 180, cosine = cos(angle), sine = sin(angle), half = side / 2.0, arm = half - 0.5;
+    int a = (int)floor(cosine * 65536 + 0.5), b = (int)floor(sine * 65536 + 0.5);
+    int x0 = (int)floor((half - cosine * arm + sine * arm) * 65536 + 0.5), y0 = (int)floor((half - sine * arm - cosine * arm) * 65536 + 0.5);
     for (int c = 0; c < 3; c++) {
-        const uint8_t *old = memcpy(view->scratch->spare.bytes, plane(view, c), view->pixels);
-        uint8_t *out = plane(view, c);
+        const uint8_t *restrict old = memcpy(view->scratch->spare.bytes, plane(view, c), view->pixels);
+        uint8_t *restrict out = plane(view, c);
         for (int y = 0; y < side; y++)
             for (int x = 0; x < side; x++) {
-                int from_x = (x0 + x * a - y * b) >> 16, from_y = (y0 + x * b + y * a) >> 16;
-                int inside = from_x >= 0 && from_x < side && from_y >= 0 && from_y < side;
-                out[y * side + x] = inside ? old[from_y * side + from_x] : FILL;
+                unsigned from_x = (unsigned)((x0 + x * a - y * b) >> 16), from_y = (unsigned)((y0 + x * b + y * a) >> 16);
+                *out++ = from_x < (unsigned)side && from_y < (unsigned)side ? old[from_y * side + from_x] : FILL;
             }
     }
 }
 
 INLINE void apply_policy(const View *view, int op, double value) {
     switch (op) {
-    case INVERT: keep_bits(view, 255, 255); break;
+    case INVERT: solarize(view, 0); break;
     case CUTOUT: cutout(view, (int)value, view->plan->cutout_centre[0], view->plan->cutout_centre[1]); break;
     case SHARPNESS: sharpness(view, value); break;
     case AUTOCONTRAST: autocontrast(view); break;
-    case POSTERIZE: keep_bits(view, 0, (uint8_t)(0xff00 >> (int)value)); break;
+    case POSTERIZE: posterize(view, (int)value); break;
     case SHEAR_X: shear_x(view, value); break;
     case SHEAR_Y: shear_y(view, value); break;
     case TRANSLATE_X: translate_x(view, value); break;
@@ -787,7 +794,7 @@ static int cut_view(const uint8_t *picture, int height, int width, const ViewPla
                  find_taps(scratch->across, plan->width, plan->resized_width, plan->filter), out, (ptrdiff_t)side * side,
                  side, side * side, is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]), scratch};
     size_t padded = (size_t)round_up(3 * plan->width, 16), half = plan->filter == BICUBIC ? 3 * half_bytes(plan->height, side) : 0;
-    size_t margined = (size_t)side + 2 * MAX_RADIUS, spare = margined * margined + margined;
+    size_t margined = (size_t)side + 2 * MAX_RADIUS, spare = 2 * margined * margined;
     if (!view.down || !view.across || !reserve(&scratch->rows, 32 * padded) || !reserve(&scratch->strips, 32 * padded) ||
         !reserve(&scratch->columns, 96 * (size_t)round_up(side, 16)) || !reserve(&scratch->half, half) || !reserve(&scratch->spare, spare))
         return NO_MEMORY;

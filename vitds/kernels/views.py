@@ -6,7 +6,6 @@ knows a setting: plans and bytes go in, pixels come out. docs/kernels.md explain
 
 import ctypes
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitds.errors import DataError, ResourceError, ShapeError, VitdsError
+from vitds.errors import ResourceError, ShapeError
 
 RAW, JPEG = 0, 1
 BILINEAR, BICUBIC = 0, 1

@@ -6,14 +6,11 @@ import difflib
 
 import timm
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from vitds import rng
-from vitds.batch import Targets
 from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
-from vitds.heads.dense import DenseHead
 from vitds.models.stochastic import replace_stochastic
 from vitds.rng import Purpose
 
@@ -57,19 +54,3 @@ def feature_width(backbone: nn.Module) -> int:
 def patch_count(backbone: nn.Module) -> int:
     """Patches of one image, 0 where the model has no fixed grid."""
     return int(getattr(getattr(backbone, "patch_embed", None), "num_patches", 0) or 0)
-
-
-class TrainModule(nn.Module):
-    """What the engine owns: the backbone, and a dense head where there is one (CONTRACT: model, head, loss).
-
-    forward(images, targets) returns a loss a row (M,) with a dense head, features (M, D) without.
-    """
-
-    def __init__(self, backbone: nn.Module, head: DenseHead | None) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "M ..."]:
-        """See the class."""
-        features = self.backbone(images)
-        return features if self.head is None else self.head(features, targets)
