@@ -1,8 +1,8 @@
 """The main job on embedded data; see vitds/jobs/quickstart.py."""
 
-import fire
+import sys
 
+from vitds.console import run_command
 from vitds.jobs.quickstart import quickstart
 
-if __name__ == "__main__":
-    fire.Fire(quickstart, serialize=lambda numbers: "")
+sys.exit(run_command({"quickstart": quickstart}, ["quickstart", *sys.argv[1:]]))

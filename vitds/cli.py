@@ -327,6 +327,30 @@ def bench_step(
     bench_step(recipe=recipe, data=data, ds_config=ds_config, rounds=rounds, as_json=json)
 
 
+def checkpoint_list(run: str, *, json: bool = False) -> None:
+    """List a run's checkpoints.
+
+    Args:
+        run: a run directory
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.checkpoints import list_run
+
+    list_run(run, as_json=json)
+
+
+def checkpoint_verify(run: str, *, json: bool = False) -> None:
+    """Hash every file of a run's checkpoints; a damaged one is named.
+
+    Args:
+        run: a run directory
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.checkpoints import verify_run
+
+    verify_run(run, as_json=json)
+
+
 COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "data build": data_build,
@@ -341,6 +365,8 @@ COMMANDS: dict[str, Command] = {
     "eval knn": eval_knn,
     "eval linear": eval_linear,
     "chain": chain,
+    "checkpoint list": checkpoint_list,
+    "checkpoint verify": checkpoint_verify,
     "bench loader": bench_loader,
     "bench augment": bench_augment,
     "bench step": bench_step,

@@ -83,8 +83,11 @@ def overview(commands: Commands, group: str = "") -> str:
 def _report(name: str, error: Exception, text: str, is_debug: bool) -> None:
     """One message on standard error.
 
-    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all.
+    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all. What went wrong on
+    rank 0 alone is told by it.
     """
+    if getattr(error, "is_told_by_main", False):
+        return
     is_shared = isinstance(error, UsageError | SettingsError)
     if is_shared and os.environ.get("LOCAL_RANK", "0") != "0":
         return
