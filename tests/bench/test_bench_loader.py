@@ -16,6 +16,8 @@ from vitds.data.images import decode_stored
 from vitds.errors import UsageError
 from vitds.kernels.views import COLOUR_OPS, POLICY_OPS
 
+# numba loses a key of its own table when FFCV's compiled decoders are collected; it has no consequence.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 ROWS = ["reference", "ffcv_per_view", "torch_kernel", "crops", "complete_u8", "complete_f32", "complete_bf16"]
 
 
@@ -32,7 +34,8 @@ def short(monkeypatch):
         monkeypatch.setattr(module, "SECONDS", 0.0)
 
 
-def test_the_loader_table_has_the_agreed_rows(file, short, capsys):
+def test_the_loader_table_has_the_agreed_rows(tmp_path, short, capsys):
+    file = write_file(tmp_path / "x.beton", storage="raw", images=12)
     rows = loader.bench_loader(str(file.path), recipe="idmm_digits", as_json=True)
     printed = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in printed["rows"]] == [row.name for row in rows] == ROWS
@@ -71,7 +74,7 @@ def test_crops_only_has_the_recipes_boxes_and_nothing_else(file, monkeypatch):
         pipelines[name]()
     crops, complete, *floats = seen
     assert crops[0] == Views(crop_px=32, groups=settings.views.groups) and complete[0] == settings.views
-    assert [row[1] for row in floats] == [torch.float32, torch.bfloat16]
+    assert [row[1] for row in floats] == [np.float32, np.uint16]
 
 
 def test_the_reference_makes_every_view_complete_and_normalised(file):

@@ -108,6 +108,8 @@ def test_a_draw_depends_on_seed_epoch_image_and_view_only_not_on_its_batch():
     whole = draw_views(IDMM, heights, widths, seed=7, epoch=3, images=np.arange(100))
     some = np.array([93, 4, 4, 50])
     np.testing.assert_array_equal(draw_views(IDMM, heights[some], widths[some], seed=7, epoch=3, images=some), whole[some])
+    many_epochs = draw_views(IDMM, heights[some], widths[some], seed=7, epoch=np.array([3, 3, 2, 3]), images=some)
+    assert [np.array_equal(many_epochs[row], whole[image]) for row, image in enumerate(some)] == [True, True, False, True]
     for seed, epoch in ((7, 4), (8, 3), (3, 7)):
         other = draw_views(IDMM, heights, widths, seed=seed, epoch=epoch, images=np.arange(100))
         assert (other["brightness"] == whole["brightness"]).sum() == 0

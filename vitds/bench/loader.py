@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import interpolate
 
-from vitds.augment.mix import normalise
 from vitds.bench.reference import ReferenceSet
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings, Views
@@ -26,6 +25,7 @@ from vitds.data.draws import draw_views
 from vitds.data.ffcv_import import PipelineSpec, RandomResizedCropRGBImageDecoder, ffcv, imdecode
 from vitds.data.loader import TrainLoader
 from vitds.errors import UsageError
+from vitds.kernels.views import normalise
 
 IMAGES = 512  # at most so many of the file are used
 BATCH_IMAGES = 64
@@ -90,8 +90,8 @@ def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Ite
         "torch_kernel": lambda: torch_kernel(file, settings),
         "crops": lambda: ours(file, plain),
         "complete_u8": lambda: ours(file, settings),
-        "complete_f32": lambda: ours(file, settings, torch.float32),
-        "complete_bf16": lambda: ours(file, settings, torch.bfloat16),
+        "complete_f32": lambda: ours(file, settings, np.float32),
+        "complete_bf16": lambda: ours(file, settings, np.uint16),
     }
 
 
@@ -147,7 +147,7 @@ def ffcv_per_view(file: BetonFile, settings: Settings) -> Iterator[None]:
 
 def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
     """FFCV's decoder once an image, then torch's own uint8 antialiased kernel: crops only."""
-    views, mapped = settings.views, np.memmap(file.path, np.uint8, "r")
+    views, mapped = settings.views, np.memmap(file.path, np.uint8, "c")  # torch warns of memory that it cannot write to
     out = torch.empty(BATCH_IMAGES, views.count, 3, views.crop_px, views.crop_px, dtype=torch.uint8)
 
     def cut(image: int, epoch: int) -> None:
@@ -170,16 +170,16 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
             yield
 
 
-def ours(file: BetonFile, settings: Settings, dtype: torch.dtype = torch.uint8) -> Iterator[None]:
-    """TrainLoader; for a floating dtype with the normalisation that is otherwise the training device's."""
+def ours(file: BetonFile, settings: Settings, dtype: type[np.float32] | type[np.uint16] | None = None) -> Iterator[None]:
+    """TrainLoader; with a dtype also the normalisation, that is otherwise the training device's: float32, or the bits of bfloat16."""
     batch_images = min(BATCH_IMAGES, file.images)
     batch = settings.batch.model_copy(update={"global_images": batch_images})
     settings = settings.model_copy(update={"batch": batch, "mix": settings.mix.model_copy(update={"chunk_images": batch_images})})
     loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=batch_images)
     for number, made in enumerate(loader.batches(0, 2**40), start=1):
-        if dtype != torch.uint8:
-            for crops in made.crops:  # an image at a time: it stays in the processor's cache
-                normalise(crops, settings.views).to(dtype)
+        if dtype is not None:
+            for crops in made.crops.numpy():  # an image at a time: it stays in the processor's cache
+                normalise(crops, settings.views.mean, settings.views.std, dtype)
         if number % loader.steps_per_epoch == 0:
             yield
 

@@ -15,7 +15,7 @@ from vitds.config.tree import Views
 from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS, VIEW_PLAN
 from vitds.rng import Purpose
 
-Key = tuple[int, int, NDArray[np.int64], NDArray[np.int64]]  # seed, epoch, image (B, 1), view (V,)
+Key = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # seed, epoch (B, 1) or (1, 1), image (B, 1), view (V,)
 
 ASPECT = (3 / 4, 4 / 3)  # width : height of a crop, uniform in its logarithm
 ATTEMPTS = 10  # boxes tried before the central one is taken
@@ -48,18 +48,18 @@ _IS_FACTOR, _IS_SIGNED = (np.array([name in names for name in POLICY_OPS[1:]]) f
 
 
 def draw_views(
-    views: Views, heights: ArrayLike, widths: ArrayLike, *, seed: int, epoch: int, images: NDArray[np.int64]
+    views: Views, heights: ArrayLike, widths: ArrayLike, *, seed: int, epoch: int | NDArray[np.int64], images: NDArray[np.int64]
 ) -> Shaped[np.ndarray, "B V"]:
     """The training views of some images.
 
     Args:
         heights, widths: (B,) size of each stored picture in pixels.
-        images: (B,) positions in the file; part of the key of every draw.
+        epoch: of all the images, or (B,) of each. images: (B,) positions in the file. Both are part of the key of every draw.
     Returns: (B, V) of VIEW_PLAN, views in group order.
     """
     image_B1 = np.asarray(images, np.int64)[:, None]
     view_V = np.arange(views.count)
-    key = (seed, epoch, image_B1, view_V)
+    key = (seed, np.reshape(np.asarray(epoch, np.int64), (-1, 1)), image_B1, view_V)
     plan = np.zeros((len(image_B1), views.count), VIEW_PLAN)
     scale_V2 = np.repeat([group.scale for group in views.groups], [group.views for group in views.groups], axis=0)
     plan["top"], plan["left"], plan["height"], plan["width"] = _draw_boxes(scale_V2, heights, widths, key)

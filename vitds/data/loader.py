@@ -3,7 +3,7 @@
     rank_positions -> which images     CutViews (operation.py) -> their pixels     CropBatch -> the engine
 
 FFCV's own loader makes an order an epoch, waits for ever when its thread fails, and goes on running when it is left early. The
-subclasses here run through the steps of a whole run, hand every exception over, and end their thread when they are closed.
+subclasses here run through the steps of a whole run, hand every exception over, and end their threads when they are closed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle
@@ -32,21 +33,30 @@ from vitds.data.draws import centre_views, draw_views
 from vitds.data.ffcv_import import EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv, uncompiled
 from vitds.data.operation import CutViews
 from vitds.data.order import accumulation_steps, epoch_order, page_order, rank_positions, steps_per_epoch
+from vitds.errors import DataError
 from vitds.kernels.views import error_text
 
-BATCHES_AHEAD = 2  # made before they are asked for
-READ_AHEAD = 2  # announced before they are made
+BATCHES_AHEAD = 1  # made and waiting, beside the one that each worker makes
+READ_AHEAD = 2  # batches announced to the kernel before they are made
 POLL_S = 0.2  # how soon a waiting thread sees that it shall stop
 
 _log = logging.getLogger(__name__)
 
 
 class PlannedBatch(NamedTuple):
-    """A batch to be made: its images, the epoch of their draws, and whatever the consumer wants back with it."""
+    """A batch to be made: images (B,), the epoch of their draws, and whatever the consumer wants back with it."""
 
-    index: NDArray[np.int64]
+    images: NDArray[np.int64]
     epoch: int
-    ticket: Any
+    ticket: Any = None
+
+
+class MadeBatch(NamedTuple):
+    """A batch as it lies in the ring of buffers: pixels (B, V, 3, S, S), and status (B,), 0 where an image is sound."""
+
+    planned: PlannedBatch
+    pixels: NDArray[np.uint8]
+    status: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,8 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(file.images, settings.batch.global_images)
         self.damaged: dict[int, str] = {}
         self._file, self._settings, self._rank, self._ranks, self._micro_images = file, settings, rank, ranks, micro_images
-        operation = CutViews(
-            file,
-            self._plan_views,
-            views=settings.views.count,
-            crop_px=settings.views.crop_px,
-            workers=settings.data.workers,
-            damaged=settings.data.damaged,
-        )
-        self._loader = RunLoader(file, operation, batch_images=micro_images)
+        operation = CutViews(file, self._plan_views, views=settings.views.count, crop_px=settings.views.crop_px)
+        self._loader = RunLoader(file, operation, batch_images=micro_images, workers=settings.data.workers)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
         """`accumulation` batches for each step start_step .. stop_step - 1 of the run, in order, across epochs.
@@ -102,15 +105,15 @@ class TrainLoader:
         Raises: DataError if an image cannot be decoded (names file and image) and data.damaged is fatal.
         """
         with closing(self._loader.run(self._schedule(start_step, stop_step))) as running:
-            for batch, crops, status in running:
-                step, micro_step, is_real = batch.ticket
+            for planned, pixels, status in running:
+                step, micro_step, is_real = planned.ticket
                 epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
                 global_images, chunk_images = self._settings.batch.global_images, self._settings.mix.chunk_images
                 yield CropBatch(
-                    crops=torch.from_numpy(crops),
-                    index=torch.from_numpy(batch.index.copy()),
-                    label=torch.from_numpy(self._file.labels[batch.index]),
-                    is_real=torch.from_numpy(is_real & self._note_damaged(batch.index, status)),
+                    crops=torch.from_numpy(pixels),
+                    index=torch.from_numpy(planned.images.copy()),
+                    label=torch.from_numpy(self._file.labels[planned.images]),
+                    is_real=torch.from_numpy(is_real & self._note_damaged(planned.images, status)),
                     epoch=epoch,
                     step=step,
                     first_chunk=(self._rank * self.accumulation + micro_step) * (self._micro_images // chunk_images),
@@ -139,17 +142,20 @@ class TrainLoader:
             return page_order(self._file.offsets, self._settings.seed, epoch)
         return epoch_order(self._file.images, self._settings.seed, epoch)
 
-    def _plan_views(self, images: NDArray[np.int64], epoch: int) -> Shaped[np.ndarray, "B V"]:
+    def _plan_views(self, images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
         heights, widths = self._file.heights[images], self._file.widths[images]
-        return draw_views(self._settings.views, heights, widths, seed=self._settings.seed, epoch=epoch, images=images)
+        return draw_views(self._settings.views, heights, widths, seed=self._settings.seed, epoch=epochs, images=images)
 
-    def _note_damaged(self, index: NDArray[np.int64], status: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """(B,) False where an image was left out; each is reported once."""
-        for row in np.flatnonzero(status):
-            image, text = int(index[row]), error_text(int(status[row]))
-            if image not in self.damaged:
-                self.damaged[image] = text
-                _log.warning("%s: image %d is left out: %s (%d so far)", self._file.path, image, text, len(self.damaged))
+    def _note_damaged(self, images: NDArray[np.int64], status: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """(B,) False where an image is left out; each is reported once. Raises: DataError if data.damaged is fatal."""
+        if status.any():
+            if self._settings.data.damaged == "fatal":
+                raise _damaged(self._file, images, status)
+            for row in np.flatnonzero(status):
+                image, text = int(images[row]), error_text(int(status[row]))
+                if image not in self.damaged:
+                    self.damaged[image] = text
+                    _log.warning("%s: image %d is left out: %s (%d so far)", self._file.path, image, text, len(self.damaged))
         return status == 0
 
 
@@ -175,19 +181,30 @@ def eval_batches(
     taken = np.arange(file.images) if indices is None else np.asarray(indices, np.int64)
     own = taken[len(taken) * rank // ranks : len(taken) * (rank + 1) // ranks]
 
-    def plan_views(images: NDArray[np.int64], epoch: int) -> Shaped[np.ndarray, "B V"]:
+    def plan_views(images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
         return centre_views(views.crop_px, file.heights[images], file.widths[images])
 
-    operation = CutViews(file, plan_views, views=1, crop_px=views.crop_px, workers=workers, damaged=damaged)
-    loader = RunLoader(file, operation, batch_images=batch_images)
-    schedule = (PlannedBatch(own[start : start + batch_images], 0, None) for start in range(0, len(own), batch_images))
+    operation = CutViews(file, plan_views, views=1, crop_px=views.crop_px)
+    loader = RunLoader(file, operation, batch_images=batch_images, workers=workers)
+    schedule = (PlannedBatch(own[start : start + batch_images], epoch=0) for start in range(0, len(own), batch_images))
     with closing(loader.run(schedule)) as running:
-        for batch, crops, status in running:
-            sound = status == 0
-            if not sound.all():
-                _log.warning("%s: left out, as they cannot be decoded: images %s", file.path, batch.index[~sound].tolist())
-            index, pixels = batch.index[sound], crops[:, 0] if sound.all() else crops[sound, 0]
-            yield EvalBatch(torch.from_numpy(pixels), torch.from_numpy(index), torch.from_numpy(file.labels[index]))
+        for (images, _, _), pixels, status in running:
+            crops = pixels[:, 0]
+            if status.any():
+                if damaged == "fatal":
+                    raise _damaged(file, images, status)
+                _log.warning("%s: left out, as they cannot be decoded: images %s", file.path, images[status != 0].tolist())
+                images, crops = images[status == 0], crops[status == 0]
+            yield EvalBatch(torch.from_numpy(crops), torch.from_numpy(images.copy()), torch.from_numpy(file.labels[images]))
+
+
+def _damaged(file: BetonFile, images: NDArray[np.int64], status: NDArray[np.int32]) -> DataError:
+    named = sorted({int(images[row]): error_text(int(status[row])) for row in np.flatnonzero(status)}.items())
+    listed = "; ".join(f"image {image}: {text}" for image, text in named)
+    return DataError(
+        f"{file.path}: {listed}. `vitds data verify {file.path}` lists all such images; build the file again, "
+        "or train without them with `--set data.damaged=skip`"
+    )
 
 
 class RunLoader(ffcv.Loader):
@@ -198,11 +215,12 @@ class RunLoader(ffcv.Loader):
     samples left outside the kernels, and each compilation would cost 0.1 s and 1.3 MB that are never given back.
     """
 
-    def __init__(self, file: BetonFile, operation: CutViews, *, batch_images: int) -> None:
-        self.operation, self._file = operation, file
-        self.batch_size, self.batches_ahead, self.num_workers = batch_images, BATCHES_AHEAD, 1
+    def __init__(self, file: BetonFile, operation: CutViews, *, batch_images: int, workers: int) -> None:
+        self.file, self.batch_size, self.num_workers = file, batch_images, workers
+        self.batches_ahead = BATCHES_AHEAD + workers
         self.reader = Reader(str(file.path))
         self.memory_manager = MappedFile(self.reader)
+        self.operation = operation
         places = {name: place for place, name in enumerate(self.reader.handlers)}
         pipeline = {"image": PipelineSpec("image", decoder=operation)}
         self.graph = Graph(pipeline, self.reader.handlers, places, self.reader.metadata, memory_read=None)
@@ -214,7 +232,7 @@ class RunLoader(ffcv.Loader):
         """Start making the scheduled batches; ends what this loader was making before."""
         if self._running is not None:
             self._running.close()
-        self._running = RunIterator(self, read_ahead(self._file, schedule))
+        self._running = RunIterator(self, read_ahead(self.file, schedule))
         return self._running
 
 
@@ -226,7 +244,7 @@ def read_ahead(file: BetonFile, schedule: Iterable[PlannedBatch]) -> Iterator[Pl
     coming: deque[PlannedBatch] = deque()
     with file.path.open("rb") as stream:
         for batch in schedule:
-            for offset, size in zip(file.offsets[batch.index].tolist(), file.sizes[batch.index].tolist(), strict=True):
+            for offset, size in zip(file.offsets[batch.images].tolist(), file.sizes[batch.images].tolist(), strict=True):
                 os.posix_fadvise(stream.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
             coming.append(batch)
             if len(coming) > READ_AHEAD:
@@ -246,34 +264,43 @@ class MappedFile:
 
 
 class RunIterator(EpochIterator):
-    """FFCV's thread, fed by a schedule: it hands exceptions over, can be closed at any time, and waits for copies to a GPU.
+    """FFCV's thread, fed by a schedule: workers make a batch each, exceptions reach the consumer, it can be closed at any time.
 
-    Yields: (the scheduled batch, pixels (B, V, 3, S, S), status (B,)).
+    The queue holds batches that are made or being made, in order. The ring has FFCV's batches_ahead + 2 slots: of the batches in
+    the queue, of the one that waits to be put there, and of the one that the consumer has.
     """
 
     def __init__(self, loader: RunLoader, schedule: Iterable[PlannedBatch]) -> None:
         self._schedule = schedule
         self._slots = loader.batches_ahead + 2
         self._copied: list[torch.cuda.Event | None] = [None] * self._slots
-        self._slot_given: int | None = None
-        atexit.register(self.close)  # a thread that is in compiled code when the interpreter goes away would bring the process down
+        self._given = 0
+        self._pool = ThreadPoolExecutor(loader.num_workers, thread_name_prefix="vitds-cut")
         super().__init__(loader, order=())  # allocates the ring and starts the thread
+        atexit.register(self.close)  # a thread that is in compiled code when the interpreter goes away would bring the process down
 
     def run(self) -> None:
-        """The thread: fill one slot of the ring after the other."""
+        """The thread: one slot of the ring after the other is filled by the next free worker."""
         try:
             for slot, batch in zip(cycle(range(self._slots)), self._schedule, strict=False):
-                if self._copied[slot] is not None:
-                    self._copied[slot].synchronize()
-                self.loader.operation.epoch = batch.epoch
-                (pixels,) = self.run_pipeline(0, batch.index, slot, None)
-                if not self._hand_over((slot, (batch, pixels, self.loader.operation.status))):
+                if not self._hand_over(self._pool.submit(self._make, slot, batch)):
                     return
             self._hand_over(None)
-        except BaseException as error:  # the consumer's to see, whatever it is
-            self._hand_over(self.loader.operation.failure or error)
+        except BaseException as error:  # of the schedule; the consumer's to see, whatever it is
+            failed: Future[MadeBatch] = Future()
+            failed.set_exception(error)
+            self._hand_over(failed)
 
-    def _hand_over(self, item: object) -> bool:
+    def _make(self, slot: int, batch: PlannedBatch) -> MadeBatch:
+        if self._copied[slot] is not None:
+            self._copied[slot].synchronize()
+        try:
+            ((pixels, status),) = self.run_pipeline(0, batch.epoch * self.loader.file.images + batch.images, slot, None)
+        except ValueError as error:
+            raise self.loader.operation.failure or error from None
+        return MadeBatch(batch, pixels, status)
+
+    def _hand_over(self, item: Future[MadeBatch] | None) -> bool:
         """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""
         while not self.terminate_event.is_set():
             try:
@@ -283,27 +310,29 @@ class RunIterator(EpochIterator):
                 continue
         return False
 
-    def __next__(self) -> tuple[PlannedBatch, NDArray[np.uint8], NDArray[np.int32]]:
+    def __next__(self) -> MadeBatch:
         if self.closed:
             raise RuntimeError("this iteration was closed, by its owner or because its loader was started again")
-        if self._slot_given is not None and torch.cuda.is_available():
-            self._copied[self._slot_given] = torch.cuda.Event()
-            self._copied[self._slot_given].record()
+        if self._given and torch.cuda.is_available():  # the slot may be written again when copies from it are done
+            self._copied[(self._given - 1) % self._slots] = torch.cuda.Event()
+            self._copied[(self._given - 1) % self._slots].record()
         item = self.output_queue.get()
         if item is None:
             self.close()
             raise StopIteration
-        if isinstance(item, BaseException):
+        self._given += 1
+        try:
+            return item.result()
+        except BaseException:
             self.close()
-            raise item
-        self._slot_given, result = item
-        return result
+            raise
 
     def close(self) -> None:
-        """End the thread and wait for it; at most the batch in work is finished."""
+        """End the threads and wait for them; batches in work are finished, those that wait are not begun."""
         self.terminate_event.set()
         self.closed = True
         if self.is_alive():
             self.join()
+        self._pool.shutdown(cancel_futures=True)
         self.memory_allocations = self.memory_context = self.storage_state = None  # the ring and the map, now and not at some collection
         atexit.unregister(self.close)

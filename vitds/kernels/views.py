@@ -4,6 +4,8 @@
 knows a setting: plans and bytes go in, pixels come out. docs/kernels.md explains how the C side works.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitds.errors import ResourceError, ShapeError
+from vitds.errors import DataError, ResourceError, ShapeError, VitdsError
 
 RAW, JPEG = 0, 1
 BILINEAR, BICUBIC = 0, 1
@@ -44,13 +46,16 @@ VIEW_PLAN = np.dtype(
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES = {
-    "vitds_error": (ctypes.c_char_p, [ctypes.c_int]),
+    "vitds_error": (ctypes.c_char_p, [_INT]),
     "vitds_scratch_new": (_POINTER, []),
     "vitds_scratch_free": (None, [_POINTER]),
-    "vitds_views": (ctypes.c_int, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _POINTER]),
-    "vitds_batch": (ctypes.c_int, [_POINTER] * 6 + [_INT] * 3 + [_POINTER, _LONG, _POINTER, _INT, _INT, _POINTER]),
-    "vitds_decode": (ctypes.c_int, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
+    "vitds_views": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _POINTER]),
+    "vitds_batch": (_INT, [_POINTER] * 6 + [_INT] * 3 + [_POINTER, _LONG, _POINTER, _INT, _INT, _POINTER]),
+    "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
+    "vitds_normalise": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER, _LONG]),
 }
+_BAD_ARGUMENT, _BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _BAD_BOX, _BAD_PLAN, _NO_MEMORY = range(-1, -9, -1)
+_OF_THE_PICTURE = (_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND)
 
 
 @functools.cache
@@ -59,13 +64,14 @@ def library() -> ctypes.CDLL:
 
     Raises: ResourceError if the library was not built or cannot be loaded (names the command that builds it).
     """
-    found = sorted(Path(__file__).parent.glob("_pixels*.so"))
+    folder = Path(__file__).parent
+    found = sorted(folder.glob("_pixels*.so"))
     if not found:
-        raise ResourceError(f"the pixel kernels are not built: no _pixels*.so in {Path(__file__).parent}. Run `bash launch/setup_env.sh`.")
+        raise ResourceError(f"The pixel kernels are not built: there is no _pixels*.so in {folder}. Run `bash launch/setup_env.sh`.")
     try:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:
-        raise ResourceError(f"the pixel kernels cannot be loaded: {error}. Run `bash launch/setup_env.sh`.") from error
+        raise ResourceError(f"The pixel kernels cannot be loaded: {error}. Run `bash launch/setup_env.sh`.") from error
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
@@ -77,26 +83,48 @@ def error_text(code: int) -> str:
     return library().vitds_error(code).decode()
 
 
+def kernel_error(code: int, where: str) -> VitdsError:
+    """The exception for an error code: DataError for a picture, ResourceError for memory, ShapeError for plans and arrays.
+
+    Args:
+        code: a negative number that a kernel returned or left in `status`.
+        where: what it was about, e.g. "flowers.beton, image 17"; the message begins with it.
+    """
+    kind = DataError if code in _OF_THE_PICTURE else ResourceError if code == _NO_MEMORY else ShapeError
+    return kind(f"{where}: {error_text(code)}.")
+
+
 _idle_scratches: list[int] = []
 
 
 @contextmanager
 def scratch() -> Iterator[int]:
-    """The address of a scratch for the kernels, for one thread at a time; kept for the next caller afterwards."""
-    address = _idle_scratches.pop() if _idle_scratches else library().vitds_scratch_new()
+    """The address of a scratch for the kernels, for one thread at a time; kept for the next caller afterwards.
+
+    Raises: ResourceError if memory is out.
+    """
+    try:
+        address = _idle_scratches.pop()
+    except IndexError:
+        address = library().vitds_scratch_new()
     if not address:
-        raise ResourceError("out of memory for the pixel kernels' scratch.")
+        raise kernel_error(_NO_MEMORY, "the pixel kernels' scratch")
     try:
         yield address
     finally:
         _idle_scratches.append(address)
 
 
+def _require_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise ShapeError(f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; it is {array.shape} of {array.dtype}.")
+
+
 def cut_views(
     sources: Sequence[bytes | NDArray[np.uint8]],
     storages: Sequence[int] | NDArray[np.int32],
     sizes: Sequence[tuple[int, int]] | NDArray[np.int32],
-    plans: NDArray[np.void],
+    plans: np.ndarray,
     side_px: int,
     out: NDArray[np.uint8] | None = None,
     status: NDArray[np.int32] | None = None,
@@ -114,39 +142,74 @@ def cut_views(
         status: (B,) int32; made here if None.
         threads: how many threads share the batch; the result does not depend on it.
 
-    Returns: out and status. status[b] is 0, or the error code of a sample that could not be used, whose views in `out` are then
-        undefined; `require_good` turns it into an exception. One damaged sample does not stop the others.
-    Raises: ShapeError if the arrays do not fit together. ResourceError if the kernels are not built.
+    Returns: out and status. status[b] is 0, or the error code of a sample that could not be used, whose views are then
+        undefined; `kernel_error` makes an exception of it. One damaged sample does not stop the others.
+    Raises: ShapeError if the arrays do not fit together or a number is out of range. ResourceError if the kernels are not built.
     """
     samples = len(sources)
     if plans.dtype != VIEW_PLAN or plans.ndim != 2 or len(plans) != samples:
-        raise ShapeError(f"plans must be ({samples}, views) of VIEW_PLAN, one row a source; got {plans.shape} of {plans.dtype}.")
-    shape = (samples, plans.shape[1], 3, side_px, side_px)
-    out = np.empty(shape, np.uint8) if out is None else out
+        raise ShapeError(f"plans must be ({samples}, views) of VIEW_PLAN, one row a source; it is {plans.shape} of {plans.dtype}.")
+    views = plans.shape[1]
+    out = np.empty((samples, views, 3, side_px, side_px), np.uint8) if out is None else out
     status = np.empty(samples, np.int32) if status is None else status
-    for name, array, dtype, wanted in (("out", out, np.uint8, shape), ("status", status, np.int32, (samples,))):
-        if array.dtype != dtype or array.shape != wanted or not array.flags.c_contiguous:
-            raise ShapeError(f"{name} must be a contiguous {wanted} array of {np.dtype(dtype)}; got {array.shape} of {array.dtype}.")
-    views = [np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source) for source in sources]
-    addresses = np.array([view.ctypes.data for view in views], np.int64)
-    lengths = np.array([view.nbytes for view in views], np.int64)
-    storages, sizes, plans = np.asarray(storages, np.int32), np.asarray(sizes, np.int32).reshape(samples, 2), np.ascontiguousarray(plans)
-    heights, widths = np.ascontiguousarray(sizes[:, 0]), np.ascontiguousarray(sizes[:, 1])
-    tables = [array.ctypes.data for array in (addresses, lengths, storages, heights, widths, plans)]
+    _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
+    _require_array("status", status, np.int32, (samples,))
+    stored = [np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source) for source in sources]
+    heights_widths = np.asarray(sizes, np.int32).reshape(samples, 2).T
+    columns = [[one.ctypes.data for one in stored], [one.nbytes for one in stored], storages, *heights_widths]
+    dtypes = [np.int64, np.int64, np.int32, np.int32, np.int32]
+    tables = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)] + [np.ascontiguousarray(plans)]
+    _require_array("storages", tables[2], np.int32, (samples,))
 
     def cut(part: int) -> int:
         first, last = samples * part // threads, samples * (part + 1) // threads
         with scratch() as memory:
-            return library().vitds_batch(
-                *tables, samples, plans.shape[1], side_px, out.ctypes.data, out.nbytes, status.ctypes.data, first, last, memory
-            )
+            addresses, outputs = [table.ctypes.data for table in tables], (out.ctypes.data, out.nbytes, status.ctypes.data)
+            return library().vitds_batch(*addresses, samples, views, side_px, *outputs, first, last, memory)
 
-    if threads == 1:
-        codes = [cut(0)]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            codes = list(pool.map(cut, range(threads)))
-    for code in codes:
-        if code:
-            raise ShapeError(f"the batch cannot be cut: {error_text(code)} ({samples} samples, {plans.shape[1]} views, side {side_px} px).")
+    with ThreadPoolExecutor(threads) as pool:
+        for code in pool.map(cut, range(threads)):
+            if code:
+                raise kernel_error(code, f"a batch of {samples} images, {views} views, side {side_px} px, {threads} threads")
     return out, status
+
+
+def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The whole stored picture, (H, W, 3) uint8 RGB, as the kernels see it.
+
+    Raises: DataError if it is damaged, of another size, or a JPEG without a direct way to RGB.
+    """
+    stored = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)
+    out = np.empty((*size, 3), np.uint8)
+    with scratch() as memory:
+        code = library().vitds_decode(stored.ctypes.data, stored.nbytes, storage, *size, out.ctypes.data, out.nbytes, memory)
+    if code:
+        raise kernel_error(code, f"a picture of {size[0]} x {size[1]} px in {stored.nbytes} bytes")
+    return out
+
+
+def normalise(
+    views: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float], dtype: type[np.float32] | type[np.uint16] = np.float32
+) -> NDArray[np.float32] | NDArray[np.uint16]:
+    """(level / 255 - mean) / std of each channel.
+
+    Args:
+        views: (..., 3, S, S) uint8, C-contiguous.
+        mean, std: of the three channels, in units of 255 levels.
+        dtype: np.float32, or np.uint16 for the bits of bfloat16, which NumPy lacks (`torch.from_numpy(x).view(torch.bfloat16)`).
+
+    Returns: an array of the views' shape.
+    Raises: ShapeError if views is not (..., 3, S, S) of uint8.
+    """
+    _require_array("views", views, np.uint8, (*views.shape[:-3], 3, *views.shape[-2:]))
+    out = np.empty(views.shape, dtype)
+    pixels = views.shape[-1] * views.shape[-2]
+    images = views.size // (3 * pixels)
+    moments = np.array([mean, std], np.float32)
+    addresses = [row.ctypes.data for row in moments]
+    code = library().vitds_normalise(
+        views.ctypes.data, views.nbytes, images, pixels, *addresses, int(dtype is np.uint16), out.ctypes.data, out.nbytes
+    )
+    if code:
+        raise kernel_error(code, f"views of {views.shape}")
+    return out
