@@ -195,4 +195,4 @@ def _kind_name(kind: Any) -> str:
 def _default_text(parameter: inspect.Parameter) -> str:
     if parameter.default is parameter.empty:
         return " (required)"
-    return "" if parameter.default in (None, False, ()) else f" (default {parameter.default})"
+    return "" if parameter.default is None or parameter.default is False or parameter.default == () else f" (default {parameter.default})"

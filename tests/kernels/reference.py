@@ -1,4 +1,4 @@
-"""What each kernel of pixels.c means, in NumPy floats and as slowly as may be: pictures are (H, W, 3), levels 0 to 255, results unrounded."""
+"""What each kernel of pixels.c means, in NumPy floats, as plainly as may be: pictures (H, W, 3), levels 0 to 255, results unrounded."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def sharpness(picture: Picture, factor: float) -> Picture:
 
 def autocontrast(picture: Picture) -> Picture:
     low, high = picture.min((0, 1)), picture.max((0, 1))
-    return np.where(high > low, np.floor((picture - low) * 255 / np.maximum(high - low, 1)), picture)
+    return np.where(high > low, (picture - low) * 255 / np.maximum(high - low, 1), picture)
 
 
 def equalize(picture: Picture) -> Picture:

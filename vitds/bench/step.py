@@ -19,8 +19,7 @@ from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.digits import embedded_digits
 from vitds.engine.build import build_optimizer
-from vitds.engine.loop import Trainer
-from vitds.engine.module import TrainModule
+from vitds.engine.loop import Trainer, TrainModule
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
 from vitds.heads.dense import DenseHead

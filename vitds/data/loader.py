@@ -8,7 +8,6 @@ subclasses here run through the steps of a whole run, hand every exception over,
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 from collections import deque
@@ -277,7 +276,6 @@ class RunIterator(EpochIterator):
         self._given = 0
         self._pool = ThreadPoolExecutor(loader.num_workers, thread_name_prefix="vitds-cut")
         super().__init__(loader, order=())  # allocates the ring and starts the thread
-        atexit.register(self.close)  # a thread that is in compiled code when the interpreter goes away would bring the process down
 
     def run(self) -> None:
         """The thread: one slot of the ring after the other is filled by the next free worker."""
@@ -335,4 +333,3 @@ class RunIterator(EpochIterator):
             self.join()
         self._pool.shutdown(cancel_futures=True)
         self.memory_allocations = self.memory_context = self.storage_state = None  # the ring and the map, now and not at some collection
-        atexit.unregister(self.close)

@@ -60,6 +60,7 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
         ranks=dist.world_size(),
         precision=settings.engine.precision,
     )
+    torch.use_deterministic_algorithms(settings.engine.deterministic)
     if settings.engine.activation_checkpointing:
         module.backbone.set_grad_checkpointing(True)
     if settings.engine.compile == "on":

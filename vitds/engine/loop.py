@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vitds import dist, rng
 from vitds.batch import CropBatch, MixedBatch, Targets
@@ -28,7 +29,6 @@ from vitds.data.loader import TrainLoader
 from vitds.engine.build import build_engine
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.live import Live
-from vitds.engine.module import TrainModule
 from vitds.engine.probes import Probes
 from vitds.engine.schedule import learning_rate, warmup_steps
 from vitds.engine.state import EngineState
@@ -47,18 +47,34 @@ NONFINITE_IN_A_ROW = 10  # steps skipped for a loss or gradient that is not fini
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+class TrainModule(nn.Module):
+    """What the engine owns: the backbone, and a dense head where there is one (CONTRACT: model, head, loss).
+
+    forward(images, targets) returns a loss a row (M,) with a dense head, features (M, D) without.
+    """
+
+    def __init__(self, backbone: nn.Module, head: DenseHead | None) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "M ..."]:
+        """See the class."""
+        features = self.backbone(images)
+        return features if self.head is None else self.head(features, targets)
+
+
 class Trainer:
     """Trains one run from its newest checkpoint to its end.
 
     Args:
         settings: resolved; no `auto` is left. file: the training images. module: the backbone, built whole, head still None.
         rows: N instances or C classes. lock: this process's hold on the run (rank 0), checked before every write.
-        test_file: for the kNN probe.
+        test_file: for the kNN probe. class_head: weights of a trained class head to begin with.
     """
 
     def __init__(
         self, run: Run, settings: Settings, ds: DsConfig, file: BetonFile, module: TrainModule, rows: int, device: torch.device,
-        lock: RunLock | None, test_file: BetonFile | None = None,
+        lock: RunLock | None, test_file: BetonFile | None = None, class_head: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.run, self.settings, self.file, self.rows, self.device, self.lock = run, settings, file, rows, device, lock
         self.method = METHODS[settings.method]
@@ -81,6 +97,8 @@ class Trainer:
             self.head = HeadShard(rows, width, settings, device)
         else:
             module.head = DenseHead(rows, width, **options)
+            if class_head is not None:
+                module.head.linear.load_state_dict(class_head)
         self.engine = build_engine(module, settings, ds, self.accumulation, device)
         self.state = EngineState(self.engine)
         self.probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
@@ -282,6 +300,7 @@ class Trainer:
         return {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        """A second Ctrl-C, not the TERM that DeepSpeed's launcher sends along with the first, ends at once."""
+        if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number

@@ -84,6 +84,8 @@ def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
         return settings, run_path, backbone
     if path.exists():
         raise RunError(f"{model} is no run directory: it has no settings.yaml")
+    if "/" in model:
+        raise RunError(f"{model} does not exist; name a run directory, one of its checkpoints, or a timm model")
     if not timm.is_model(model):
         build_backbone(Backbone(name=model), crop_px=224, seed=0)  # raises, with the nearest names
     try:

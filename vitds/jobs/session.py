@@ -16,12 +16,11 @@ from vitds import dist
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
-from vitds.engine.loop import Trainer
-from vitds.engine.module import TrainModule
+from vitds.engine.loop import Trainer, TrainModule
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
 from vitds.models.build import build_backbone
-from vitds.runs.backbone import load_backbone, read_weights, save_weights
+from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
 from vitds.runs.directory import Run, given_settings, next_run_path, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
 
@@ -66,16 +65,20 @@ def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile 
     """
     run, settings, device = session.run, session.settings, session.device
     module = TrainModule(build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed), None)
+    class_head = None
     if settings.init is not None:
         source = settings.init
         session.say(f"weights from {source}: {load_backbone(module.backbone, read_weights(Path(source)), source)}")
+        class_head = read_class_head(Path(source), file.manifest.classes) if settings.method == "supervised" else None
+        if class_head is not None:
+            session.say(f"class head from {source}: the same {len(file.manifest.classes)} classes")
     settings = resolve_settings(settings, module.backbone, ds=ds, device=device, rows=rows, images=file.images)
     if dist.is_main():
         save_settings(run, settings)
         save_environment(run, {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(device)})
     session.settings = settings
     with noise_into(run.path / "log.txt"):
-        trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file)
+        trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file, class_head)
         problems = trainer.resume()
     for problem in problems:
         session.say(f"passed over a damaged checkpoint: {problem}")
@@ -85,7 +88,7 @@ def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile 
     if dist.is_main():
         save_weights(run.backbone, _named(weights, "backbone."))
         if settings.method == "supervised":
-            save_weights(run.path / "head.safetensors", _named(weights, "head.linear."))
+            save_class_head(run.path, _named(weights, "head.linear."), file.manifest.classes)
     dist.barrier()
     return trainer
 
@@ -109,7 +112,11 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig,
 def finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
     """Write summary.json, whose presence says that the run is finished."""
     seconds = time.perf_counter() - session.started
+    damaged = sorted({image for part in dist.gather_objects(list(trainer.loader.damaged)) for image in part})
     facts = {"method": session.settings.method, "steps": trainer.total, "epochs": session.settings.epochs, "skipped": trainer.skipped}
+    if damaged:
+        facts["damaged_images"] = damaged
+        session.say(f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why")
     if dist.is_main():
         write_json(session.run.path / "summary.json", facts | results | {"seconds": round(seconds, 1)})
     dist.barrier()

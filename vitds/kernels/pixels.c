@@ -540,7 +540,8 @@ INLINE void autocontrast(const View *view) {
         count_levels(plane(view, c), view->pixels, count);
         while (!count[low]) low++;
         while (!count[high]) high--;
-        for (int i = low; i <= high; i++) table[i] = (uint8_t)(high > low ? (i - low) * 255 / (high - low) : i);
+        int range = high - low;
+        for (int i = low; i <= high; i++) table[i] = (uint8_t)(range ? (2 * 255 * (i - low) + range) / (2 * range) : i);
         apply_table(plane(view, c), view->pixels, table);
     }
 }
@@ -763,8 +764,8 @@ static void make_view(const View *view, uint8_t *out) {
 
 /* A JPEG into scratch->picture. Warnings count as damage: a file that ends early would otherwise come out grey from there on. */
 static int decode(const uint8_t *source, unsigned long bytes, int height, int width, Scratch *scratch) {
-    int jpeg_width, jpeg_height, sampling, space;
-    if (tjDecompressHeader3(scratch->jpeg, source, bytes, &jpeg_width, &jpeg_height, &sampling, &space)) return DAMAGED;
+    int jpeg_width = 0, jpeg_height = 0, sampling, space = TJCS_RGB;
+    if (tjDecompressHeader3(scratch->jpeg, source, bytes, &jpeg_width, &jpeg_height, &sampling, &space) || !jpeg_width) return DAMAGED;
     if (space == TJCS_CMYK || space == TJCS_YCCK) return BAD_KIND;
     if (jpeg_width != width || jpeg_height != height) return BAD_SIZE;
     if (!reserve(&scratch->picture, (size_t)height * width * 3)) return NO_MEMORY;

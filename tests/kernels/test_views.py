@@ -1,0 +1,162 @@
+"""The Python side: the table of plans, refusals with their texts, threads, compiled callers, and normalising."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels import reference
+from tests.kernels.pictures import photograph_parts, photographs, whole_plan
+from vitds.errors import DataError, ResourceError, ShapeError
+from vitds.kernels import views as kernels
+from vitds.kernels.views import RAW, VIEW_PLAN, cut_views, error_text, kernel_error, library, normalise, scratch
+
+SIDE = 24
+PICTURE = photograph_parts(48)[0]
+
+
+def refusal(**fields: object) -> str:
+    """Why a plan is refused."""
+    _, status = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, SIDE, **fields)[None], SIDE)
+    return error_text(int(status[0]))
+
+
+def test_plan_has_the_size_that_the_c_file_asserts() -> None:
+    assert VIEW_PLAN.itemsize == 92
+    assert f"sizeof(ViewPlan) == {VIEW_PLAN.itemsize}" in (Path(kernels.__file__).parent / "pixels.c").read_text()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top": -1}, {"left": -1}, {"top": 1}, {"left": 1}, {"height": 0}, {"width": 0}, {"height": 49}, {"width": 2**31 - 1},
+        {"top": 2**31 - 1}, {"height": -(2**31)}, {"resized_height": 23}, {"resized_width": 0}, {"resized_width": 65536},
+        {"out_top": 1}, {"out_left": -1}, {"out_left": 2**31 - 1},
+    ],
+)  # fmt: skip
+def test_box_or_window_outside_its_picture_is_refused(fields: dict) -> None:
+    assert refusal(**fields) == "a plan's box or window reaches outside its picture"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1},
+        {"brightness": np.nan}, {"contrast": 3.1}, {"saturation": np.inf}, {"hue": 0.51}, {"hue": np.nan}, {"blur_sigma": -1},
+        {"blur_sigma": 10.7}, {"policy_op": (16, 0)}, {"policy_op": (0, -1)}, {"policy_op": (10, 0), "policy_value": (361, 0)},
+        {"policy_op": (0, 5), "policy_value": (0, 9)}, {"policy_op": (3, 0), "policy_value": (np.nan, 0)}, {"cutout_centre": (0.5, 1.1)},
+    ],
+)  # fmt: skip
+def test_number_out_of_range_is_refused(fields: dict) -> None:
+    assert refusal(**fields) == "a plan holds a number that is out of range"
+
+
+def test_raw_picture_of_another_length_is_refused() -> None:
+    _, status = cut_views([PICTURE], [RAW], [(48, 47)], whole_plan(48, 47, SIDE)[None], SIDE)
+    assert error_text(int(status[0])) == "a buffer does not have the length that its picture or views need"
+
+
+@pytest.mark.parametrize(("storage", "size"), [(2, (48, 48)), (RAW, (0, 48)), (RAW, (48, -1)), (RAW, (48, 65536))])
+def test_unknown_storage_or_impossible_size_is_refused(storage: int, size: tuple[int, int]) -> None:
+    _, status = cut_views([PICTURE], [storage], [size], whole_plan(48, 48, SIDE)[None], SIDE)
+    assert error_text(int(status[0])) == "an argument is missing or out of range"
+
+
+def test_arrays_that_do_not_fit_together_are_refused() -> None:
+    plan = whole_plan(48, 48, SIDE)[None]
+    with pytest.raises(ShapeError, match=r"plans must be \(2, views\) of VIEW_PLAN, one row a source; it is \(1, 1\)"):
+        cut_views([PICTURE, PICTURE], [RAW, RAW], [(48, 48)] * 2, plan, SIDE)
+    with pytest.raises(ShapeError, match=r"plans must be .* it is \(1, 1\) of float32"):
+        cut_views([PICTURE], [RAW], [(48, 48)], np.zeros((1, 1), np.float32), SIDE)
+    with pytest.raises(ShapeError, match=r"out must be a C-contiguous \(1, 1, 3, 24, 24\) array of uint8; it is \(1, 1, 3, 24, 25\)"):
+        cut_views([PICTURE], [RAW], [(48, 48)], plan, SIDE, out=np.empty((1, 1, 3, 24, 25), np.uint8))
+    with pytest.raises(ShapeError, match=r"status must be a C-contiguous \(1,\) array of int32; it is \(2,\)"):
+        cut_views([PICTURE], [RAW], [(48, 48)], plan, SIDE, status=np.empty(2, np.int32))
+    with pytest.raises(ShapeError, match=r"storages must be a C-contiguous \(1,\) array of int32; it is \(2,\)"):
+        cut_views([PICTURE], [RAW, RAW], [(48, 48)], plan, SIDE)
+    with pytest.raises(ShapeError, match="a batch of 1 images, 1 views, side 4097 px, 1 threads: an argument is missing or out of range"):
+        cut_views([PICTURE], [RAW], [(48, 48)], plan, 4097)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(-1, ShapeError), (-2, DataError), (-3, DataError), (-7, ShapeError), (-8, ResourceError)])
+def test_error_codes_become_errors_for_people(code: int, kind: type) -> None:
+    error = kernel_error(code, "flowers.beton, image 17")
+    assert type(error) is kind and str(error) == f"flowers.beton, image 17: {error_text(code)}."
+
+
+def test_missing_library_names_the_command_that_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "views.py"))
+    with pytest.raises(ResourceError, match=r"there is no _pixels\*\.so in .*Run `bash launch/setup_env.sh`"):
+        library.__wrapped__()
+    (tmp_path / "_pixels.so").write_bytes(b"no library")
+    with pytest.raises(ResourceError, match=r"cannot be loaded: .*Run `bash launch/setup_env.sh`"):
+        library.__wrapped__()
+
+
+def test_any_number_of_threads_gives_the_same_views() -> None:
+    pictures = photographs()[:2] * 5
+    sizes = [picture.shape[:2] for picture in pictures]
+    plans = np.stack([np.repeat(whole_plan(*size, SIDE, blur_sigma=1.5), 3) for size in sizes])
+    results = [cut_views(pictures, [RAW] * 10, sizes, plans, SIDE, threads=threads)[0] for threads in (1, 2, 3, 16)]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:
+    fresh = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[0]
+    for picture in photographs()[:4]:  # other sizes, other tap tables
+        for side in (9, 200):
+            cut_views([picture], [RAW], [picture.shape[:2]], whole_plan(*picture.shape[:2], side, filter=1, blur_sigma=3)[None], side)
+    again = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[0]
+    assert np.array_equal(fresh, again)
+
+
+def test_compiled_code_can_call_the_kernels() -> None:
+    vitds_views = library().vitds_views
+
+    @numba.njit
+    def call(source: int, size: int, plan: int, out: int, memory: int) -> int:
+        return vitds_views(source, size, RAW, 48, 48, plan, 1, SIDE, out, 3 * SIDE * SIDE, memory)
+
+    plan, out = whole_plan(48, 48, SIDE), np.zeros((1, 1, 3, SIDE, SIDE), np.uint8)
+    with scratch() as memory:
+        assert call(PICTURE.ctypes.data, PICTURE.size, plan.ctypes.data, out.ctypes.data, memory) == 0
+    assert np.array_equal(out, cut_views([PICTURE], [RAW], [(48, 48)], plan[None], SIDE)[0])
+
+
+def test_scratches_can_be_freed() -> None:
+    memory = library().vitds_scratch_new()
+    out = np.empty(PICTURE.size, np.uint8)
+    assert library().vitds_decode(PICTURE.ctypes.data, PICTURE.size, RAW, 48, 48, out.ctypes.data, out.nbytes, memory) == 0
+    library().vitds_scratch_free(ctypes.c_void_p(memory))
+    library().vitds_scratch_free(None)
+    assert np.array_equal(out, PICTURE.ravel())
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
+
+
+def test_normalised_views_are_the_reference() -> None:
+    views = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 7, 7), dtype=np.uint8)
+    wanted = reference.normalise(np.moveaxis(views.astype(float), 2, -1), np.array(MEAN), np.array(STD))
+    assert np.allclose(np.moveaxis(normalise(views, MEAN, STD), 2, -1), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_normalised_bfloat16_is_torchs_rounding_of_float32() -> None:
+    views = np.arange(3 * 256, dtype=np.uint8).reshape(1, 3, 16, 16)
+    wanted = torch.from_numpy(normalise(views, MEAN, STD)).bfloat16()
+    assert torch.equal(torch.from_numpy(normalise(views, MEAN, STD, np.uint16)).view(torch.bfloat16), wanted)
+
+
+def test_views_of_another_shape_are_not_normalised() -> None:
+    with pytest.raises(ShapeError, match=r"views must be a C-contiguous \(2, 3, 5, 5\) array of uint8; it is \(2, 4, 5, 5\)"):
+        normalise(np.zeros((2, 4, 5, 5), np.uint8), MEAN, STD)
+
+
+def test_there_is_a_compiler_for_the_tests_of_other_builds() -> None:
+    assert shutil.which("gcc") or shutil.which("cc")
