@@ -57,9 +57,8 @@ def untimed(run: Path) -> list[str]:
 
 def stopped_run(run: str, data: tuple[str, str], *, after_lines: int, **options: Any) -> str:
     """A small run that gets SIGUSR1 on its first rank once metrics.jsonl has so many lines; returns what Stopped says."""
-    watcher = threading.Thread(target=_signal_after, args=(Path(run) / "metrics.jsonl", after_lines), daemon=True)
     if dist.is_main():
-        watcher.start()
+        signal_after_lines(Path(run), after_lines)
     try:
         small_run(run, data, **options)
     except Stopped as stop:
@@ -67,7 +66,12 @@ def stopped_run(run: str, data: tuple[str, str], *, after_lines: int, **options:
     return "ran to its end"
 
 
-def _signal_after(metrics: Path, lines: int) -> None:
-    while len(read_metrics(metrics)) < lines:
-        time.sleep(0.002)
-    os.kill(os.getpid(), signal.SIGUSR1)
+def signal_after_lines(run: Path, lines: int) -> None:
+    """Send this process SIGUSR1 as soon as the run's metrics have so many lines."""
+
+    def watch() -> None:
+        while len(read_metrics(run / "metrics.jsonl")) < lines:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=watch, daemon=True).start()

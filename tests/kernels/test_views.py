@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from pathlib import Path
 
 import numba
@@ -156,7 +155,3 @@ def test_normalised_bfloat16_is_torchs_rounding_of_float32() -> None:
 def test_views_of_another_shape_are_not_normalised() -> None:
     with pytest.raises(ShapeError, match=r"views must be a C-contiguous \(2, 3, 5, 5\) array of uint8; it is \(2, 4, 5, 5\)"):
         normalise(np.zeros((2, 4, 5, 5), np.uint8), MEAN, STD)
-
-
-def test_there_is_a_compiler_for_the_tests_of_other_builds() -> None:
-    assert shutil.which("gcc") or shutil.which("cc")

@@ -32,6 +32,7 @@ from vitds.engine.live import Live
 from vitds.engine.probes import Probes
 from vitds.engine.schedule import learning_rate, warmup_steps
 from vitds.engine.state import EngineState
+from vitds.engine.watchdog import Watchdog
 from vitds.errors import NumericsError, RunError, Stopped
 from vitds.heads.dense import DenseHead
 from vitds.methods import idmm, supervised
@@ -167,17 +168,20 @@ class Trainer:
             self.live = Live(
                 self.run, self.settings, steps_done=self.done, total_steps=self.total, steps_per_epoch=self.loader.steps_per_epoch
             )
-        handlers = self._listen()
+        handlers, watchdog = self._listen(), Watchdog()
         batches = self.loader.batches(self.done, self.total)
         self.engine.train()
         try:
             while self.done < self.total:
+                watchdog.at(self.done)
                 wants_save, wants_stop = self._step(batches)
-                if wants_save or wants_stop or self.done == self.total:
+                is_good = self.skipped_in_a_row == 0  # amid skipped steps the weights may be the cause; they push no good ones out
+                if (wants_save and is_good) or wants_stop or self.done == self.total:
                     self.save()
                 if wants_stop and self.done < self.total:
                     raise Stopped(f"stopped by a signal after step {self.done} of {self.total}, saved; the same command goes on from there")
         finally:
+            watchdog.close()
             batches.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)

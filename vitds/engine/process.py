@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import logging
 import os
@@ -27,9 +28,9 @@ from vitds.errors import ResourceError
 # DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo serves.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-
 # What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed` starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # NCCL's own is ten, less than what watchdog.py waits
 TIME_TO_SAVE_S = 60.0  # a rank without launcher finishes its step and saves; after this time it ends as it is
 
 
@@ -56,14 +57,14 @@ def start_ranks() -> torch.device:
     backend = "cuda:nccl,cpu:gloo" if has_cuda else "gloo"
     try:
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            td.init_process_group(backend)
+            td.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         else:
             td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
     except (td.DistNetworkError, td.DistStoreError) as error:
         port = int(os.environ.get("MASTER_PORT") or 29500)
         raise ResourceError(
-            f"the ranks could not meet on {os.environ.get('MASTER_ADDR')} port {port}: {str(error).splitlines()[0]} "
-            f"If another run uses the port, give this one its own: deepspeed --master_port {port + 1} ... (under Slurm MASTER_PORT={port + 1})"
+            f"the ranks could not meet on {os.environ.get('MASTER_ADDR')} port {port}: {str(error).splitlines()[0]}. If another run "
+            f"uses the port, give this one its own: deepspeed --master_port {port + 1} ..., or under Slurm MASTER_PORT={port + 1}"
         ) from error
     return device
 

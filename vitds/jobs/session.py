@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from vitds.data.beton import BetonFile
 from vitds.engine.loop import Trainer, TrainModule
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
+from vitds.errors import ResourceError
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
 from vitds.runs.directory import Run, given_settings, next_run_path, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
+
+PEER_IS_GONE = re.compile("connection (closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
 
 
 @dataclass
@@ -45,7 +49,8 @@ class Session:
 def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Session]:
     """Join the ranks, take the run directory, and go on with its saved settings if it was started before.
 
-    Raises: RunLockedError if another process writes to it; RunError if it cannot be written or was started with other settings.
+    Raises: RunLockedError if another process writes to it; RunError if it cannot be written or was started with other settings;
+        ResourceError if another rank ends.
     """
     started = time.perf_counter()
     device = start_ranks()
@@ -53,6 +58,13 @@ def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Sess
     lock = dist.on_main(RunLock, path)
     try:
         yield Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started)
+    except RuntimeError as error:  # gloo's and NCCL's
+        if not PEER_IS_GONE.search(str(error)):
+            raise
+        raise ResourceError(
+            f"another rank of {path} ended, so this one cannot go on; its own message says why. Start the same command again: it goes "
+            "on from the last checkpoint."
+        ) from error
     finally:
         if dist.is_main():
             lock.release()

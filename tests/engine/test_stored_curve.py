@@ -1,0 +1,54 @@
+"""The losses of the quickstart recipe's first twenty steps, stored: a change of the numbers has to be meant.
+
+Equal on the environment that they were stored on, to rounding elsewhere. `python -m tests.engine.test_stored_curve` stores them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.engine.training import signal_after_lines
+from vitds.errors import Stopped
+from vitds.jobs.pretrain import pretrain
+from vitds.runs.metrics import read_metrics
+
+STORED = Path(__file__).parents[1] / "assets" / "idmm_digits_losses.json"
+STEPS = 20
+
+
+def first_losses(run: str) -> tuple[dict[str, Any], list[float]]:
+    """This environment, and the losses; the run is stopped by a signal once it has them."""
+    signal_after_lines(Path(run), STEPS)
+    try:
+        pretrain(run=run, ds_config="zero0", set=["log.tensorboard=false"])
+    except Stopped:
+        pass
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    environment = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": model.partition(":")[2].strip(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+    }
+    return environment, [line["loss"] for line in read_metrics(Path(run) / "metrics.jsonl")[:STEPS]]
+
+
+def test_the_first_losses_are_the_stored_ones(rank_pool, tmp_path: Path) -> None:
+    environment, losses = rank_pool(1).run(first_losses, str(tmp_path / "run"))[0]
+    stored = json.loads(STORED.read_text())
+    if environment == stored["environment"]:
+        assert losses == stored["losses"]
+    np.testing.assert_allclose(losses, stored["losses"], rtol=1e-3)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        environment, losses = first_losses(f"{folder}/run")
+    STORED.write_text(json.dumps({"environment": environment, "losses": losses}, indent=1) + "\n")

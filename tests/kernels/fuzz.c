@@ -1,0 +1,146 @@
+/* Random pictures, plans and damaged JPEGs for pixels.c, to be compiled with it under the sanitizers. Every buffer has exactly the
+ * length that is told, so that a byte read or written outside one ends the program. Usage: fuzz CASES SEED JPEG [JPEG ..]
+ * Prints how often each result came: made, refused, damaged. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    int32_t top, left, height, width, resized_height, resized_width, out_top, out_left, filter, flip;
+    uint8_t colour_order[4];
+    float brightness, contrast, saturation, hue;
+    int32_t grey;
+    float blur_sigma;
+    int32_t policy_op[2];
+    float policy_value[2], cutout_centre[2];
+} ViewPlan;
+
+void *vitds_scratch_new(void);
+void vitds_scratch_free(void *);
+int vitds_views(const uint8_t *, int64_t, int32_t, int32_t, int32_t, const ViewPlan *, int32_t, int32_t, uint8_t *, int64_t, void *);
+int vitds_batch(const int64_t *, const int64_t *, const int32_t *, const int32_t *, const int32_t *, const ViewPlan *, int32_t, int32_t,
+                int32_t, uint8_t *, int64_t, int32_t *, int32_t, int32_t, void *);
+int vitds_normalise(const uint8_t *, int64_t, int64_t, int64_t, const float *, const float *, int32_t, void *, int64_t);
+
+static uint64_t state;
+
+/* splitmix64 */
+static uint64_t bits(void) {
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+static int upto(int low, int high) { return low + (int)(bits() % (uint64_t)(high - low + 1)); }
+static float real(float low, float high) { return low + (high - low) * (float)(bits() >> 40) / (float)(1 << 24); }
+static int length(void) { return upto(0, 9) ? upto(1, 90) : upto(1, 1500); }
+
+/* In range, every number of it. */
+static ViewPlan good_plan(int height, int width, int side) {
+    static const float low[16] = {0, 0, 0, 0, 0, 0, -2, -2, -2, -2, -360, 0, 0, 0, 0, 0};
+    static const float high[16] = {0, 0, 60, 3, 0, 8, 2, 2, 2, 2, 360, 0, 3, 3, 256, 3};
+    ViewPlan p = {0};
+    p.height = upto(1, height);
+    p.width = upto(1, width);
+    p.top = upto(0, height - p.height);
+    p.left = upto(0, width - p.width);
+    p.resized_height = side + (upto(0, 2) ? 0 : upto(0, 70));
+    p.resized_width = side + (upto(0, 2) ? 0 : upto(0, 70));
+    p.out_top = upto(0, p.resized_height - side);
+    p.out_left = upto(0, p.resized_width - side);
+    p.filter = upto(0, 1);
+    p.flip = upto(0, 1);
+    for (int i = 0; i < 4; i++) p.colour_order[i] = (uint8_t)upto(0, 4);
+    p.brightness = real(0, 3);
+    p.contrast = real(0, 3);
+    p.saturation = real(0, 3);
+    p.hue = real(-0.5f, 0.5f);
+    p.grey = !upto(0, 4);
+    p.blur_sigma = upto(0, 1) ? real(0, 10.6f) : 0;
+    for (int i = 0; i < 2; i++) {
+        p.policy_op[i] = upto(0, 1) ? upto(0, 15) : 0;
+        p.policy_value[i] = real(low[p.policy_op[i]], high[p.policy_op[i]]);
+        p.cutout_centre[i] = real(0, 1);
+    }
+    return p;
+}
+
+/* Some of its 4-byte words replaced: by anything, by an extreme, or by a near miss. */
+static void spoil(ViewPlan *plan) {
+    static const uint32_t extremes[] = {0x7fffffff, 0x80000000, 0xffffffff, 0, 0x7fc00000 /* NaN */, 0x7f800000 /* inf */, 0xff800000};
+    for (int count = upto(1, 3); count > 0; count--) {
+        uint32_t word, kind = (uint32_t)upto(0, 2);
+        uint8_t *at = (uint8_t *)plan + 4 * upto(0, (int)sizeof *plan / 4 - 1);
+        memcpy(&word, at, 4);
+        word = kind == 0 ? (uint32_t)bits() : kind == 1 ? extremes[upto(0, 6)] : word + (uint32_t)upto(-3, 3);
+        memcpy(at, &word, 4);
+    }
+}
+
+static uint8_t *noise(size_t bytes) {
+    uint8_t *p = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++) p[i] = (uint8_t)bits();
+    return p;
+}
+
+/* A copy of a file's bytes, perhaps cut off, perhaps with some bytes changed. */
+static uint8_t *damaged(const uint8_t *file, int64_t *bytes) {
+    if (!upto(0, 2)) *bytes = upto(0, (int)*bytes);
+    uint8_t *copy = malloc((size_t)*bytes + !*bytes);
+    memcpy(copy, file, (size_t)*bytes);
+    for (int changes = upto(0, 3) * upto(0, 3); changes > 0 && *bytes; changes--) copy[upto(0, (int)*bytes - 1)] = (uint8_t)bits();
+    return copy;
+}
+
+static uint8_t *read_file(const char *path, int64_t *bytes, int *height, int *width) {
+    FILE *file = fopen(path, "rb");
+    if (!file || sscanf(strrchr(path, '/'), "/%dx%d", height, width) != 2) exit(2);
+    uint8_t *data = malloc(1 << 20);
+    *bytes = (int64_t)fread(data, 1, 1 << 20, file);
+    fclose(file);
+    return data;
+}
+
+int main(int count, char **argument) {
+    int made = 0, refused = 0, broken = 0;
+    void *scratch = vitds_scratch_new();
+    state = strtoull(argument[2], NULL, 10);
+    for (int n = atoi(argument[1]); n > 0; n--) {
+        int height = length(), width = length(), side = upto(1, 70), views = upto(1, 2), storage = !upto(0, 4), error;
+        int64_t bytes = (int64_t)height * width * 3, out_bytes = (int64_t)views * 3 * side * side;
+        uint8_t *source;
+        if (storage) {
+            uint8_t *file = read_file(argument[upto(3, count - 1)], &bytes, &height, &width);
+            source = damaged(file, &bytes);
+            free(file);
+        } else {
+            source = noise((size_t)bytes);
+            bytes -= !upto(0, 40);
+        }
+        ViewPlan *plans = malloc((size_t)views * sizeof *plans);
+        for (int v = 0; v < views; v++) plans[v] = good_plan(height, width, side);
+        if (!upto(0, 3)) spoil(&plans[upto(0, views - 1)]);
+        uint8_t *out = malloc((size_t)out_bytes);
+        int32_t h = height, w = width, kind = storage, status = 1;
+        int64_t address = (int64_t)(intptr_t)source;
+        if (upto(0, 1)) error = vitds_views(source, bytes, storage, height, width, plans, views, side, out, out_bytes, scratch);
+        else error = vitds_batch(&address, &bytes, &kind, &h, &w, plans, 1, views, side, out, out_bytes, &status, 0, 1, scratch) || status;
+        made += error == 0;
+        broken += error && storage;
+        refused += error && !storage;
+        float *floats = malloc(4 * (size_t)out_bytes), mean[3] = {0.4f, 0.5f, 0.6f}, std[3] = {0.2f, 0.3f, 0.4f};
+        if (!error && vitds_normalise(out, out_bytes, views, (int64_t)side * side, mean, std, n % 2, floats, out_bytes * (n % 2 ? 2 : 4))) exit(3);
+        free(floats);
+        free(out);
+        free(plans);
+        free(source);
+        if (!upto(0, 200)) {
+            vitds_scratch_free(scratch);
+            scratch = vitds_scratch_new();
+        }
+    }
+    vitds_scratch_free(scratch);
+    printf("made %d refused %d damaged %d\n", made, refused, broken);
+    return 0;
+}

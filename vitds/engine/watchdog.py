@@ -1,0 +1,41 @@
+"""A rank that hangs (a file system that does not answer, a peer that waits elsewhere) says where, and ends, instead of for ever."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+from vitds import dist
+from vitds.errors import ResourceError
+
+HUNG_AFTER_S = 1500.0  # for one step, with its save and probes; less than the half hour after which collectives give up without a word
+
+
+class Watchdog:
+    """Ends this process, with the stacks of all threads, when `at` is not called for HUNG_AFTER_S.
+
+    Every waiting rank tells its own; the one that does not stand in a collective is the one to look at.
+    """
+
+    def __init__(self) -> None:
+        self.step, self.since, self.is_over = 0, time.monotonic(), threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def at(self, step: int) -> None:
+        """A step begins."""
+        self.step, self.since = step, time.monotonic()
+
+    def close(self) -> None:
+        """No more steps."""
+        self.is_over.set()
+
+    def _watch(self) -> None:
+        while not self.is_over.wait(min(5.0, HUNG_AFTER_S / 4)):
+            if time.monotonic() - self.since > HUNG_AFTER_S:
+                text = f"rank {dist.rank()} hangs: step {self.step} has taken {HUNG_AFTER_S:.0f} s; its threads are at"
+                print(text, file=sys.stderr, flush=True)
+                faulthandler.dump_traceback()
+                os._exit(ResourceError.exit_code)
