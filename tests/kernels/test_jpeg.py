@@ -36,12 +36,12 @@ def test_decoded_picture_is_pils(options: dict) -> None:
 
 
 def test_views_of_a_jpeg_are_the_views_of_its_pixels() -> None:
-    stored = [jpeg(picture) for picture in photographs()[:3]]
-    sizes = [picture.shape[:2] for picture in photographs()[:3]]
+    pictures = photographs()[:4]
+    stored, sizes = [jpeg(picture) for picture in pictures], [picture.shape[:2] for picture in pictures]
     pixels = [decode(data, JPEG, size) for data, size in zip(stored, sizes, strict=True)]
     plans = np.stack([np.repeat(whole_plan(*size, SIDE, blur_sigma=1.0), 2) for size in sizes])
-    from_jpeg, _ = cut_views(stored, [JPEG] * 3, sizes, plans, SIDE)
-    from_raw, _ = cut_views(pixels, [RAW] * 3, sizes, plans, SIDE)
+    from_jpeg, _ = cut_views(stored, [JPEG] * len(stored), sizes, plans, SIDE)
+    from_raw, _ = cut_views(pixels, [RAW] * len(pixels), sizes, plans, SIDE)
     assert np.array_equal(from_jpeg, from_raw)
 
 

@@ -1,0 +1,177 @@
+"""The run directory: names, lock, metrics, checkpoints; everything that can be wrong with them is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitds.config.tree import Settings
+from vitds.errors import ResourceError, RunError, RunLockedError
+from vitds.runs.checkpoint import CheckpointReader, list_checkpoints, newest_sound, verify_checkpoint, write_checkpoint
+from vitds.runs.directory import Run, given_settings, next_run_path, read_json, save_settings
+from vitds.runs.lock import STALE_AFTER_S, RunLock
+from vitds.runs.metrics import MetricsFile, cut_back, read_metrics
+
+STATE = {"updates": 3, "head_rows": [[0, 4]]}
+
+
+def write_one(root: Path, step: int = 3, keep: int = 2) -> Path:
+    generator = torch.Generator().manual_seed(step)
+    parts = {"model": {"a.weight": torch.randn(3, 2, generator=generator)}, "head": {"weight": torch.arange(8.0).view(4, 2)}}
+    return write_checkpoint(root, step, parts, STATE, keep=keep)
+
+
+def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
+    assert next_run_path("idmm_digits", tmp_path) == tmp_path / "idmm_digits-1"
+    for name in ("idmm_digits-1", "idmm_digits-9", "idmm_digits-old", "other-20"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.yaml").touch()
+    (tmp_path / "idmm_digits-12").mkdir()
+    (tmp_path / "idmm_digits-12" / "lock").touch()  # a start that failed
+    assert next_run_path("recipes/idmm_digits.yaml", tmp_path) == tmp_path / "idmm_digits-10"
+
+
+def test_a_live_holder_is_named_and_a_dead_one_taken_over(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    with pytest.raises(RunLockedError, match=f"in use by process {os.getpid()} on .*delete .*lock"):
+        RunLock(tmp_path)
+    lock.release()
+    words = "import sys; from pathlib import Path; from vitds.runs.lock import RunLock; RunLock(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", words, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])  # ends without release
+    assert RunLock(tmp_path).holder["counter"] == 3
+
+
+def test_whoever_lost_the_run_finds_out_before_it_writes(tmp_path: Path) -> None:
+    ghost = RunLock(tmp_path)
+    ghost.check()
+    ghost.path.write_text(json.dumps(ghost.holder | {"host": "elsewhere"}))
+    os.utime(ghost.path, (0, 0))  # long silent: taken for dead
+    assert STALE_AFTER_S < 1e9
+    RunLock(tmp_path)
+    with pytest.raises(RunLockedError, match="taken over by another process"):
+        ghost.check()
+    ghost.release()  # harmless: the run is another's
+    assert json.loads(ghost.path.read_text())["counter"] == 2
+
+
+def test_a_silent_but_recent_holder_elsewhere_keeps_the_run(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.path.write_text(json.dumps(lock.holder | {"host": "elsewhere"}))
+    with pytest.raises(RunLockedError, match="on elsewhere"):
+        RunLock(tmp_path)
+
+
+def test_a_requeued_job_takes_its_ghosts_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    ghost = RunLock(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    RunLock(tmp_path)
+    with pytest.raises(RunLockedError, match="taken over"):
+        ghost.check()
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/run is not writable: .*Use another --run"):
+        RunLock(tmp_path / "file" / "run")
+
+
+def test_metrics_are_cut_back_to_a_step_and_a_half_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in range(5):
+        file.append({"step": step, "loss": 1.5})
+    file.sync()
+    file.close()
+    with open(path, "a") as torn:
+        torn.write('{"step": 5, "lo')
+    assert [line["step"] for line in cut_back(path, 3)] == [0, 1, 2] == [line["step"] for line in read_metrics(path)]
+    assert cut_back(tmp_path / "none.jsonl", 3) == []
+
+
+def test_a_checkpoint_is_read_back_and_the_oldest_is_removed(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_one(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    saved, problems = newest_sound(tmp_path)
+    reader = CheckpointReader(saved)
+    assert not problems and saved.manifest["updates"] == 3 and reader.names() == ["a.weight"]
+    assert torch.equal(reader.get("a.weight"), torch.randn(3, 2, generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(reader.rows("weight", 1, 3), torch.tensor([[2.0, 3.0], [4.0, 5.0]]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes, its manifest says .*: truncated"),
+        (lambda file: file.write_bytes(bytes(file.stat().st_size)), "does not have the SHA-256 of its manifest: damaged"),
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda file: (file.parent / "manifest.json").unlink(), "manifest.json does not exist"),
+        (lambda file: (file.parent / "manifest.json").write_text('{"format": 9}'), "has checkpoint format 9, this version of vitds reads 1"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path: Path, damage, said: str) -> None:
+    write_one(tmp_path, 1)
+    newest = write_one(tmp_path, 2)
+    damage(newest / "model-0-of-1.safetensors")
+    with pytest.raises(RunError, match=said):
+        verify_checkpoint(newest)
+    saved, problems = newest_sound(tmp_path)
+    assert saved.path.name == "step-00000001" and len(problems) == 1
+
+
+def test_names_and_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    write_one(tmp_path)
+    reader = CheckpointReader(newest_sound(tmp_path)[0])
+    with pytest.raises(RunError, match="holds no 'b.weight'; was it written by another backbone"):
+        reader.get("b.weight")
+    with pytest.raises(RunError, match=r"does not hold rows 2\.\.8 of the instance head"):
+        reader.rows("weight", 2, 9)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
+    small = tmp_path / "disk"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        write_one(small, 1)
+        with pytest.raises(ResourceError, match="checkpoint of step 2 was not saved: no space left on the disk .* The ones before are kept"):
+            write_checkpoint(small, 2, {"model": {"a": torch.zeros(200_000)}}, STATE, keep=2)
+        assert [path.name for path in small.iterdir()] == ["step-00000001"]
+        assert newest_sound(small)[0].path.name == "step-00000001"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_settings_that_may_differ_are_taken_anew_on_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    save_settings(run, Settings.model_validate({"engine": {"precision": "fp32"}, "batch": {"micro_images": 64}}))
+    run.metrics.write_text('{"step": 0}\n')
+    given = Settings.model_validate({"checkpoint": {"keep": 7}, "data": {"workers": 3}})
+    resumed = given_settings(run, given)
+    assert (resumed.checkpoint.keep, resumed.data.workers, resumed.engine.precision, resumed.batch.micro_images) == (7, 3, "fp32", 64)
+
+
+def test_a_start_that_failed_before_its_first_step_may_be_corrected(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    save_settings(run, Settings.model_validate({"epochs": 3}))
+    assert given_settings(run, Settings.model_validate({"epochs": 5})).epochs == 5
+
+
+def test_unreadable_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(RunError, match="list.json does not hold a JSON object"):
+        read_json(tmp_path / "list.json")
+    with pytest.raises(RunError, match="summary.json does not exist; is .* a finished run"):
+        _ = Run(tmp_path).summary
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,186 @@
+"""Named checkpoints: tensors by parameter name in safetensors, any ZeRO stage and world size, moved into place whole.
+
+RUN/checkpoints/step-00000042/
+    manifest.json                       format, step, counters, and each file's bytes and SHA-256
+    model-0-of-2.safetensors            NAME, NAME.exp_avg, NAME.exp_avg_sq (float32 masters and moments), buffers
+    head-0-of-2.safetensors             the rows of a sharded head that rank 0 held, with their moments
+No pickle; reading runs no code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitds import dist
+from vitds.errors import ResourceError, RunError
+from vitds.runs.directory import read_json, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One checkpoint folder and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+
+def write_checkpoint(root: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int) -> Path:
+    """Write this rank's parts; called by every rank. The newest `keep` checkpoints stay.
+
+    Args:
+        root: RUN/checkpoints. step: steps done.
+        parts: kind ("model", "head") -> tensors by name, this rank's own; contiguous, on any device.
+        state: JSON-able counters, the same on all ranks; "head_rows" lists each rank's [first, last) where a head is sharded.
+    Raises: ResourceError on every rank if the disk is full on one; the checkpoints before stay.
+    """
+    final, beside = root / f"step-{step:08d}", root / f".writing-{step:08d}"
+    if dist.is_main():
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    dist.barrier()
+    written: dict[str, Any] = {}
+    failure = ""
+    for kind, tensors in parts.items():
+        path = beside / f"{kind}-{dist.rank()}-of-{dist.world_size()}.safetensors"
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+            written[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
+        except (OSError, SafetensorError) as error:
+            failure = _describe(error, path)
+    results = dist.gather_objects((written, failure))
+    failures = [problem for _, problem in results if problem]
+    if not failures and dist.is_main():
+        files = {name: facts for part, _ in results for name, facts in part.items()}
+        try:
+            write_json(beside / "manifest.json", {"format": FORMAT, "step": step, **state, "files": files})
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(beside, final)
+            _sync_folder(root)
+        except OSError as error:
+            failures = [_describe(error, final)]
+    failures = dist.broadcast_object(failures)
+    if failures:
+        if dist.is_main():
+            shutil.rmtree(beside, ignore_errors=True)
+        raise ResourceError(f"the checkpoint of step {step} was not saved: {failures[0]}. The ones before are kept.")
+    if dist.is_main():
+        for old in list_checkpoints(root)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _describe(error: Exception, path: Path) -> str:
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    return f"no space left on the disk of {path.parent.parent}; free some and start the same command again" if full else f"{path}: {error}"
+
+
+def _hash_and_sync(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        os.fsync(file.fileno())
+    return digest
+
+
+def _digest(file: Any) -> str:
+    """For Python 3.10, which lacks hashlib.file_digest."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """The folders of whole checkpoints, oldest first."""
+    return sorted(path for path in root.glob("step-*") if path.is_dir())
+
+
+def verify_checkpoint(path: Path) -> Saved:
+    """Read the manifest and hash every file.
+
+    Raises: RunError that names the file and what is wrong with it.
+    """
+    manifest = read_json(path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise RunError(f"{path} has checkpoint format {manifest.get('format')!r}, this version of vitds reads {FORMAT}")
+    for name, facts in manifest["files"].items():
+        file = path / Path(name).name  # a name that leads elsewhere is not followed
+        if not file.is_file():
+            raise RunError(f"{file} is missing")
+        if file.stat().st_size != facts["bytes"]:
+            raise RunError(f"{file} has {file.stat().st_size} bytes, its manifest says {facts['bytes']}: truncated")
+        if _hash_and_sync(file) != facts["sha256"]:
+            raise RunError(f"{file} does not have the SHA-256 of its manifest: damaged")
+    return Saved(path, manifest)
+
+
+def newest_sound(root: Path) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with the newer ones. Hashed by rank 0, told to all."""
+    found: Path | None = None
+    problems: list[str] = []
+    if dist.is_main():
+        for path in reversed(list_checkpoints(root)):
+            try:
+                found = verify_checkpoint(path).path
+                break
+            except RunError as error:
+                problems.append(str(error))
+    found, problems = dist.broadcast_object((found, problems))
+    return (None if found is None else Saved(found, read_json(found / "manifest.json"))), problems
+
+
+class CheckpointReader:
+    """Tensors of a verified checkpoint by name, read one at a time."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.saved = saved
+        self.files = {name: safe_open(saved.path / name, "pt") for name in sorted(saved.manifest["files"])}
+        self.where = {key: name for name, file in self.files.items() if name.startswith("model-") for key in file.keys()}
+
+    def get(self, name: str) -> Tensor:
+        """A tensor of the model.
+
+        Raises: RunError if the checkpoint has no such name: another backbone wrote it.
+        """
+        if name not in self.where:
+            raise RunError(f"{self.saved.path} holds no {name!r}; was it written by another backbone?")
+        return self.files[self.where[name]].get_tensor(name)
+
+    def names(self) -> list[str]:
+        """All names of the model's tensors."""
+        return sorted(self.where)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows first..last-1 of a sharded head's tensor, from whichever ranks wrote them.
+
+        Raises: RunError if the checkpoint does not hold them all.
+        """
+        pieces, ranges = [], self.saved.manifest["head_rows"]
+        for rank, (start, stop) in enumerate(ranges):
+            low, high = max(first, start), min(last, stop)
+            file = self.files.get(f"head-{rank}-of-{len(ranges)}.safetensors")
+            if low < high and file is not None:
+                pieces.append(file.get_slice(name)[low - start : high - start])
+        if sum(piece.shape[0] for piece in pieces) != last - first:
+            raise RunError(f"{self.saved.path} does not hold rows {first}..{last - 1} of the instance head; it covers {ranges}")
+        return torch.cat(pieces)

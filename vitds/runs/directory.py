@@ -1,0 +1,141 @@
+"""The run directory: settings.yaml environment.json metrics.jsonl tensorboard/ checkpoints/ backbone.safetensors summary.json log.txt."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitds import dist
+from vitds.config.load import differences, dump_settings, read_settings
+from vitds.config.tree import Settings
+from vitds.errors import RunError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, as a job returns it."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as resolved at the first start."""
+        return read_settings(self.path / "settings.yaml")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the finished run reports: steps, losses, seconds, evaluation."""
+        return read_json(self.path / "summary.json")
+
+    @property
+    def is_finished(self) -> bool:
+        """True once summary.json stands: it is the last file that a run writes."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def backbone(self) -> Path:
+        """The trained backbone's weights."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, one folder a step."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises: RunError if the file is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist; is {path.parent} a finished run?") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} does not hold a JSON object")
+    return value
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: the file is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """An indented JSON object, written atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def next_run_path(recipe: str, root: Path = Path("runs")) -> Path:
+    """runs/<recipe>-<n> with the next free number."""
+    name = Path(recipe).stem
+    used = [path for path in root.glob(f"{name}-*") if any(child.name != "lock" for child in path.iterdir())]  # a failed start leaves its lock
+    taken = [int(path.name[len(name) + 1 :]) for path in used if path.name[len(name) + 1 :].isdigit()]
+    return root / f"{name}-{max(taken, default=0) + 1}"
+
+
+def given_settings(run: Run, given: Settings) -> Settings:
+    """The settings a run goes on with: the saved ones where it was started before, else the given.
+
+    Raises: RunError naming every key, with both values, that differs and may not.
+    """
+    path = run.path / "settings.yaml"
+    if not path.exists() or not (run.metrics.exists() and run.metrics.stat().st_size):
+        return given  # nothing was trained yet: a start that failed may be corrected
+    saved = read_settings(path)
+    differing = differences(saved, given)
+    if differing:
+        listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, before, now in differing)
+        raise RunError(
+            f"{run.path} was started with other settings: {listed}. Give the run's own values to go on, or start a new run "
+            f"(another --run, with --init {run.path} to begin from its weights)."
+        )
+    kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log")}  # these may differ: they change no number
+    kept["data"] = saved.data.model_copy(update={"workers": given.data.workers})
+    if given.batch.micro_images != "auto":
+        kept["batch"] = saved.batch.model_copy(update={"micro_images": given.batch.micro_images})
+    elif saved.batch.micro_images != "auto" and saved.batch.global_images % (saved.batch.micro_images * dist.world_size()):
+        kept["batch"] = saved.batch.model_copy(update={"micro_images": "auto"})  # another number of ranks: the saved one does not divide
+    return saved.model_copy(update=kept)
+
+
+def save_settings(run: Run, settings: Settings) -> None:
+    """RUN/settings.yaml, without a word of machine or time."""
+    write_atomic(run.path / "settings.yaml", dump_settings(settings).encode())
+
+
+def save_environment(run: Run, facts: dict[str, Any]) -> None:
+    """RUN/environment.json: what bit-identity is promised for, and the facts the caller adds (ranks, precision, stage)."""
+    packages = ("vitds", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numpy", "numba")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    machine = {"python": sys.version.split()[0], "processor": platform.machine(), "cores": os.cpu_count()}
+    machine["torch_threads"] = torch.get_num_threads()
+    machine["vector_width"] = torch.backends.cpu.get_cpu_capability()
+    machine["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    write_json(run.path / "environment.json", {"versions": versions, "machine": machine, **facts})

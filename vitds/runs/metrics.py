@@ -1,0 +1,53 @@
+"""metrics.jsonl: one line a step, each step once after any number of kills.
+
+Keys that time or measure the machine begin with `time/`; all others are bit-reproducible.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a half line that a kill left at the end is not one."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def cut_back(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Keep the lines of the first `steps` steps and drop the rest, for a resume from there; returns the kept lines."""
+    kept = [line for line in read_metrics(path) if line["step"] < steps]
+    if path.exists():
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(beside, path)
+    return kept
+
+
+class MetricsFile:
+    """Appends lines; what is appended survives a kill of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "a", buffering=1)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """One step's numbers."""
+        self.file.write(json.dumps(line) + "\n")
+
+    def sync(self) -> None:
+        """To the disk, before a checkpoint that stands on these lines."""
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """No more lines."""
+        self.file.close()
