@@ -63,6 +63,7 @@ write_configuration() {
 	CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 	ReturnToService=2
 	KillWait=3
+	SlurmdDebug=verbose
 	SlurmctldTimeout=10
 	SlurmdTimeout=30
 	JobRequeue=1

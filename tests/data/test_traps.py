@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -289,12 +290,13 @@ def test_iterators_left_early_never_disturb_the_next_one(file):
         next(left[-1])
 
 
-def test_a_closed_iterator_leaves_no_thread(file):
-    iterator = loader_of(file, settings_for(workers=3)).batches(0, 600)
+def test_a_closed_iterator_leaves_no_thread_and_no_open_file(file):
+    loader, opened = loader_of(file, settings_for(workers=3)), len(os.listdir("/proc/self/fd"))
+    iterator = loader.batches(0, 600)
     next(iterator)
-    assert len(cutting_threads()) > 1
+    assert len(cutting_threads()) > 1 and len(os.listdir("/proc/self/fd")) > opened
     iterator.close()
-    assert not cutting_threads()
+    assert not cutting_threads() and len(os.listdir("/proc/self/fd")) == opened
 
 
 # ------------------------------------------------------------------------------------------------ leaks (LOADER 5.4, 5.5)

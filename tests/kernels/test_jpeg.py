@@ -57,7 +57,7 @@ PICTURE = photograph_parts(96)[1]
 STORED = jpeg(PICTURE)
 CASES = {
     "the JPEG data are damaged or end early": [
-        STORED[: len(STORED) // 2], STORED[:-200], STORED[:20], b"", b"\xff", b"no picture at all", STORED[100:], bytes(1000),
+        STORED[: len(STORED) // 2], STORED[:-200], STORED[:20], STORED[:300], b"", b"\xff", b"no picture at all", STORED[100:], bytes(1000),
         STORED[:700] + STORED[900:-2],
     ],
     "size differs from the one that was recorded": [jpeg(PICTURE[:95]), jpeg(PICTURE[:, :90])],

@@ -6,12 +6,12 @@ same however chunks are spread over ranks and micro steps.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitds import rng
@@ -22,40 +22,42 @@ from vitds.rng import Purpose
 
 @dataclass(frozen=True)
 class CutMixBox:
-    """Rows top:bottom and columns left:right come from the partner; `lam` is the share of pixels that stay."""
+    """Rows top:bottom and columns left:right come from the partner; `lam` is the share of pixels that stay. Scalars or arrays alike."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
-    lam: float
-
-
-def draw_lambda(alpha: float, *key: int) -> float:
-    """Beta(alpha, alpha), folded to 0.5 and above (METHOD 3.3)."""
-    lam = float(rng.beta(alpha, Purpose.MIX, *key, 0))
-    return max(lam, 1 - lam)
+    top: NDArray[np.int64]
+    bottom: NDArray[np.int64]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    lam: NDArray[np.float64]
 
 
-def draw_cutmix_box(side_px: int, alpha: float, *key: int) -> CutMixBox:
+def draw_lambda(alpha: float, *key: rng.Key) -> NDArray[np.float64]:
+    """Beta(alpha, alpha), folded to 0.5 and above (METHOD 3.3); one a key."""
+    lam = rng.beta(alpha, Purpose.MIX, *key, 0)
+    return np.asarray(np.maximum(lam, 1 - lam))
+
+
+def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
     """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped area (METHOD 3.3)."""
-    side = int(side_px * math.sqrt(1 - draw_lambda(alpha, *key)))
-    centre_y, centre_x = (int(side_px * rng.uniform(Purpose.MIX, *key, axis)) for axis in (1, 2))
-    top, bottom = max(centre_y - side // 2, 0), min(centre_y + side // 2, side_px)
-    left, right = max(centre_x - side // 2, 0), min(centre_x + side // 2, side_px)
-    return CutMixBox(top, bottom, left, right, 1 - (bottom - top) * (right - left) / side_px**2)
+    half = np.floor(side_px * np.sqrt(1 - draw_lambda(alpha, *key))).astype(np.int64) // 2
+    centre_y, centre_x = (np.floor(side_px * rng.uniform(Purpose.MIX, *key, axis)).astype(np.int64) for axis in (1, 2))
+    top, bottom = np.maximum(centre_y - half, 0), np.minimum(centre_y + half, side_px)
+    left, right = np.maximum(centre_x - half, 0), np.minimum(centre_x + half, side_px)
+    return CutMixBox(*map(np.asarray, (top, bottom, left, right, 1 - (bottom - top) * (right - left) / side_px**2)))
 
 
-def draw_partners(is_real: np.ndarray, *key: int) -> np.ndarray:
-    """For each row of a group its partner's row: a permutation of the real rows; a padded row is its own partner.
+def draw_partners(is_real: NDArray[np.bool_], *key: rng.Key) -> NDArray[np.int64]:
+    """For each row of each chunk its partner's row in the chunk: a permutation of the real rows; a padded row is its own partner.
 
     Args:
-        is_real: bool (rows,).
-    Returns: int64 (rows,).
+        is_real: (chunks, rows). key: integers, or (chunks, 1) arrays.
+    Returns: (chunks, rows).
     """
-    partners = np.arange(len(is_real))
-    real = partners[is_real]
-    partners[real] = real[rng.permutation(len(real), Purpose.PARTNERS, *key)]
+    words = rng.words(Purpose.PARTNERS, *key, np.cumsum(is_real, 1) - 1)
+    order = np.argsort(np.where(is_real, words, np.iinfo(np.uint64).max), axis=1, kind="stable")
+    partners = np.broadcast_to(np.arange(is_real.shape[1]), is_real.shape).copy()
+    for chunk, real in enumerate(is_real):
+        partners[chunk, real] = order[chunk, : real.sum()]
     return partners
 
 
@@ -67,44 +69,60 @@ def kind_in_epoch(mix: Mix, epoch: int) -> str:
 
 
 def mix_batch(batch: CropBatch, labels: Int[Tensor, "B"], views: Views, mix: Mix, seed: int, device: torch.device) -> MixedBatch:
-    """Mix each chunk and group of a micro batch, then normalise.
+    """Mix each chunk and group of a micro batch, and normalise.
 
     Args:
         batch: uint8 crops (B, V, 3, S, S) on the host; B is a multiple of mix.chunk_images.
         labels: the target of each image: its instance in pretraining, its class in fine-tuning.
     Returns: images (B·V, 3, S, S) float32 on `device` and targets, rows in the order (chunk, view, image).
     """
-    chunk_images, side_px = mix.chunk_images, batch.crops.shape[-1]
-    chunks = batch.crops.shape[0] // chunk_images
-    crops = batch.crops.to(device, non_blocking=True).unflatten(0, (chunks, chunk_images)).transpose(1, 2)  # chunk, view, image
-    is_real = batch.is_real.view(chunks, 1, chunk_images).expand(-1, views.count, -1).numpy()
+    chunks, side_px = batch.crops.shape[0] // mix.chunk_images, batch.crops.shape[-1]
+    crops = batch.crops.to(device, non_blocking=True).unflatten(0, (chunks, mix.chunk_images)).transpose(1, 2)  # chunk, view, image
+    crops = crops.reshape(-1, 3, side_px, side_px)
     kind = kind_in_epoch(mix, batch.epoch)
-    images = normalise(crops.reshape(-1, 3, side_px, side_px), views)
-    rows = images.view(chunks, views.count * chunk_images, 3, side_px, side_px)
-    partner = np.tile(np.arange(views.count * chunk_images), (chunks, 1))
-    lam = np.ones((chunks, views.count * chunk_images), np.float32)
-    for chunk in range(chunks if kind != "none" else 0):
-        first_view = 0
-        for number, group in enumerate(views.groups):
-            own = slice(first_view * chunk_images, (first_view + group.views) * chunk_images)
-            first_view += group.views
-            key = (seed, batch.step, batch.first_chunk + chunk, number)
-            partners = draw_partners(is_real[chunk].reshape(-1)[own], *key)
-            partner[chunk, own] = own.start + partners
-            lam[chunk, own] = _mix_rows(rows[chunk, own], torch.from_numpy(partners).to(device), kind, mix.alpha, key)
-    return MixedBatch(images, _targets(batch, labels, views, partner, lam, device))
-
-
-def _mix_rows(rows: Float[Tensor, "r 3 S S"], partners: Int[Tensor, "r"], kind: str, alpha: float, key: tuple[int, ...]) -> float:
-    """Mix rows with their partners in place; returns lambda. Mixed after normalising: it is per channel, so they commute."""
+    partner, box = _draw_mixing(batch, views, mix, kind, seed)
+    if kind == "none":
+        return MixedBatch(normalise(crops, views), _targets(batch, labels, views, partner, box.lam, device))
+    rows = partner.shape[1]
+    others = torch.from_numpy((partner + rows * np.arange(chunks)[:, None]).reshape(-1)).to(device)
+    if kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
+        crops = torch.where(_inside(box, side_px, device), crops[others], crops)
+    images = normalise(crops, views)
     if kind == "mixup":
-        lam = draw_lambda(alpha, *key)
-        rows.copy_(torch.lerp(rows[partners], rows, lam))
-        return lam
-    box = draw_cutmix_box(rows.shape[-1], alpha, *key)
-    inside = (..., slice(box.top, box.bottom), slice(box.left, box.right))
-    rows[inside] = rows[inside][partners]
-    return box.lam
+        lam = torch.from_numpy(box.lam.astype(np.float32).reshape(-1, 1, 1, 1)).to(device)
+        images = torch.lerp(images[others], images, lam)
+    return MixedBatch(images, _targets(batch, labels, views, partner, box.lam, device))
+
+
+def _draw_mixing(batch: CropBatch, views: Views, mix: Mix, kind: str, seed: int) -> tuple[NDArray[np.int64], CutMixBox]:
+    """Each row's partner within its chunk, and its box and lambda, (chunks, V·K): one draw a chunk and group."""
+    chunks, side_px = batch.crops.shape[0] // mix.chunk_images, batch.crops.shape[-1]
+    is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, mix.chunk_images), (1, views.count, 1)).reshape(chunks, -1)
+    rows = is_real.shape[1]
+    partner = np.tile(np.arange(rows), (chunks, 1))
+    edges = [np.zeros((chunks, rows), np.int64) for _ in range(4)]
+    lam, first = np.ones((chunks, rows)), 0
+    for number, group in enumerate(views.groups if kind != "none" else ()):
+        own = slice(first, first + group.views * mix.chunk_images)
+        first = own.stop
+        key = (seed, batch.step, batch.first_chunk + np.arange(chunks)[:, None], number)
+        partner[:, own] = own.start + draw_partners(is_real[:, own], *key)
+        if kind == "mixup":
+            lam[:, own] = draw_lambda(mix.alpha, *key)
+            continue
+        box = draw_cutmix_box(side_px, mix.alpha, *key)
+        lam[:, own] = box.lam
+        for edge, drawn in zip(edges, (box.top, box.bottom, box.left, box.right), strict=True):
+            edge[:, own] = drawn
+    return partner, CutMixBox(*edges, lam)
+
+
+def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, "M 1 S S"]:
+    """Which pixels of each row lie in its box."""
+    top, bottom, left, right = (torch.from_numpy(edge.reshape(-1, 1)).to(device) for edge in (box.top, box.bottom, box.left, box.right))
+    place = torch.arange(side_px, device=device)
+    in_y, in_x = (place >= top) & (place < bottom), (place >= left) & (place < right)
+    return (in_y[:, :, None] & in_x[:, None, :])[:, None]
 
 
 def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M 3 S S"]:
@@ -115,7 +133,7 @@ def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M
 
 
 def _targets(
-    batch: CropBatch, labels: Int[Tensor, "B"], views: Views, partner: np.ndarray, lam: np.ndarray, device: torch.device
+    batch: CropBatch, labels: Int[Tensor, "B"], views: Views, partner: NDArray[np.int64], lam: NDArray[np.float64], device: torch.device
 ) -> Targets:
     chunks = partner.shape[0]
     per_row = labels.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(chunks, -1)
@@ -125,5 +143,5 @@ def _targets(
     is_real = batch.is_real.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(-1)
     weight = is_real.float() / (views_in_group * batch.real_images)
     other = per_row.gather(1, torch.from_numpy(partner))
-    columns = (per_row.reshape(-1), other.reshape(-1), torch.from_numpy(lam).reshape(-1), weight, group)
+    columns = (per_row.reshape(-1), other.reshape(-1), torch.from_numpy(lam).float().reshape(-1), weight, group)
     return Targets(*(column.to(device, non_blocking=True) for column in columns))

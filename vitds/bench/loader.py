@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn.functional import interpolate
 
 from vitds.bench.reference import ReferenceSet
+from vitds.bench.report import print_rows
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile, open_beton
@@ -35,7 +33,7 @@ DIGITS_FOLDER = Path("data")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pipeline's speed. cpu_ms: processor time an image, all threads and processes. peak_mb: resident memory it added."""
+    """One pipeline's speed. cpu_ms: processor time an image, all threads and processes. peak_mb: resident memory added to this one."""
 
     name: str
     images_per_s: float
@@ -46,7 +44,7 @@ class Row:
 
 
 def bench_loader(data: str | None = None, recipe: str | None = None, workers: int = 1, as_json: bool = False) -> list[Row]:
-    """Measure the pipelines, slowest first, and print a table or one JSON object.
+    """Measure the pipelines, the reference first, and print a table or one JSON object.
 
     Args:
         data: a .beton; None: the embedded digits. recipe: whose views are made; None: idmm_deit_tiny, for the digits their own.
@@ -55,10 +53,10 @@ def bench_loader(data: str | None = None, recipe: str | None = None, workers: in
     """
     if workers < 1:
         raise UsageError(f"--workers {workers}: must be 1 or more")
-    name = recipe or ("idmm_digits" if data is None else "idmm_deit_tiny")
+    recipe = recipe or ("idmm_digits" if data is None else "idmm_deit_tiny")
     file = open_beton(data or embedded_digits(DIGITS_FOLDER)[0])
     file = first_images(file, min(IMAGES, file.images))
-    settings = load_settings(recipe=name, method=None, flags={}, extra={"data": {"workers": workers}})
+    settings = load_settings(recipe=recipe, method=None, flags={}, extra={"data": {"workers": workers}})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,11 +64,8 @@ def bench_loader(data: str | None = None, recipe: str | None = None, workers: in
     finally:
         torch.set_num_threads(threads)
     rows = [dataclasses.replace(row, ratio=round(row.images_per_s / rows[0].images_per_s, 2)) for row in rows]
-    facts = {"data": str(file.path), "images": file.images, "recipe": name, "views": settings.views.count, "workers": workers}
-    if as_json:
-        print(json.dumps({**facts, "rows": [dataclasses.asdict(row) for row in rows]}))
-    else:
-        print_rows(facts, rows)
+    title = f"{file.images} images of {file.path}, {settings.views.count} views each, recipe {recipe}, workers {workers}"
+    print_rows(title, [dataclasses.asdict(row) for row in rows], as_json=as_json)
     return rows
 
 
@@ -184,20 +179,9 @@ def ours(file: BetonFile, settings: Settings, dtype: type[np.float32] | type[np.
             yield
 
 
-def print_rows(facts: dict[str, object], rows: list[Row]) -> None:
-    """The table for people."""
-    table = Table(title=", ".join(f"{key} {value}" for key, value in facts.items()))
-    for title in ("pipeline", "images/s", "crops/s", "x reference", "CPU ms an image", "peak MB"):
-        table.add_column(title, justify="left" if title == "pipeline" else "right")
-    for row in rows:
-        numbers = (f"{row.images_per_s:,.0f}", f"{row.crops_per_s:,.0f}", f"{row.ratio:.1f}", f"{row.cpu_ms:.3f}", f"{row.peak_mb:,.0f}")
-        table.add_row(row.name, *numbers)
-    Console().print(table)
-
-
 def _cpu_s() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    of_children = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(times.user + times.system for times in of_children)
 
 
 def _status_mb(key: str) -> float:

@@ -19,7 +19,7 @@ with patch("numba.typed.Dict", dict):
     import ffcv.fields
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.libffcv import imdecode
-    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
     from ffcv.memory_managers.os_cache import OSCacheContext
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
@@ -31,6 +31,7 @@ with patch("numba.typed.Dict", dict):
 torch.set_num_threads(_threads)
 
 __all__ = [
+    "IS_CUDA",
     "AllocationQuery",
     "Compiler",
     "EpochIterator",

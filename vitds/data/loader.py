@@ -29,7 +29,7 @@ from vitds.batch import CropBatch
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import centre_views, draw_views
-from vitds.data.ffcv_import import EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv, uncompiled
+from vitds.data.ffcv_import import IS_CUDA, EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv, uncompiled
 from vitds.data.operation import CutViews
 from vitds.data.order import accumulation_steps, epoch_order, page_order, rank_positions, steps_per_epoch
 from vitds.errors import DataError
@@ -311,7 +311,7 @@ class RunIterator(EpochIterator):
     def __next__(self) -> MadeBatch:
         if self.closed:
             raise RuntimeError("this iteration was closed, by its owner or because its loader was started again")
-        if self._given and torch.cuda.is_available():  # the slot may be written again when copies from it are done
+        if self._given and IS_CUDA:  # the slot may be written again when copies from it are done
             self._copied[(self._given - 1) % self._slots] = torch.cuda.Event()
             self._copied[(self._given - 1) % self._slots].record()
         item = self.output_queue.get()
@@ -332,4 +332,5 @@ class RunIterator(EpochIterator):
         if self.is_alive():
             self.join()
         self._pool.shutdown(cancel_futures=True)
-        self.memory_allocations = self.memory_context = self.storage_state = None  # the ring and the map, now and not at some collection
+        # The ring, the map and the open file go now, and not at some collection.
+        self.memory_allocations = self.memory_context = self.storage_state = self._schedule = None

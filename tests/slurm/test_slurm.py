@@ -1,0 +1,154 @@
+"""The SLURM scripts on a real Slurm: several nodes, stopped and requeued jobs, arrays, a node that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from tests.data.small_files import picture
+from tests.engine.training import untimed
+from tests.slurm.cluster import Cluster
+from vitds.runs.metrics import read_metrics
+
+SMALL = {  # over the digits recipes: five steps an epoch of 52 images, each a tenth of a second
+    "views.crop_px": 8,
+    "batch.global_images": 12,
+    "mix.chunk_images": 2,
+    "backbone.options": "{patch_size: 4, embed_dim: 24, depth: 2, num_heads: 3}",
+    "eval.knn_k": "[5]",
+    "log.tensorboard": "false",
+}
+WORDS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+
+
+def small_words(run: Path, data: tuple[str, str], *more: str) -> list[str]:
+    flags = ("--run", str(run), "--data", data[0], "--test", data[1], "--epochs", "12", "--finetune_epochs", "2", "--ds_config", "zero2")
+    return ["launch/slurm_small.sh", *flags, *WORDS, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(slurm: Cluster, digit_files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run of a job of two nodes that nothing disturbed, and its log. Its name is one that a shell would take apart."""
+    folder = tmp_path_factory.mktemp("whole")
+    run, log = folder / 'it\'s a "run"; touch gone $(touch gone) `touch gone` *', folder / "log"
+    job = slurm.submit(log, "--nodes=2", *small_words(run, digit_files))
+    slurm.wait_for(job, "COMPLETED", log=log)
+    return run, log.read_text()
+
+
+def test_slurm_job_of_two_nodes_goes_through_to_its_evaluation(whole: tuple[Path, str]) -> None:
+    run, said = whole
+    assert "restart 0, nodes 2 (n[0-1]), tasks a node 1" in said and "--finetune_epochs 2" in said
+    for stage in ("pretrain", "finetune"):
+        assert json.loads((run / stage / "environment.json").read_text())["ranks"] == 2
+    pretrained, finetuned = (json.loads((run / stage / "summary.json").read_text()) for stage in ("pretrain", "finetune"))
+    assert pretrained["steps"] == 60 and 0 <= pretrained["knn"]["5"]["top1"] <= 100
+    assert finetuned["steps"] == 10 and f'"top1": {finetuned["top1"]}' in said
+    assert not [path for path in (run.parent, Path.cwd()) for path in path.glob("gone*")]
+
+
+def test_slurm_job_that_is_signalled_requeues_itself_and_ends_with_the_same_bytes(
+    slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = slurm.submit(log, "--nodes=2", *small_words(run, digit_files))
+    slurm.wait_for_lines(job, run / "pretrain", 5, log)
+    slurm.call("scancel", "--signal=USR1", job)
+    facts = slurm.wait_for(job, "COMPLETED", log=log)
+    said = log.read_text()
+    assert facts["Restarts"] == "1" and "stopped by a signal after step" in said and "resumes after step" in said and "restart 1" in said
+    for stage in ("pretrain", "finetune"):
+        assert untimed(run / stage) == [line.replace(str(run), str(whole[0])) for line in untimed(whole[0] / stage)]
+        ours, theirs = ((folder / stage / "backbone.safetensors").read_bytes() for folder in (run, whole[0]))
+        assert ours == theirs
+
+
+def test_slurm_job_that_is_cancelled_stays_so(slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = slurm.submit(log, *small_words(run, digit_files, "--epochs", "4000"))
+    slurm.wait_for_lines(job, run / "pretrain", 1, log)
+    slurm.call("scancel", job)
+    facts = slurm.wait_for(job, "CANCELLED", log=log)
+    time.sleep(2)
+    assert (slurm.facts(job)["JobState"], facts["Restarts"]) == ("CANCELLED", "0") and "requeue" not in log.read_text()
+
+
+def test_slurm_array_fine_tunes_each_target_and_requeues_only_the_one_signalled(
+    slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path
+) -> None:
+    for target in ("first", "second"):
+        for half, source in zip(("train", "test"), digit_files, strict=True):
+            for suffix in ("", ".json"):
+                shutil.copy(source + suffix, tmp_path / f"{target}-{half}.beton{suffix}")
+    flags = {"init": whole[0] / "pretrain", "folder": tmp_path, "run": tmp_path / "runs", "finetune_recipe": "finetune_digits"}
+    flags |= {"targets": "first second", "finetune_epochs": 12, "local": tmp_path / "local disk"}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    array = slurm.submit(tmp_path / "log-%a", "--array=0-1", "launch/slurm_transfer.sh", *words, *WORDS)
+    jobs, logs = [f"{array}_{number}" for number in range(2)], [tmp_path / f"log-{number}" for number in range(2)]
+    slurm.wait_for_lines(jobs[1], tmp_path / "runs/second/finetune", 3, logs[1])
+    slurm.call("scancel", "--signal=USR1", jobs[1])
+    facts = [slurm.wait_for(job, "COMPLETED", log=log) for job, log in zip(jobs, logs, strict=True)]
+    assert [each["Restarts"] for each in facts] == ["0", "1"]
+    assert "is there and sound" in logs[1].read_text()
+    for target in ("first", "second"):
+        summary = json.loads((tmp_path / "runs" / target / "finetune/summary.json").read_text())
+        assert summary["steps"] == 60 and 0 <= summary["top1"] <= 100
+
+
+RECIPE = """
+views: {crop_px: 16, groups: [{name: all, views: 1, scale: [0.3, 1.0]}]}
+mix: {chunk_images: 2}
+backbone: {name: vit_tiny_patch16_224, options: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}}
+batch: {global_images: 12}
+engine: {precision: fp32, compile: off}
+eval: {knn_k: [5]}
+"""
+
+
+def test_slurm_imagenet_from_its_folders_to_an_evaluated_model(slurm: Cluster, tmp_path: Path) -> None:
+    for number in range(24):
+        folder = tmp_path / "imagenet" / ("train" if number < 18 else "val") / f"n0144000{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number, 40, 48)).save(folder / f"{number}.JPEG", "jpeg")
+    (tmp_path / "pre.yaml").write_text(f"method: idmm\nhead: {{kind: sharded}}{RECIPE}")
+    (tmp_path / "fine.yaml").write_text(f"method: supervised{RECIPE}")
+    flags = {"folders": "imagenet", "data": "in.beton", "local": "disk", "recipe": "pre.yaml", "finetune_recipe": "fine.yaml", "run": "run"}
+    words = ["launch/slurm_imagenet.sh", *(f"--{name}={tmp_path / value}" for name, value in flags.items())]
+    words += ["--epochs=2", "--finetune_epochs=2"]
+    log = tmp_path / "log"
+    slurm.wait_for(slurm.submit(log, "--nodes=2", *words), "COMPLETED", log=log)
+    said = log.read_text()
+    assert said.count("copied") == 4 and said.count("is there and sound") == 4  # both nodes of this cluster share one disk
+    checkpoint = max((tmp_path / "run/pretrain/checkpoints").iterdir())
+    assert {"head-0-of-2.safetensors", "head-1-of-2.safetensors"} <= {file.name for file in checkpoint.iterdir()}
+    assert json.loads((tmp_path / "run/finetune/summary.json").read_text())["top1"] >= 0
+    again = slurm.call("bash", *words, "--dry_run")
+    assert f"vitds data info {tmp_path}/in-train.beton" in again and "data build" not in again
+
+
+def test_slurm_ghost_of_a_dead_node_and_the_requeued_job_are_kept_apart(
+    own_slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    own_slurm.call("scontrol", "update", "nodename=n0", "state=drain", "reason=test")
+    job = own_slurm.submit(log, *small_words(run, digit_files, "--epochs", "60", "--set", "checkpoint.every_steps=1"))
+    own_slurm.wait_for_lines(job, run / "pretrain", 5, log)
+    ghost = json.loads((run / "pretrain/lock").read_text())["pid"]
+    os.kill(int((own_slurm.folder / "slurmd.n1.pid").read_text()), signal.SIGKILL)  # its ranks live on
+    own_slurm.call("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    own_slurm.call("scontrol", "update", "nodename=n0", "state=resume")
+    own_slurm.wait_for(job, "PENDING", log=log)
+    assert psutil.pid_exists(ghost)
+    facts = own_slurm.wait_for(job, "COMPLETED", log=log)
+    assert facts["Restarts"] == "1" and facts["NodeList"] == "n0" and not psutil.pid_exists(ghost)
+    assert "exit code 5" in (own_slurm.folder / "slurmd.n1.log").read_text(), (own_slurm.folder / "slurmd.n1.log").read_text()
+    steps = [line["step"] for line in read_metrics(run / "pretrain/metrics.jsonl")]
+    assert steps == list(range(300)) and json.loads((run / "finetune/summary.json").read_text())["steps"] == 10
