@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,8 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
         seed: of all three
     """
     root = Path(run)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed's launcher warns in every process that it found none
     launcher = ("deepspeed", "--log_level", "error")
     config = ("--ds_config", "ds_configs/zero2.json", "--seed", str(seed))
     finetune = (*launcher, "launch/finetune.py", *config)
