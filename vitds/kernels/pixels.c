@@ -86,7 +86,7 @@ typedef struct {
 
 typedef struct Scratch {
     tjhandle jpeg;                              /* NULL before the first JPEG and after a damaged one */
-    Buffer picture;                             /* (H, W, 3), decoded */
+    Buffer picture;                             /* decoded rows of RGB */
     Buffer rows, strips, columns;               /* a block of up to 32 rows on its way through the resampler */
     Buffer middle;                              /* planes of all rows that were summed across and not yet down */
     Buffer planes, spare;                       /* the view, and room for operations that do not work in place */
@@ -264,10 +264,15 @@ INLINE void transpose(uint8_t *out, ptrdiff_t out_stride, const uint8_t *in, ptr
 
 /* ------------------------------------------------------------------------------------------------------------ one view */
 
+typedef struct {
+    const uint8_t *pixels;                      /* (H, W, 3) */
+    ptrdiff_t stride;                           /* bytes from one row to the next */
+    int height, width;
+} Picture;
+
 /* One view to be made. Its planes are side x side bytes without gaps between rows, `apart` bytes from each other. */
 typedef struct {
-    const uint8_t *picture;                     /* (H, W, 3) */
-    ptrdiff_t stride;                           /* 3 * W */
+    const Picture *picture;
     const ViewPlan *plan;
     const Taps *down, *across;                  /* vertical and horizontal taps */
     Scratch *scratch;
@@ -319,18 +324,19 @@ INLINE void resample(const View *view) {
     const int32_t *from_x = view->across->first + plan->out_left, *from_y = view->down->first + plan->out_top;
     int side = view->side, bytes = 3 * (from_x[side - 1] + view->across->taps - *from_x), padded = round_up(bytes, 16);
     int height = from_y[side - 1] + view->down->taps - *from_y;
-    const uint8_t *box = view->picture + (plan->top + *from_y) * view->stride + 3 * ((ptrdiff_t)plan->left + *from_x);
+    ptrdiff_t stride = view->picture->stride;
+    const uint8_t *box = view->picture->pixels + (plan->top + *from_y) * stride + 3 * ((ptrdiff_t)plan->left + *from_x);
     uint8_t *rows = view->scratch->rows.bytes, *middle = view->scratch->middle.bytes;
     if (plan->filter == BILINEAR) {
         for (int y = 0; y < side; y += 32) {
-            sum_down(view, box, view->stride, bytes, *from_y, y, at_most(32, side - y), rows, padded);
+            sum_down(view, box, stride, bytes, *from_y, y, at_most(32, side - y), rows, padded);
             sum_across(view, rows, padded, bytes, side - y > 16 ? 32 : 16, *from_x, plane(view, 0) + y * side, view->apart);
         }
     } else {
         ptrdiff_t apart = plane_bytes(height, side);
         for (int y = 0; y < height; y += 32) {
             /* Copied, as transpose() reads whole blocks, and the picture may end here. */
-            for (int r = 0; r < at_most(32, height - y); r++) memcpy(rows + r * (ptrdiff_t)padded, box + (y + r) * view->stride, bytes);
+            for (int r = 0; r < at_most(32, height - y); r++) memcpy(rows + r * (ptrdiff_t)padded, box + (y + r) * stride, bytes);
             sum_across(view, rows, padded, bytes, height - y > 16 ? 32 : 16, *from_x, middle + (ptrdiff_t)y * side, apart);
         }
         for (int c = 0; c < 3; c++) sum_down(view, middle + c * apart, side, side, *from_y, 0, side, plane(view, c), side);
@@ -762,49 +768,53 @@ static void make_view(const View *view, uint8_t *out) {
 
 /* ------------------------------------------------------------------------------------------------------------- the doors */
 
-/* A JPEG into scratch->picture. Warnings count as damage: a file that ends early would otherwise come out grey from there on. */
-static int decode(const uint8_t *source, unsigned long bytes, int height, int width, Scratch *scratch) {
-    int jpeg_width = 0, jpeg_height = 0, sampling, space = TJCS_RGB;
-    if (tjDecompressHeader3(scratch->jpeg, source, bytes, &jpeg_width, &jpeg_height, &sampling, &space) || !jpeg_width) return DAMAGED;
+/* A JPEG into scratch->picture. Warnings count as damage: a file that ends early would otherwise come out grey from there on.
+ * No row begins at a multiple of 16 bytes: those libjpeg-turbo writes past the caches, and the crops would wait for them. */
+static int decode(const uint8_t *source, unsigned long bytes, Scratch *scratch, Picture *picture) {
+    int width = 0, height = 0, sampling, space = TJCS_RGB;
+    if (tjDecompressHeader3(scratch->jpeg, source, bytes, &width, &height, &sampling, &space) || !width) return DAMAGED;
     if (space == TJCS_CMYK || space == TJCS_YCCK) return BAD_KIND;
-    if (jpeg_width != width || jpeg_height != height) return BAD_SIZE;
-    if (!reserve(&scratch->picture, (size_t)height * width * 3)) return NO_MEMORY;
-    int failed = tjDecompress2(scratch->jpeg, source, bytes, scratch->picture.bytes, width, 0, height, TJPF_RGB, TJFLAG_ACCURATEDCT);
-    return failed ? DAMAGED : 0;
+    if (width != picture->width || height != picture->height) return BAD_SIZE;
+    int stride = round_up(3 * width, 16);
+    if (!reserve(&scratch->picture, 8 + (size_t)height * stride)) return NO_MEMORY;
+    uint8_t *pixels = scratch->picture.bytes + 8;
+    picture->pixels = pixels;
+    picture->stride = stride;
+    return tjDecompress2(scratch->jpeg, source, bytes, pixels, width, stride, height, TJPF_RGB, TJFLAG_ACCURATEDCT) ? DAMAGED : 0;
 }
 
 /* The picture as RGB rows: raw storage where it lies, a JPEG decoded into the scratch. Returns 0 or an error. */
 static int open_picture(const uint8_t *source, int64_t source_bytes, int storage, int height, int width, Scratch *scratch,
-                        const uint8_t **picture) {
+                        Picture *picture) {
     if (!source || height < 1 || width < 1 || height > MAX_LENGTH || width > MAX_LENGTH) return BAD_ARGUMENT;
+    *picture = (Picture){source, 3 * (ptrdiff_t)width, height, width};
     if (storage == RAW) {
-        int64_t size = (int64_t)height * width * 3;
-        if (source_bytes != size) return BAD_LENGTH;
+        if (source_bytes != height * picture->stride) return BAD_LENGTH;
         /* One sweep through a picture that fits the L2 cache costs less than the waits for its rows later: a tenth of the whole. */
-        for (int64_t i = 0; i < size && size <= 1 << 20; i += 64) __builtin_prefetch(source + i);
-        *picture = source;
+        for (int64_t i = 0; i < source_bytes && source_bytes <= 1 << 20; i += 64) __builtin_prefetch(source + i);
         return 0;
     }
     if (storage != JPEG) return BAD_ARGUMENT;
     if (source_bytes < 1) return DAMAGED;
     if (!scratch->jpeg && !(scratch->jpeg = tjInitDecompress())) return NO_MEMORY;
-    int error = decode(source, (unsigned long)source_bytes, height, width, scratch);
+    int error = decode(source, (unsigned long)source_bytes, scratch, picture);
     if (error) {                                /* libjpeg-turbo's handle may refuse sound pictures after a damaged header */
         tjDestroy(scratch->jpeg);
         scratch->jpeg = NULL;
     }
-    *picture = scratch->picture.bytes;
     return error;
 }
 
 static int within(float value, float low, float high) { return value >= low && value <= high; }     /* false for NaN */
 
-static int check_box(const ViewPlan *plan, int height, int width, int side) {
+static int check_box(const ViewPlan *plan, const Picture *picture, int side) {
     int64_t bottom = (int64_t)plan->top + plan->height, right = (int64_t)plan->left + plan->width;
     int64_t out_bottom = (int64_t)plan->out_top + side, out_right = (int64_t)plan->out_left + side;
-    int box = plan->top >= 0 && plan->left >= 0 && plan->height > 0 && plan->width > 0 && bottom <= height && right <= width;
-    int window = plan->out_top >= 0 && plan->out_left >= 0 && out_bottom <= plan->resized_height && out_right <= plan->resized_width;
-    return box && window && plan->resized_height <= MAX_LENGTH && plan->resized_width <= MAX_LENGTH ? 0 : BAD_BOX;
+    int begins = plan->top >= 0 && plan->left >= 0 && plan->out_top >= 0 && plan->out_left >= 0 && plan->height > 0 && plan->width > 0;
+    int box_ends = bottom <= picture->height && right <= picture->width;
+    int window_ends = out_bottom <= plan->resized_height && out_right <= plan->resized_width;
+    int sized = plan->resized_height <= MAX_LENGTH && plan->resized_width <= MAX_LENGTH;
+    return begins && box_ends && window_ends && sized ? 0 : BAD_BOX;
 }
 
 static int check_numbers(const ViewPlan *plan) {
@@ -833,15 +843,15 @@ static int reserve_view(Scratch *scratch, const ViewPlan *plan, int side) {
            reserve(&scratch->planes, 3 * (size_t)plane_bytes(side, side)) && reserve(&scratch->spare, 2 * margined * margined);
 }
 
-static int cut_view(const uint8_t *picture, int height, int width, const ViewPlan *plan, int side, Scratch *scratch, uint8_t *out) {
-    int error = check_box(plan, height, width, side);
+static int cut_view(const Picture *picture, const ViewPlan *plan, int side, Scratch *scratch, uint8_t *out) {
+    int error = check_box(plan, picture, side);
     if (!error) error = check_numbers(plan);
     if (error) return error;
     const Taps *down = find_taps(scratch->down, plan->height, plan->resized_height, plan->filter);
     const Taps *across = find_taps(scratch->across, plan->width, plan->resized_width, plan->filter);
     if (!down || !across || !reserve_view(scratch, plan, side)) return NO_MEMORY;
     int flip_last = is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]);
-    View view = {picture, 3 * (ptrdiff_t)width, plan, down, across, scratch, side, side * side, plane_bytes(side, side), flip_last};
+    View view = {picture, plan, down, across, scratch, side, side * side, plane_bytes(side, side), flip_last};
     make_view(&view, out);
     return 0;
 }
@@ -854,9 +864,9 @@ int vitds_views(const uint8_t *source, int64_t source_bytes, int32_t storage, in
     if (!plans || !out || !scratch || views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE) return BAD_ARGUMENT;
     int64_t view_bytes = 3 * (int64_t)side * side;
     if (out_bytes != views * view_bytes) return BAD_LENGTH;
-    const uint8_t *picture;
+    Picture picture;
     int error = open_picture(source, source_bytes, storage, height, width, scratch, &picture);
-    for (int v = 0; v < views && !error; v++) error = cut_view(picture, height, width, plans + v, side, scratch, out + v * view_bytes);
+    for (int v = 0; v < views && !error; v++) error = cut_view(&picture, plans + v, side, scratch, out + v * view_bytes);
     return error;
 }
 
@@ -880,10 +890,10 @@ int vitds_batch(const int64_t *sources, const int64_t *source_bytes, const int32
 int vitds_decode(const uint8_t *source, int64_t source_bytes, int32_t storage, int32_t height, int32_t width, uint8_t *out,
                  int64_t out_bytes, void *scratch) {
     if (!out || !scratch) return BAD_ARGUMENT;
-    const uint8_t *picture;
+    Picture picture;
     int error = open_picture(source, source_bytes, storage, height, width, scratch, &picture);
     if (!error && out_bytes != (int64_t)height * width * 3) error = BAD_LENGTH;
-    if (!error) memcpy(out, picture, (size_t)out_bytes);
+    for (ptrdiff_t y = 0; y < height && !error; y++) memcpy(out + y * 3 * width, picture.pixels + y * picture.stride, 3 * (size_t)width);
     return error;
 }
 
