@@ -13,7 +13,7 @@ pixels = Extension(
     include_dirs=[".venv/native/include"],
     library_dirs=[".venv/native/lib"],
     libraries=["turbojpeg", "m"],
-    extra_compile_args=["-O3"],
+    extra_compile_args=["-O3", "-ffp-contract=off"],
     # --no-undefined: a missing function stops the installation, not the first run
     extra_link_args=[f"-Wl,--no-undefined,-rpath,{':'.join(NATIVE_FOLDERS)}"],
 )
