@@ -13,7 +13,7 @@ import pytest
 from vitds.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--epochs", "1", "--set", "mix.chunk_images=96", "--set", "views.crop_px=8", "--set", "log.tensorboard=false")
+QUICK = ("--epochs", "1", "--set", "mix.chunk_images=24", "--set", "views.crop_px=8", "--set", "log.tensorboard=false")
 
 
 def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
