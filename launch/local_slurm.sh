@@ -31,9 +31,10 @@ write_configuration() {
     read -r -a ports < <(free_ports $((nodes + 1)))
     : >"$folder/plugstack.conf"
     echo CgroupAutomount=no >"$folder/cgroup.conf"
-    # cred_expire: a requeued job waits for this time. config_overrides: more CPUs than there are. NoInAddrAny: nothing listens outside.
+    # FirstJobId: a job takes its port from its number, and another cluster may be up. cred_expire: a requeued job waits so long. config_overrides: more CPUs than there are. NoInAddrAny: nothing listens outside.
     cat >"$SLURM_CONF" <<-CONF
 	ClusterName=vitds
+	FirstJobId=$((RANDOM % 20000 + 1))
 	SlurmctldHost=$host(127.0.0.1)
 	SlurmctldPort=${ports[0]}
 	SlurmUser=$user

@@ -327,6 +327,35 @@ def bench_step(
     bench_step(recipe=recipe, data=data, ds_config=ds_config, rounds=rounds, as_json=json)
 
 
+def bench_head(
+    *,
+    rows: int,
+    dim: int,
+    batch: int,
+    ranks: int = 1,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    rounds: int = 3,
+    json: bool = False,
+) -> None:
+    """Time, memory and traffic of the instance head, beside others' ways.
+
+    Loss and gradients of one step, forward and backward: ours dense and sharded, torch's linear and cross_entropy, the same in chunks,
+    Liger and Cut Cross-Entropy where they are installed and run, and the four bare products that none of them can do without.
+
+    Args:
+        rows: N, the instances
+        dim: D, the features' width
+        batch: M, the features of one step, of all ranks together
+        ranks: also spread the rows over so many processes on this machine
+        precision: of the products
+        rounds: of every way, in turn; the best counts
+        json: print one JSON object and nothing else
+    """
+    from vitds.bench.head import bench_head
+
+    bench_head(rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, rounds=rounds, as_json=json)
+
+
 def checkpoint_list(run: str, *, json: bool = False) -> None:
     """List a run's checkpoints.
 
@@ -370,6 +399,7 @@ COMMANDS: dict[str, Command] = {
     "bench loader": bench_loader,
     "bench augment": bench_augment,
     "bench step": bench_step,
+    "bench head": bench_head,
 }
 
 

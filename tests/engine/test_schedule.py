@@ -10,7 +10,7 @@ from vitds.engine.schedule import learning_rate, warmup_steps
 
 
 def test_rates_at_start_end_of_warm_up_middle_and_end() -> None:
-    warmup, total = warmup_steps(2, 800, 8), 6400
+    warmup, total = warmup_steps(2.0, 800, 8), 6400
     rates = [learning_rate(step, lr_peak=5e-4, warmup=warmup, total=total) for step in range(total)]
     assert warmup == 16 and rates[0] == 0.0
     assert rates[8] == pytest.approx(2.5e-4) and rates[16] == pytest.approx(5e-4)
@@ -20,16 +20,15 @@ def test_rates_at_start_end_of_warm_up_middle_and_end() -> None:
 
 
 def test_the_warm_up_is_at_most_a_tenth_of_the_run() -> None:
-    assert warmup_steps(10, 20, 5) == 10
-    assert warmup_steps(2, 800, 8) == 16
+    assert warmup_steps(10.0, 20, 5) == 10
+    assert warmup_steps(2.0, 800, 8) == 16
 
 
 def test_the_cosine_is_close_to_the_papers_code() -> None:
     """Their formula lets the warm-up slip out of a bracket; METHOD 3.4 states the largest deviation: 0.003 for w = 2, E = 800."""
     steps, w, epochs = 8, 2, 800
     warmup, total = w * steps, epochs * steps
-    deviations = [
-        abs(learning_rate(step, lr_peak=1, warmup=warmup, total=total) - 0.5 * (1 + math.cos((math.pi * step / steps - w) / (epochs - w))))
-        for step in range(warmup, total)
-    ]
+    ours = (learning_rate(step, lr_peak=1.0, warmup=warmup, total=total) for step in range(warmup, total))
+    theirs = (0.5 * (1 + math.cos((math.pi * step / steps - w) / (epochs - w))) for step in range(warmup, total))
+    deviations = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     assert max(deviations) == pytest.approx(0.003, abs=5e-4)

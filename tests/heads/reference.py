@@ -1,17 +1,55 @@
-"""The instance loss written plainly: full logits, torch's own cross-entropy."""
+"""The instance loss written plainly: full logits, torch's own cross-entropy; and the lean optimizer number by number in double."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def mixed_cross_entropy(
-    features: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, lam: Tensor, label_smoothing: float
-) -> Tensor:
+def full_logits(features: Tensor, weight: Tensor, bias: Tensor | None, temperature: float | None = None) -> Tensor:
+    """(M, N); cosine form with a temperature."""
+    if temperature is not None:
+        weight = weight / weight.norm(dim=1, keepdim=True)
+        features = features / features.norm(dim=1, keepdim=True) / temperature
+    return features @ weight.T + (0 if bias is None else bias)
+
+
+def mixed_cross_entropy(logits: Tensor, a: Tensor, b: Tensor, lam: Tensor, label_smoothing: float) -> Tensor:
     """lam CE(logits, a) + (1 - lam) CE(logits, b), a value a row."""
-    logits = features @ weight.T + (0 if bias is None else bias)
     loss = torch.nn.functional.cross_entropy
-    return lam * loss(logits, a, reduction="none", label_smoothing=label_smoothing) + (1 - lam) * loss(
-        logits, b, reduction="none", label_smoothing=label_smoothing
-    )
+    first, second = (loss(logits, target, reduction="none", label_smoothing=label_smoothing) for target in (a, b))
+    return lam * first + (1 - lam) * second
+
+
+def lean_adamw(
+    weight: Tensor, gradients: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> Tensor:
+    """The weight after a step for each gradient."""
+    rows = weight.double().clone()
+    for row in range(len(rows)):
+        mean_of_squares, moments = 0.0, [0.0] * rows.shape[1]
+        for step, gradient in enumerate(gradients, 1):
+            g = gradient[row].double().tolist()
+            mean_of_squares = betas[1] * mean_of_squares + (1 - betas[1]) * sum(value**2 for value in g) / len(g)
+            divisor = (mean_of_squares / (1 - betas[1] ** step)) ** 0.5 + eps
+            for column, value in enumerate(g):
+                moment = betas[0] * moments[column] + (1 - betas[0]) * value
+                rows[row, column] *= 1 - lr * weight_decay
+                rows[row, column] -= lr * moment / (1 - betas[0] ** step) / divisor
+                moments[column] = float(torch.tensor(moment).bfloat16())
+    return rows.to(weight.dtype)
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the size of every tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and not any(out is given for given in (*args, *(kwargs or {}).values())) and not function.is_view:
+            self.numbers.append(out.numel())
+        return out

@@ -43,9 +43,9 @@ def test_position_embeddings_are_resized_from_7_to_14_to_28(before: int, after: 
 
 def test_everything_else_is_copied_and_the_instance_head_is_left_out() -> None:
     source, target = vit(32, seed=1), vit(32, seed=2)
-    weights = {f"backbone.{name}": value for name, value in source.state_dict().items()} | {"head.linear.weight": torch.zeros(2040, 24)}
+    weights = {f"backbone.{name}": value for name, value in source.state_dict().items()} | {"head.weight": torch.zeros(2040, 24)}
     match = load_backbone(target, weights, "a run")
-    assert match.left_out == ["head.linear.weight"] and not match.not_found
+    assert match.left_out == ["head.weight"] and not match.not_found
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
 
 

@@ -112,6 +112,21 @@ class Head(Section):
     kind: Literal["auto", "dense", "sharded"] = "auto"
     bias: bool = True
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    cosine: bool = False
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    optimizer: Literal["adamw", "lean"] = "adamw"
+
+    @model_validator(mode="after")
+    def _lean_is_sharded(self) -> Head:
+        if self.optimizer == "lean" and self.kind == "dense":
+            raise ValueError("optimizer lean is for a sharded head, got kind dense; set kind to sharded or auto")
+        return self
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What either kind of head is built with; temperature is None where the head is linear."""
+        temperature = self.temperature if self.cosine else None
+        return {"bias": self.bias, "label_smoothing": self.label_smoothing, "temperature": temperature}
 
 
 class Batch(Section):

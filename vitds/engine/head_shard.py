@@ -1,4 +1,4 @@
-"""The sharded head in the loop: its rows, their own AdamW, its clipping and its part of a checkpoint. DeepSpeed never sees it."""
+"""The sharded head in the loop: its rows, their own optimizer, its clipping and its part of a checkpoint. DeepSpeed never sees it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from vitds import dist
 from vitds.batch import Targets
 from vitds.config.tree import Settings
-from vitds.engine.build import build_optimizer
 from vitds.engine.state import MOMENTS
+from vitds.heads.logsumexp import chunk_numbers
+from vitds.heads.optimizer import build_row_optimizer
 from vitds.heads.sharded import ShardedHead, row_range
 from vitds.models.precision import AUTOCAST
 from vitds.runs.checkpoint import CheckpointReader
@@ -19,14 +20,10 @@ class HeadShard:
     """This rank's rows of the instance head, stepping together with the engine."""
 
     def __init__(self, rows: int, width: int, settings: Settings, device: torch.device) -> None:
-        options = dict(bias=settings.head.bias, label_smoothing=settings.head.label_smoothing, seed=settings.seed)
-        self.module = ShardedHead(rows, width, **options).to(device)
-        self.optimizer = build_optimizer(self.module, settings.optimizer)
+        self.module = ShardedHead(rows, width, seed=settings.seed, **settings.head.form).to(device)
+        self.optimizer = build_row_optimizer(self.module, settings.head.optimizer, settings.optimizer)
         self.clip_norm, self.dtype = settings.optimizer.clip_norm, AUTOCAST.get(settings.engine.precision)
         self.ranges = [row_range(rows, rank, dist.world_size()) for rank in range(dist.world_size())]
-        for parameter in self.module.parameters():  # Adam makes its state at its first step; a checkpoint of step 0 wants it before
-            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
 
     def __call__(self, features: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Losses (R·m,) and targets of all ranks' rows; see ShardedHead.forward."""
@@ -61,12 +58,15 @@ class HeadShard:
 
     @torch.no_grad()
     def write(self, saved: CheckpointReader, updates: int) -> None:
-        """Set this rank's rows from a checkpoint that any number of ranks wrote.
+        """Set this rank's rows from a checkpoint that any number of ranks wrote, a block at a time.
 
         Raises: RunError if it does not hold all rows.
         """
         first, last = self.module.first, self.module.last
+        block = max(1, chunk_numbers(self.module.weight.device) // self.module.weight.shape[1])
         for name, tensor in self.read().items():
-            tensor.copy_(saved.rows(name, first, last))
+            for start in range(first, last, block):
+                stop = min(start + block, last)
+                tensor[start - first : stop - first] = saved.rows(name, start, stop)
         for state in self.optimizer.state.values():
             state["step"].fill_(updates)

@@ -92,14 +92,13 @@ class Trainer:
             patches=patch_count(module.backbone),
         )
         width = module.backbone.num_features
-        options = dict(bias=settings.head.bias, label_smoothing=settings.head.label_smoothing, seed=settings.seed)
         self.head: HeadShard | None = None
         if settings.head.kind == "sharded":
             self.head = HeadShard(rows, width, settings, device)
         else:
-            module.head = DenseHead(rows, width, **options)
+            module.head = DenseHead(rows, width, seed=settings.seed, **settings.head.form)
             if class_head is not None:
-                module.head.linear.load_state_dict(class_head)
+                module.head.load_state_dict(class_head)
         self.engine = build_engine(module, settings, ds, self.accumulation, device)
         self.state = EngineState(self.engine)
         self.probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None

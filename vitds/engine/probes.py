@@ -20,6 +20,7 @@ from vitds.engine.head_shard import HeadShard
 from vitds.evaluate.features import Features, extract_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.probes import alignment, rankme, uniformity
+from vitds.heads.logsumexp import highest_logits
 from vitds.models.build import build_backbone
 from vitds.models.precision import AUTOCAST
 from vitds.runs.backbone import load_backbone
@@ -88,13 +89,9 @@ class Probes:
     ) -> float:
         """The share of un-mixed first views whose own instance has the highest logit."""
         if head is None:
-            logits_MN = torch.nn.functional.linear(x_MD, weights["head.linear.weight"], weights.get("head.linear.bias"))
-            return float((logits_MN.argmax(1) == index_M).double().mean())
-        rows = head.module
-        logits_Mn = torch.nn.functional.linear(x_MD.to(self.device), rows.weight, rows.bias)
-        highest_M = dist.all_reduce_max(logits_Mn.amax(1))
-        local_M = (index_M - rows.first).to(self.device)
-        is_own_M = (local_M >= 0) & (local_M < rows.last - rows.first)
-        own_M = logits_Mn.gather(1, local_M.clamp(0, rows.last - rows.first - 1)[:, None])[:, 0]
-        target_M = dist.all_reduce_sum(torch.where(is_own_M, own_M, 0.0))
-        return float((target_M >= highest_M).double().mean())
+            first, weight, bias = 0, weights["head.weight"], weights.get("head.bias")
+        else:
+            first, weight, bias = head.module.first, head.module.weight, head.module.bias
+        x_MD, local_M = (tensor.to(weight.device) for tensor in (x_MD, index_M - first))
+        highest_M, own_M = map(dist.all_reduce_max, highest_logits(x_MD, weight, bias, local_M, is_cosine=self.settings.head.cosine))
+        return float((own_M == highest_M).double().mean())

@@ -19,7 +19,6 @@ from vitds.errors import ResourceError, SettingsError
 from vitds.models.build import patch_count
 
 DENSE_WEIGHT_BYTES = 64 << 20  # a dense head's gradient is all-reduced each step; above this the features are cheaper to send
-DENSE_LOGIT_BYTES = 256 << 20  # logits of a micro batch, which a dense head holds
 CPU_PIXELS = 4 << 20  # of a micro batch: its activations stay within a few GB, and more is not faster on a CPU
 COMPILE_PAYS_S = 1200.0  # compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes
 CPU_FLOPS, GPU_FLOPS = 1e11, 5e13  # rough, for that decision only
@@ -66,7 +65,7 @@ def resolve_settings(settings: Settings, backbone: nn.Module, *, ds: DsConfig, d
     wanted = settings.engine.precision
     precision = resolve_precision(ds.precision or wanted if wanted == "auto" else wanted, device)
     micro = resolve_micro_images(settings, backbone, device, precision)
-    head = resolve_head(settings, rows, backbone.num_features, micro * settings.views.count)
+    head = resolve_head(settings, rows, backbone.num_features)
     compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
     return settings.model_copy(
         update={
@@ -94,19 +93,20 @@ def resolve_micro_images(settings: Settings, backbone: nn.Module, device: torch.
     return next((micro for micro in fits if micro * pixels <= CPU_PIXELS), chunk)
 
 
-def resolve_head(settings: Settings, rows: int, width: int, micro_rows: int) -> str:
-    """dense while the head is small beside the backbone's traffic, sharded above; both give the same loss.
+def resolve_head(settings: Settings, rows: int, width: int) -> str:
+    """dense while the head is small beside the backbone's traffic, sharded above and for its own optimizer; both give the same loss.
 
-    Raises: SettingsError if a class head is to be sharded.
+    Raises: SettingsError if a class head is to be what only an instance head can be.
     """
+    head = settings.head
     if settings.method == "supervised":
-        if settings.head.kind == "sharded":
-            raise SettingsError("head.kind sharded is for the instance head of pretraining; use dense")
+        special = {"kind sharded": head.kind == "sharded", "cosine true": head.cosine, "optimizer lean": head.optimizer == "lean"}
+        if wrong := next((words for words, is_set in special.items() if is_set), None):
+            raise SettingsError(f"head.{wrong} is for the instance head of pretraining; leave it out")
         return "dense"
-    if settings.head.kind != "auto":
-        return settings.head.kind
-    is_small = rows * width * 4 <= DENSE_WEIGHT_BYTES and rows * micro_rows * 4 <= DENSE_LOGIT_BYTES
-    return "dense" if is_small else "sharded"
+    if head.kind != "auto":
+        return head.kind
+    return "dense" if rows * width * 4 <= DENSE_WEIGHT_BYTES and head.optimizer == "adamw" else "sharded"
 
 
 def resolve_compile(settings: Settings, backbone: nn.Module, device: torch.device, images: int, zero_stage: int) -> str:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from vitds import rng
 from vitds.batch import Targets
-from vitds.errors import ShapeError
-from vitds.heads.loss import mixed_smoothed_loss
+from vitds.heads.logsumexp import check_widths, row_terms
+from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.rng import Purpose
 
 INIT_BLOCK_ROWS = 1024  # rows drawn by one generator: a rank makes only the blocks that it holds
@@ -17,43 +17,52 @@ INIT_BLOCK_ROWS = 1024  # rows drawn by one generator: a rank makes only the blo
 
 def initial_rows(first: int, last: int, width: int, seed: int) -> Float[Tensor, "n D"]:
     """Rows first..last-1 of the initial weight: truncated normal, std 0.02, the same whichever rank makes them (METHOD 5)."""
-    blocks = []
+    found = torch.empty(last - first, width)
     for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(rng.seed_of(Purpose.INIT, seed, 1, block))
         rows = torch.empty(INIT_BLOCK_ROWS, width)
         nn.init.trunc_normal_(rows, std=0.02, a=-2.0, b=2.0, generator=generator)
         start = block * INIT_BLOCK_ROWS
-        blocks.append(rows[max(first - start, 0) : max(last - start, 0)])
-    return torch.cat(blocks)
+        low, high = max(first, start), min(last, start + INIT_BLOCK_ROWS)
+        found[low - first : high - first] = rows[low - start : high - start]
+    return found
+
+
+def scaled_features(features_MD: Float[Tensor, "M D"], temperature: float | None) -> Float[Tensor, "M D"]:
+    """Features as the rows are multiplied with: of length 1 / temperature in the cosine form."""
+    if temperature is None:
+        return features_MD
+    return nn.functional.normalize(features_MD, dim=1) / temperature
 
 
 class DenseHead(nn.Module):
-    """Linear classifier whose forward returns a loss a row.
+    """Linear classifier whose forward returns a loss a row. Its logits are never held whole.
 
     Args:
         rows: N or C. width: D. label_smoothing: eps in [0, 1).
+        temperature: of the cosine form, in which features and rows have length one and their products are divided by it; None: linear.
     """
 
-    def __init__(self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int) -> None:
+    def __init__(
+        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None
+    ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
-        self.linear = nn.Linear(width, rows, bias=bias)
-        with torch.no_grad():
-            self.linear.weight.copy_(initial_rows(0, rows, width, seed))
-            if bias:
-                self.linear.bias.zero_()
+        self.label_smoothing, self.temperature = label_smoothing, temperature
+        # Parameters of this module itself: under ZeRO-3 the weight is there while this module runs, forward and backward, and only then.
+        self.weight = nn.Parameter(initial_rows(0, rows, width, seed))
+        self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
 
     def forward(self, features_MD: Float[Tensor, "M D"], targets: Targets) -> Float[Tensor, "M"]:
         """The mixed, smoothed cross-entropy of each row, float32.
 
-        Raises: ShapeError if the features are not D wide.
+        Raises: ShapeError if the features are not D wide. DataError if a target is no row of the head.
         """
-        if features_MD.shape[1] != self.linear.in_features:
-            raise ShapeError(
-                f"features are {features_MD.shape[1]} wide, the head's rows {self.linear.in_features}; was it built for another backbone?"
-            )
-        logits_MN = self.linear(features_MD).float()
-        picked = logits_MN.gather(1, torch.stack([targets.a, targets.b], 1))
-        return mixed_smoothed_loss(
-            logits_MN.logsumexp(1), picked[:, 0], picked[:, 1], logits_MN.mean(1), targets.lam, self.label_smoothing
-        )
+        check_widths(features_MD, self.weight)
+        rows = self.weight.shape[0]
+        target_M2, share_M2 = stacked_targets(targets, rows)
+        lse_M, logit_M2, total_M = row_terms(
+            scaled_features(features_MD, self.temperature), self.weight, self.bias, target_M2,
+            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None,
+        )  # fmt: skip
+        mean_M = None if total_M is None else total_M / rows
+        return mixed_smoothed_loss(lse_M, (share_M2 * logit_M2).sum(1), mean_M, self.label_smoothing)

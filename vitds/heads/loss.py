@@ -1,4 +1,4 @@
-"""Mixed, smoothed cross-entropy from a log-sum-exp and three numbers a row (DESIGN 5).
+"""Mixed, smoothed cross-entropy from a log-sum-exp and two numbers a row (DESIGN 5).
 
 With logits s over N classes, targets a and b mixed by lam, and smoothing eps:
     loss = lse(s) - (1 - eps) (lam s_a + (1 - lam) s_b) - eps mean(s)
@@ -7,18 +7,39 @@ which equals lam CE(s, a) + (1 - lam) CE(s, b) with torch's label_smoothing=eps,
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from vitds.batch import Targets
+from vitds.errors import DataError
 
 
 def mixed_smoothed_loss(
-    lse_M: Float[Tensor, "M"],
-    logit_a_M: Float[Tensor, "M"],
-    logit_b_M: Float[Tensor, "M"],
-    mean_M: Float[Tensor, "M"],
-    lam_M: Float[Tensor, "M"],
-    label_smoothing: float,
+    lse_M: Float[Tensor, "M"], target_M: Float[Tensor, "M"], mean_M: Float[Tensor, "M"] | None, label_smoothing: float
 ) -> Float[Tensor, "M"]:
-    """The loss of each row; see the module's formula. mean_M is the mean of a row's logits over all N classes."""
-    target_M = lam_M * logit_a_M + (1 - lam_M) * logit_b_M
+    """The loss of each row; see the module's formula.
+
+    Args:
+        target_M: the two targets' logits, mixed. mean_M: mean of a row's logits over all N classes; not used without smoothing.
+    """
+    if label_smoothing == 0:
+        return lse_M - target_M
     return lse_M - (1 - label_smoothing) * target_M - label_smoothing * mean_M
+
+
+def stacked_targets(targets: Targets, rows: int) -> tuple[Int[Tensor, "M 2"], Float[Tensor, "M 2"]]:
+    """(a, b) and (lam, 1 - lam) of each row.
+
+    Raises: DataError if a target lies outside 0..rows-1 (names it; on the host only: asking a GPU would stop its queue at each step).
+    """
+    target_M2 = torch.stack([targets.a, targets.b], 1)
+    if target_M2.device.type == "cpu":
+        is_wrong_M2 = (target_M2 < 0) | (target_M2 >= rows)
+        if is_wrong_M2.any():
+            row, column = is_wrong_M2.nonzero()[0].tolist()
+            raise DataError(
+                f"row {row} of the batch has target {int(target_M2[row, column])}, the head has rows 0 to {rows - 1}: "
+                "these are not the images, or classes, that the head was built for"
+            )
+    return target_M2, torch.stack([targets.lam, 1 - targets.lam], 1)

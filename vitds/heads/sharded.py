@@ -1,27 +1,40 @@
 """The instance head outside the engine: its rows are spread over the ranks, features travel (DESIGN 6).
 
-Each rank holds a slice of the rows and their optimizer state. A step gathers the features of all ranks, takes the log-sum-exp over
-its own rows, and combines three numbers a row over the ranks. Bytes a step do not depend on N.
+Each rank holds a slice of the rows and their optimizer state. A step gathers the features and targets of all ranks, takes the
+log-sum-exp over its own rows, and combines four numbers a row over the ranks; backward sums the features' gradients. Bytes a step do
+not depend on N.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitds import dist
 from vitds.batch import Targets
-from vitds.errors import SettingsError, ShapeError
-from vitds.heads.dense import initial_rows
-from vitds.heads.loss import mixed_smoothed_loss
+from vitds.errors import SettingsError
+from vitds.heads.dense import initial_rows, scaled_features
+from vitds.heads.logsumexp import check_widths, row_terms
+from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 
 
 def row_range(rows: int, rank: int, ranks: int) -> tuple[int, int]:
     """The rows first..last-1 that a rank holds; ranges differ by at most one row."""
     return rank * rows // ranks, (rank + 1) * rows // ranks
+
+
+def bytes_sent(features: int, width: int, ranks: int) -> int:
+    """Bytes that one rank hands to collectives in a micro step of M features over all ranks; N does not enter.
+
+    Forward: its features (float32) and targets (five float64), M highest logits, M times three sums. Backward: M gradients.
+    """
+    if ranks == 1:
+        return 0
+    return features // ranks * (width * 4 + 5 * 8) + features * (1 + 3) * 4 + features * width * 4
 
 
 class _GatherFeatures(torch.autograd.Function):
@@ -50,51 +63,55 @@ class _SumOverRanks(torch.autograd.Function):
         return gradient
 
 
+def gather_targets(targets: Targets) -> Targets:
+    """The targets of all ranks' rows, in one collective: float64 holds indices and float32 alike exactly."""
+    columns = [getattr(targets, field.name) for field in fields(targets)]
+    everyone = dist.all_gather_rows(torch.stack([column.double() for column in columns], 1)).unbind(1)
+    return Targets(*(got.to(column.dtype) for got, column in zip(everyone, columns, strict=True)))
+
+
 class ShardedHead(nn.Module):
     """Rows first..last-1 of an N-row classifier; forward returns the loss of every row of every rank.
 
+    The backward pass puts the weight's gradient into memory that this module keeps, so that a step needs no second piece of that size.
+
     Args:
-        rows: N over all ranks. width: D.
+        rows: N over all ranks. width: D. temperature: of the cosine form; None: linear.
     Raises: SettingsError if there are fewer rows than ranks.
     """
 
-    def __init__(self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int) -> None:
+    def __init__(
+        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None
+    ) -> None:
         super().__init__()
         if rows < dist.world_size():
             raise SettingsError(f"head.kind sharded: {rows} instances cannot be spread over {dist.world_size()} ranks; use dense")
-        self.rows, self.label_smoothing = rows, label_smoothing
+        self.rows, self.label_smoothing, self.temperature = rows, label_smoothing, temperature
         self.first, self.last = row_range(rows, dist.rank(), dist.world_size())
         self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed))
         self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if bias else None
+        self.gradient: Tensor | None = None
 
     def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets) -> tuple[Float[Tensor, "M"], Targets]:
         """Loss of each of the R·m rows, the same on every rank, and the targets of those rows.
 
-        Raises: ShapeError if the features are not D wide.
+        Raises: ShapeError if the features are not D wide. DataError if a target is no row of the head.
         """
-        if features_MD.shape[1] != self.weight.shape[1]:
-            raise ShapeError(
-                f"features are {features_MD.shape[1]} wide, the head's rows {self.weight.shape[1]}; was it built for another backbone?"
-            )
-        everyone = Targets(*(dist.all_gather_rows(getattr(targets, name)) for name in ("a", "b", "lam", "weight", "group")))
-        x_MD = _GatherFeatures.apply(features_MD.float())
-        logits_Mn = nn.functional.linear(x_MD, self.weight, self.bias).float()
-        maximum_M = dist.all_reduce_max(logits_Mn.detach().amax(1))
-        sums_M4 = torch.stack(
-            [
-                (logits_Mn - maximum_M[:, None]).exp().sum(1),
-                self._owned_logit(logits_Mn, everyone.a),
-                self._owned_logit(logits_Mn, everyone.b),
-                logits_Mn.sum(1) / self.rows,
-            ],
-            1,
-        )
-        exp_M, a_M, b_M, mean_M = _SumOverRanks.apply(sums_M4).unbind(1)
-        return mixed_smoothed_loss(exp_M.log() + maximum_M, a_M, b_M, mean_M, everyone.lam, self.label_smoothing), everyone
-
-    def _owned_logit(self, logits_Mn: Float[Tensor, "M n"], target_M: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
-        """The target's logit where this rank holds the target's row, 0 elsewhere."""
-        local = target_M - self.first
-        is_own = (local >= 0) & (local < self.last - self.first)
-        picked = logits_Mn.gather(1, local.clamp(0, self.last - self.first - 1)[:, None])[:, 0]
-        return torch.where(is_own, picked, 0.0)
+        check_widths(features_MD, self.weight)
+        everyone = gather_targets(targets)
+        target_M2, share_M2 = stacked_targets(everyone, self.rows)
+        is_own_M2 = (target_M2 >= self.first) & (target_M2 < self.last)
+        local_M2 = (target_M2 - self.first).clamp(0, self.last - self.first - 1)
+        if self.gradient is None:
+            self.gradient = torch.empty_like(self.weight)
+        x_MD = scaled_features(_GatherFeatures.apply(features_MD.float()), self.temperature)
+        lse_M, logit_M2, total_M = row_terms(
+            x_MD, self.weight, self.bias, local_M2,
+            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None, gradient=self.gradient,
+        )  # fmt: skip
+        own_M = (torch.where(is_own_M2, share_M2, 0.0) * logit_M2).sum(1)
+        mean_M = torch.zeros_like(lse_M) if total_M is None else total_M / self.rows
+        highest_M = dist.all_reduce_max(lse_M.detach().clone())
+        sums_M3 = _SumOverRanks.apply(torch.stack([(lse_M - highest_M).exp(), own_M, mean_M], 1))
+        lse_M = highest_M + sums_M3[:, 0].log()
+        return mixed_smoothed_loss(lse_M, sums_M3[:, 1], sums_M3[:, 2], self.label_smoothing), everyone

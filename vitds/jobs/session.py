@@ -100,7 +100,7 @@ def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile 
     if dist.is_main():
         save_weights(run.backbone, _named(weights, "backbone."))
         if settings.method == "supervised":
-            save_class_head(run.path, _named(weights, "head.linear."), file.manifest.classes)
+            save_class_head(run.path, _named(weights, "head."), file.manifest.classes)
     dist.barrier()
     return trainer
 

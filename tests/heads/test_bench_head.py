@@ -1,0 +1,73 @@
+"""`vitds bench head` on a small head: its rows, its memory figures, and what it says where something cannot run."""
+
+from __future__ import annotations
+
+import json
+
+import psutil
+import pytest
+import torch
+
+from vitds.bench import head as bench
+from vitds.bench.head import bench_head
+from vitds.errors import ResourceError, SettingsError
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is installed would be compiled for half a minute here."""
+    monkeypatch.setattr(bench, "import_module", raise_import_error)
+
+
+def raise_import_error(name: str) -> None:
+    raise ImportError(name)
+
+
+def test_rows_are_one_json_object(no_compiler: None, capsys: pytest.CaptureFixture) -> None:
+    rows = bench_head(rows=3000, dim=16, batch=64, ranks=2, rounds=1, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"rows": rows}
+    assert [row["name"] for row in rows] == [
+        "four bare products",
+        "naive: linear, cross_entropy",
+        "chunked: 256 rows under checkpoint",
+        "Liger: not run, not installed: pip install liger-kernel",
+        "Cut Cross-Entropy's torch_compile: not run, not installed: pip install cut-cross-entropy",
+        "ours dense",
+        "ours sharded",
+        "ours sharded, 2 ranks",
+    ]
+    for row in rows:
+        did_run = "not run" not in row["name"]
+        assert all((row[key] is not None) == did_run for key in ("ms", "ratio", "to_naive", "to_chunked", "sent_mb"))
+    assert rows[0]["ratio"] == rows[1]["to_naive"] == rows[2]["to_chunked"] == 1.0
+    assert [row["sent_mb"] for row in rows[-2:]] == [0.0, 0.0]  # 0.0 MB: 10,624 bytes
+
+
+def test_extra_memory_is_that_of_a_step() -> None:
+    held: list[torch.Tensor] = []
+
+    def step() -> None:
+        held.append(torch.ones(1 << 23))  # 32 MB, and as much again for a moment
+        held[-1] + 1
+
+    step()  # the first touches code and buffers
+    assert 60e6 < bench._extra_bytes(step, [], torch.device("cpu")) < 75e6
+
+
+def test_what_does_not_fit_into_memory_is_left_out(no_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = psutil.virtual_memory()._replace(available=2_000_000)
+    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: free)
+    rows = bench_head(rows=3000, dim=16, batch=64, rounds=1, as_json=True)
+    assert rows[1] == {"name": "naive: linear, cross_entropy: not run, its logits take 0.0 GB"} | dict.fromkeys(list(rows[1])[1:])
+    assert rows[-1]["ms"] > 0 and rows[-1]["to_naive"] is None
+
+
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rounds": 0}], ids=str)
+def test_impossible_numbers_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match="each from 1 on, a row a rank at least, and ranks that divide the batch"):
+        bench_head(**({"rows": 100, "dim": 8, "batch": 64} | wrong))
+
+
+def test_ranks_that_end_without_an_answer_are_said() -> None:
+    with pytest.raises(ResourceError, match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows"):
+        bench._measure_ranks(10**12, 10**6, 2, 2, "fp32", 1)

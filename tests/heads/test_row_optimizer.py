@@ -1,0 +1,158 @@
+"""The optimizers of a sharded head's rows, and its rows in checkpoints that any number of ranks writes and reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.heads.reference import Allocations, lean_adamw
+from vitds.config.load import load_settings
+from vitds.config.tree import Head, Settings
+from vitds.engine.head_shard import HeadShard
+from vitds.engine.resolve import resolve_head
+from vitds.errors import RunError, SettingsError
+from vitds.heads.optimizer import LeanAdamW, build_row_optimizer
+from vitds.runs.checkpoint import CheckpointReader, newest_sound, verify_checkpoint, write_checkpoint
+
+ROWS, WIDTH = 50, 8
+OPTIONS = dict(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+
+
+def gradients(steps: int, rows: int = ROWS) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(rows, WIDTH, generator=generator) * torch.logspace(-3, 0, rows)[:, None] for _ in range(steps)]
+
+
+def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: list[Tensor]) -> Tensor:
+    for gradient in steps:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach().clone()
+
+
+def weight_and(kind: str, rows: int = ROWS) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    module = nn.Linear(WIDTH, rows, bias=False)
+    nn.init.constant_(module.weight, 0.5)
+    settings = Settings().optimizer.model_copy(update=dict(lr_peak=OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"]))
+    return module.weight, build_row_optimizer(module, kind, settings)
+
+
+def test_lean_steps_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", 7 * WIDTH)  # seven rows a block: 50 does not divide
+    weight, optimizer = weight_and("lean")
+    expected = lean_adamw(weight.detach(), gradients(6), **OPTIONS)
+    torch.testing.assert_close(stepped(optimizer, weight, gradients(6)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adamw_steps_are_torchs() -> None:
+    weight, optimizer = weight_and("adamw")
+    plain = nn.Parameter(weight.detach().clone())
+    expected = stepped(torch.optim.AdamW([plain], **OPTIONS), plain, gradients(6))
+    torch.testing.assert_close(stepped(optimizer, weight, gradients(6)), expected)
+
+
+@pytest.mark.parametrize(("kind", "bytes_a_row"), [("adamw", 8 * WIDTH), ("lean", 2 * WIDTH + 4)])
+def test_states_have_the_stated_bytes_and_steps_no_temporaries(kind: str, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", 64 * WIDTH)
+    weight, optimizer = weight_and(kind, rows=1000)
+    state = [tensor for name, tensor in optimizer.state[weight].items() if name != "step"]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in state) == 1000 * bytes_a_row
+    weight.grad = gradients(1, rows=1000)[0]
+    with Allocations() as made:
+        optimizer.step()
+    assert max(made.numbers, default=0) <= 64 * WIDTH
+
+
+def test_rows_without_a_gradient_stay() -> None:
+    weight = nn.Parameter(torch.ones(3, 2))
+    LeanAdamW([weight], **OPTIONS).step()
+    assert torch.equal(weight, torch.ones(3, 2))
+
+
+def shard(kind: str, rows: int = ROWS) -> HeadShard:
+    settings = Settings(head=Head(kind="sharded", optimizer=kind), engine={"precision": "fp32"})
+    return HeadShard(rows, WIDTH, settings, torch.device("cpu"))
+
+
+def save_shard(root: str, kind: str) -> None:
+    """One step on every rank, then a checkpoint."""
+    head = shard(kind)
+    head.module.weight.grad = gradients(1)[0][head.module.first : head.module.last].clone()
+    head.module.bias.grad = gradients(1)[0][head.module.first : head.module.last, 0].clone()
+    head.gradient_norm()
+    head.update(True, 1.0)
+    write_checkpoint(Path(root), 1, {"head": head.read()}, {"head_rows": head.ranges}, keep=1)
+
+
+def loaded_shard(root: str, kind: str) -> dict[str, Tensor]:
+    head = shard(kind)
+    head.write(CheckpointReader(newest_sound(Path(root))[0]), updates=1)
+    assert all(int(state["step"]) == 1 for state in head.optimizer.state.values())
+    return {name: tensor.detach().float().numpy() for name, tensor in head.read().items()}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lean"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (3, 2)])
+def test_rows_and_states_come_back_on_another_number_of_ranks(
+    rank_pool, tmp_path: Path, kind: str, before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank_pool(before).run(save_shard, str(tmp_path / "ranks"), kind)
+    save_shard(str(tmp_path / "alone"), kind)
+    expected = loaded_shard(str(tmp_path / "alone"), kind)
+    assert expected.keys() == {f"{name}{state}" for name in ("weight", "bias") for state in ("", ".exp_avg", ".exp_avg_sq")}
+    parts = rank_pool(after).run(loaded_shard, str(tmp_path / "ranks"), kind)
+    for name, values in expected.items():
+        assert abs(values).max() > 0
+        together = torch.cat([torch.from_numpy(part[name]) for part in parts])
+        assert torch.equal(together, torch.from_numpy(values)), name
+
+
+def test_rows_are_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_shard(str(tmp_path), "adamw")
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", 7 * WIDTH)
+    asked = []
+    read_rows = CheckpointReader.rows
+
+    def rows(reader: CheckpointReader, name: str, first: int, last: int) -> Tensor:
+        asked.append(last - first)
+        return read_rows(reader, name, first, last)
+
+    monkeypatch.setattr(CheckpointReader, "rows", rows)
+    loaded_shard(str(tmp_path), "adamw")
+    assert max(asked) == 7 and sum(asked) == 6 * ROWS
+
+
+def test_a_missing_shard_and_one_of_another_head_are_named(rank_pool, tmp_path: Path) -> None:
+    rank_pool(2).run(save_shard, str(tmp_path), "adamw")
+    saved = newest_sound(tmp_path)[0]
+    with pytest.raises(RunError, match=r"does not hold rows 0\.\.54 of the instance head; it covers \[\[0, 25\], \[25, 50\]\]"):
+        shard("adamw", rows=55).write(CheckpointReader(saved), updates=1)
+    (saved.path / "head-1-of-2.safetensors").unlink()
+    with pytest.raises(RunError, match="head-1-of-2.safetensors is missing"):
+        verify_checkpoint(saved.path)
+
+
+def settings_with(method: str, *assignments: str) -> Settings:
+    return load_settings(recipe=None, method=method, assignments=assignments, flags={})
+
+
+def test_auto_is_dense_while_small_and_sharded_for_the_lean_optimizer() -> None:
+    assert resolve_head(settings_with("idmm"), 2040, 192) == "dense"
+    assert resolve_head(settings_with("idmm"), 100_000, 192) == "sharded"
+    assert resolve_head(settings_with("idmm", "head.optimizer=lean"), 2040, 192) == "sharded"
+    assert resolve_head(settings_with("idmm", "head.kind=sharded"), 2040, 192) == "sharded"
+
+
+@pytest.mark.parametrize("words", ["kind sharded", "cosine true", "optimizer lean"])
+def test_a_class_head_is_plain(words: str) -> None:
+    assert resolve_head(settings_with("supervised"), 102, 192) == "dense"
+    with pytest.raises(SettingsError, match=f"head.{words} is for the instance head of pretraining; leave it out"):
+        resolve_head(settings_with("supervised", "head.{}={}".format(*words.split())), 102, 192)
+
+
+def test_lean_and_dense_contradict_each_other() -> None:
+    with pytest.raises(SettingsError, match="optimizer lean is for a sharded head, got kind dense; set kind to sharded or auto"):
+        settings_with("idmm", "head.optimizer=lean", "head.kind=dense")

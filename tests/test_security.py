@@ -1,0 +1,203 @@
+"""Nothing that a command reads can run code: a malicious pickle takes the place of each file in turn, under the file's own name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.engine.training import SMALL, small_run, stopped_run
+from vitds.cli import main
+
+ROOT = Path(__file__).parents[1]
+ONLY_WRITTEN = ("log.txt", "curve.png", "environment.json")
+
+
+def sets(**changes: str) -> list[str]:
+    """The words that make a run small."""
+    return [word for key, value in (SMALL | changes).items() for word in ("--set", f"{key}={value}")]
+
+
+SETS = sets()
+FINE_SETS = sets(**{"views.groups": "[{name: train, views: 1, scale: [0.3, 1.0]}]"})
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+
+    def __reduce__(self):
+        return Path.touch, (self.sign,)
+
+
+def call_all(commands: Sequence[Sequence[str]]) -> list[int]:
+    """The exit status of each command line, called in this process."""
+    return [main(words) for words in commands]
+
+
+def small_run_path(run: str, data: tuple[str, str], **options) -> str:
+    return str(small_run(run, data, **options).path)
+
+
+@pytest.fixture(scope="module")
+def sound(rank_pool, digit_files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that commands read, sound: data, a run to resume, a finished one, settings, weights, sources of data."""
+    folder = tmp_path_factory.mktemp("sound")
+    for half, source in zip(("train", "test"), digit_files, strict=True):
+        for suffix in ("", ".json"):
+            shutil.copy(source + suffix, folder / f"{half}.beton{suffix}")
+    data = (str(folder / "train.beton"), str(folder / "test.beton"))
+    rank_pool(1).run(stopped_run, str(folder / "pre"), data, after_lines=2, head__kind="sharded")
+    rank_pool(1).run(small_run_path, str(folder / "fine"), data, method="supervised", epochs=1)
+    (folder / "recipe.yaml").write_text(f"method: idmm\nviews: {{crop_px: 16}}\nbackbone: {{options: {SMALL['backbone.options']}}}\n")
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": 0}}')
+    (folder / "chain.yaml").write_text(f"- {{run: {folder / 'fine'}, command: 'false'}}\n")
+    shutil.copy(folder / "fine/backbone.safetensors", folder / "weights.safetensors")
+    torch.save(load_file(folder / "weights.safetensors"), folder / "weights.pth")
+    (folder / "images/digit 0").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "images/digit 0/1.png")
+    for name, mode in (("images.tar", "w"), ("images.tar.gz", "w:gz")):
+        with tarfile.open(folder / name, mode) as tar:
+            tar.add(folder / "images", "images")
+    (folder / "cifar-10-batches-py").mkdir()
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
+        (folder / "cifar-10-batches-py" / name).write_text("")  # published as pickles, with check sums
+    return folder
+
+
+def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
+    """The commands that read a file of the folder, as words."""
+    train, test, pre, fine, images = (str(folder / name) for name in ("train.beton", "test.beton", "pre", "fine", "images"))
+    new = ["--run", str(folder / "new"), "--data", train, "--test", test, "--epochs", "1"]
+    resume = ["pretrain", "--run", pre, "--data", train, "--test", test, "--epochs", "2", *SETS, "--set", "head.kind=sharded"]
+    build = ["data", "build", "--out", str(folder / "built.beton")]
+    preview = ["data", "preview", "--out", str(folder / "preview.png")]
+    top = file.relative_to(folder).parts[0]
+    if ".beton" in top:
+        beton = str(file).removesuffix(".json")
+        of_data = [["data", "info", beton], ["data", "verify", beton], [*preview, beton], [*build, images, "--classes_from", beton]]
+        return [*of_data, resume, ["eval", "knn", fine, "--data", test, "--bank", train], ["bench", "loader", "--data", beton]]
+    return {
+        "pre": [["checkpoint", "list", pre], ["checkpoint", "verify", pre], resume],
+        "fine": [["eval", "top1", fine], ["eval", "knn", fine], ["chain", str(folder / "chain.yaml")]]
+        + [["finetune", *new, "--init", fine, *FINE_SETS]],
+        "recipe.yaml": [
+            ["pretrain", *new, "--recipe", str(file)],
+            [*preview, train, "--recipe", str(file)],
+            ["recipes", "show", str(file)],
+        ],
+        "ds.json": [["pretrain", *new, "--ds_config", str(file), *SETS]],
+        "chain.yaml": [["chain", str(file)]],
+        "weights.safetensors": [["pretrain", *new, "--init", str(file), *SETS]],
+        "weights.pth": [["pretrain", *new, "--init", str(file), *SETS]],
+        "images": [[*build, images]],
+        "images.tar": [[*build, str(file)]],
+        "images.tar.gz": [[*build, str(file)]],
+        "cifar-10-batches-py": [[*build, "cifar10", "--root", str(folder)]],
+    }[top]
+
+
+def plant(file: Path, content: bytes) -> None:
+    """Write over a file; where it is a part of a checkpoint, its manifest vouches for the new content."""
+    file.write_bytes(content)
+    manifest = file.parent / "manifest.json"
+    if file.suffix == ".safetensors" and manifest.exists():
+        facts = json.loads(manifest.read_text())
+        facts["files"][file.name] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        manifest.write_text(json.dumps(facts))
+
+
+def payloads(name: str, sign: Path) -> list[bytes]:
+    """What might run when a file of this name is read carelessly."""
+    found = [pickle.dumps(Planted(sign))]
+    if name.endswith((".yaml", ".pth")):
+        found.append(pickle.dumps(Planted(sign), protocol=0))  # plain text
+    if name.endswith(".yaml"):
+        found.append(f"epochs: !!python/object/apply:os.mknod ['{sign}']".encode())
+    if name.endswith(".pth"):
+        torch.save({"model": Planted(sign)}, sign.with_name("zip"))
+        found.append(sign.with_name("zip").read_bytes())
+    return found
+
+
+def test_the_planted_pickle_would_run_where_it_is_unpickled(tmp_path: Path) -> None:
+    for content in payloads("weights.txt", tmp_path / "sign"):
+        pickle.loads(content)
+        assert (tmp_path / "sign").exists()
+        (tmp_path / "sign").unlink()
+
+
+def copied(sound: Path, folder: Path) -> Path:
+    """The sound files under another folder, whose name takes the old one's place in them."""
+    shutil.copytree(sound, folder)
+    for file in (folder / "chain.yaml", *folder.glob("*/settings.yaml")):
+        file.write_text(file.read_text().replace(str(sound), str(folder)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["pre/lock", "fine/head.safetensors", "train.beton", "recipe.yaml", "ds.json", "chain.yaml", "weights.safetensors", "weights.pth"]
+    + ["images/digit 0/1.png", "images.tar", "images.tar.gz"],
+)
+def test_the_commands_go_through_on_sound_files(rank_pool, sound: Path, tmp_path: Path, file: str) -> None:
+    folder = copied(sound, tmp_path / "sound")
+    commands = [words for words in commands_that_read(folder / file, folder) if words[0] != "bench"]
+    assert rank_pool(1).run(call_all, commands) == [[0] * len(commands)], rank_pool(1).output
+
+
+def test_no_file_that_a_command_reads_runs_code(rank_pool, sound: Path, tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    for file in sorted(path.relative_to(sound) for path in sound.rglob("*") if path.is_file() and path.name not in ONLY_WRITTEN):
+        for content in payloads(file.name, sign):
+            folder = copied(sound, tmp_path / "planted")
+            plant(folder / file, content)
+            rank_pool(1).run(call_all, commands_that_read(folder / file, folder))
+            shutil.rmtree(folder)
+            assert not sign.exists(), f"{file} ran code"
+
+
+HOSTILE = 'it\'s a "run"; touch gone; $(touch gone) `touch gone` | touch gone & * ~ \\ \n#'
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("slurm_small.sh", ["--run", HOSTILE, "--data", HOSTILE, "--set", f"views.flip={HOSTILE}"]),
+        ("slurm_imagenet.sh", ["--folders", HOSTILE, "--run", HOSTILE, "--init", HOSTILE, "--local", HOSTILE]),
+        ("slurm_transfer.sh", ["--run", HOSTILE, "--init", HOSTILE, "--folder", HOSTILE, "--model", HOSTILE]),
+        ("single_node.sh", ["--ranks", "1", "pretrain", "--run", HOSTILE, "--set", f"views.flip={HOSTILE}"]),
+    ],
+)
+def test_launch_scripts_pass_hostile_words_on_as_they_are(tmp_path: Path, script: str, words: list[str]) -> None:
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    said = subprocess.run(
+        ["bash", f"launch/{script}", "--dry_run", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    command = 'for word in "$@"; do printf "%s\\0" "$word"; done'
+    shown = "".join(line.partition(" ")[2] + "\n" for line in said.splitlines() if line.startswith(("+ ", "stage ")))
+    read_back = subprocess.run(
+        ["bash", "-c", f"set -- {shown.replace(chr(10), ' ')}; {command}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert [word for word in read_back.stdout.split("\0") if HOSTILE in word], read_back.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["launch"]
+
+
+def test_launch_scripts_run_nothing_that_stands_in_an_options_name(tmp_path: Path) -> None:
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    words = ["bash", "launch/slurm_small.sh", "--dry_run", "--run[$(touch gone)]", "1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "unknown option --run[$(touch gone)]; there are --data" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["launch"]

@@ -1,0 +1,296 @@
+"""`vitds bench head`: a head's loss and gradients, ours beside others, in time, memory and bytes sent.
+
+All have the same features, rows and targets, no bias and no smoothing (which not all of them know), forward and backward; they take
+turns, and the best of the rounds counts, for another process can only make one slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as td
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitds import dist
+from vitds.batch import Targets
+from vitds.bench.report import print_rows
+from vitds.errors import ResourceError, SettingsError
+from vitds.heads import DenseHead, ShardedHead
+from vitds.heads.sharded import bytes_sent
+from vitds.models.precision import AUTOCAST
+
+PRODUCT_BYTES = 1 << 30  # the bare products' logits lie in memory at once up to this
+CHECKPOINT_ROWS = 256
+PROC = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to the loss and its gradients.
+
+    Attributes:
+        logits: how many (M, N) matrices it holds at once. makes_gradient: whether each step makes the weight's gradient's memory anew.
+    """
+
+    name: str
+    step: Callable[[], None]
+    logits: int = 0
+    makes_gradient: bool = True
+
+
+def bench_head(
+    *, rows: int, dim: int, batch: int, ranks: int = 1, precision: Literal["fp32", "bf16"] = "fp32", rounds: int = 3, as_json: bool = False
+) -> list[dict[str, Any]]:
+    """Milliseconds, extra memory and bytes sent of one step of a head.
+
+    Args:
+        rows: N. dim: D. batch: M, the features of all ranks together. ranks: processes of a sharded head, on this machine.
+    Returns: a dict a contender: ms; ratio to the four bare products; to_naive and to_chunked; extra_mb, the peak beyond the process's
+        memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
+    Raises: SettingsError if the ranks do not divide the batch or a number is below 1.
+    """
+    if min(rows // ranks if ranks > 0 else 0, dim, batch, rounds) < 1 or batch % ranks:
+        raise SettingsError(
+            f"--rows {rows} --dim {dim} --batch {batch} --ranks {ranks} --rounds {rounds}: each from 1 on, a row a rank at least, "
+            "and ranks that divide the batch"
+        )
+    measured = _measure_alone(rows, dim, batch, precision, rounds)
+    if ranks > 1:
+        measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(rows, dim, batch, ranks, precision, rounds)
+    floor, naive, chunked = (measured[name]["ms"] for name in list(measured)[:3])
+    table = []
+    for name, facts in measured.items():
+        ms = facts["ms"]
+        row = {"name": name, "ms": ms and round(ms, 1)}
+        for key, other in (("ratio", floor), ("to_naive", naive), ("to_chunked", chunked)):
+            row[key] = round(ms / other, 3) if ms and other else None
+        table.append(row | {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")})
+    print_rows(f"head of {rows:,} rows x {dim}, {batch:,} features, {precision}", table, as_json=as_json)
+    return table
+
+
+def _measure_alone(rows: int, dim: int, batch: int, precision: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """All contenders in this process; name -> ms, extra_mb and sent_mb, both in bytes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dense = DenseHead(rows, dim, bias=False, label_smoothing=0.0, seed=0).to(device)
+    features, targets = _make_batch(rows, dim, batch, device)
+    found: dict[str, dict[str, Any]] = {}
+    steps = {}
+    for contender in _contenders(dense, features, targets, precision):
+        held = contender.logits * batch * rows * 4
+        free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if held > 0.8 * free:
+            found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict.fromkeys(("ms", "extra_mb", "sent_mb"))
+            continue
+        try:
+            contender.step()
+        except Exception as error:  # another package's: whatever it is, the others are still measured
+            reason = str(error).partition("\n")[0][:80]
+            found[f"{contender.name}: not run, {reason}"] = dict.fromkeys(("ms", "extra_mb", "sent_mb"))
+            continue
+        steps[contender.name] = contender.step
+        gradient = contender.makes_gradient * dense.weight.numel() * dense.weight.element_size()
+        extra = _extra_bytes(contender.step, [features, dense.weight], device)
+        found[contender.name] = {"extra_mb": extra and max(extra - gradient, 0), "sent_mb": 0}
+    for name, seconds in _best_seconds(steps, [features, dense.weight], rounds, device).items():
+        found[name]["ms"] = 1000 * seconds
+    return found
+
+
+def _make_batch(rows: int, dim: int, batch: int, device: torch.device) -> tuple[Tensor, Targets]:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(batch, dim, generator=generator).to(device).requires_grad_()
+    target = torch.randint(0, rows, (batch,), generator=generator).to(device)
+    one = torch.ones(batch, device=device)
+    return features, Targets(target, target, one, one / batch, torch.zeros_like(target))
+
+
+def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision: str) -> Iterator[Contender]:
+    """The first three are what the others are compared with."""
+    dtype, weight, target = AUTOCAST.get(precision), dense.weight, targets.a
+    rows, device = len(weight), features.device.type
+
+    def backward_of(loss: Callable[[], Tensor]) -> Callable[[], None]:
+        def step() -> None:
+            with torch.autocast(device, dtype, enabled=dtype is not None):
+                value = loss()
+            value.backward()
+
+        return step
+
+    products = _bare_products(features.detach(), weight.detach(), dtype or torch.float32)
+    yield Contender("four bare products", products, makes_gradient=False)
+    # Logits, their logarithms of shares and the gradient of these; bfloat16 ones and their float32 copies come to the same.
+    yield Contender("naive: linear, cross_entropy", backward_of(lambda: _cross_entropy(nn.functional.linear(features, weight), target)), 3)
+    yield Contender(f"chunked: {CHECKPOINT_ROWS} rows under checkpoint", backward_of(lambda: _checkpointed(features, weight, target)))
+    liger = _peer("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", "liger-kernel")
+    yield Contender("Liger", backward_of(lambda: liger(features, weight, target)))
+    cce = _peer("cut_cross_entropy", "linear_cross_entropy", "cut-cross-entropy")
+    if device == "cuda":
+        yield Contender("Cut Cross-Entropy", backward_of(lambda: cce(features, weight, target)))
+    else:
+        compiled = backward_of(lambda: cce(features, weight, target, impl="torch_compile"))
+        yield Contender("Cut Cross-Entropy's torch_compile", compiled, 3)
+    yield Contender("ours dense", backward_of(lambda: (dense(features, targets) * targets.weight).sum()))
+    sharded = ShardedHead(rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0)
+    sharded.weight = weight
+    yield Contender("ours sharded", backward_of(lambda: (sharded(features, targets)[0] * targets.weight).sum()), makes_gradient=False)
+
+
+def _bare_products(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+    """The floor: features by rows twice, shares by rows, shares by features; on memory that is there already, and nothing between."""
+    x_MD, w_ND = features.to(dtype), weight.to(dtype)
+    block = min(len(w_ND), max(1, PRODUCT_BYTES // (len(x_MD) * x_MD.element_size())))
+    logits, g_x_MD, g_w_ND = x_MD.new_zeros(len(x_MD), block), torch.zeros_like(x_MD), torch.zeros_like(w_ND)
+
+    def step() -> None:
+        for first in range(0, len(w_ND), block):
+            rows = w_ND[first : first + block]
+            part = logits.flatten()[: len(x_MD) * len(rows)].view(len(x_MD), len(rows))
+            torch.mm(x_MD, rows.T, out=part)
+            torch.mm(x_MD, rows.T, out=part)
+            torch.mm(part, rows, out=g_x_MD)
+            torch.mm(part.T, x_MD, out=g_w_ND[first : first + block])
+
+    return step
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float(), target)
+
+
+def _checkpointed(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """Chunks of rows, each one's logits made again in the backward pass."""
+
+    def part(rows: Tensor) -> Tensor:
+        return nn.functional.linear(features, rows).float().logsumexp(1)
+
+    parts = [checkpoint(part, rows, use_reentrant=False) for rows in weight.split(CHECKPOINT_ROWS)]
+    return (torch.stack(parts).logsumexp(0) - (features * nn.functional.embedding(target, weight)).sum(1)).mean()
+
+
+def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
+    """A function of another package, or one that says that it is not there."""
+
+    def missing(*_: Any, **__: Any) -> Tensor:
+        raise ImportError(f"not installed: pip install {package}")
+
+    try:
+        return getattr(import_module(module), name)
+    except ImportError:
+        return missing
+
+
+# Ranks ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _measure_ranks(rows: int, dim: int, batch: int, ranks: int, precision: str, rounds: int) -> dict[str, Any]:
+    """The sharded head on R processes: the slowest rank's time, the largest extra memory, the bytes that a rank sends.
+
+    Raises: ResourceError if a rank ends without an answer, which is what running out of memory looks like.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in range(ranks):
+            ours, theirs = context.Pipe()
+            options = (rank, ranks, str(Path(folder) / "meeting"), (rows, dim, batch, precision, rounds), theirs)
+            process = context.Process(target=_rank, args=options, daemon=True)
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+        try:
+            answers = [pipe.recv() for _, pipe in started]
+        except EOFError as error:
+            raise ResourceError(f"one of {ranks} ranks ended without an answer: not enough memory for {rows:,} rows x {dim}?") from error
+        finally:
+            for process, _ in started:
+                process.kill()
+    seconds, extra = (max(values) if None not in values else None for values in zip(*answers, strict=True))
+    return {"ms": 1000 * seconds, "extra_mb": extra, "sent_mb": bytes_sent(batch, dim, ranks)}
+
+
+def _rank(rank: int, ranks: int, meeting: str, task: tuple[int, int, int, str, int], answer: Connection) -> None:
+    """One process of a sharded head: sends (seconds, extra bytes)."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    rows, dim, batch, precision, rounds = task
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+    td.init_process_group("nccl" if device.type == "cuda" else "gloo", store=td.FileStore(meeting, ranks), rank=rank, world_size=ranks)
+    head = ShardedHead(rows, dim, bias=False, label_smoothing=0.0, seed=0).to(device)
+    features, targets = _make_batch(rows, dim, batch // ranks, device)
+    dtype = AUTOCAST.get(precision)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            losses, everyone = head(features, targets)
+        (losses * everyone.weight).sum().backward()
+
+    step()
+    extra = _extra_bytes(step, [features, head.weight], device)  # its gradient's memory stays with it and is no part of this
+    dist.barrier()
+    answer.send((_best_seconds({"": step}, [features, head.weight], rounds, device)[""], extra))
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------------------
+
+
+def _best_seconds(steps: dict[str, Callable[[], None]], leaves: list[Tensor], rounds: int, device: torch.device) -> dict[str, float]:
+    """The best of the rounds, all taking turns; gradients are dropped before each step, as between a trainer's steps."""
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(rounds):
+        for name, step in steps.items():
+            _drop_gradients(leaves)
+            _synchronise(device)
+            started = time.perf_counter()
+            step()
+            _synchronise(device)
+            best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def _extra_bytes(step: Callable[[], None], leaves: list[Tensor], device: torch.device) -> int | None:
+    """The highest memory during a step beyond that before it; None where the system does not tell."""
+    _drop_gradients(leaves)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    if not (PROC / "clear_refs").exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed would hide what this one takes
+    (PROC / "clear_refs").write_text("5")  # VmHWM starts anew
+    before = _status_bytes("VmRSS")
+    step()
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(key: str) -> int:
+    line = next(line for line in (PROC / "status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _drop_gradients(leaves: list[Tensor]) -> None:
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
