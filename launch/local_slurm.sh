@@ -31,7 +31,8 @@ write_configuration() {
     read -r -a ports < <(free_ports $((nodes + 1)))
     : >"$folder/plugstack.conf"
     echo CgroupAutomount=no >"$folder/cgroup.conf"
-    # FirstJobId: a job takes its port from its number, and another cluster may be up. cred_expire: a requeued job waits so long. config_overrides: more CPUs than there are. NoInAddrAny: nothing listens outside.
+    # FirstJobId: a job takes its port from its number, and another cluster may be up. cred_expire: a requeued job waits so long.
+    # config_overrides: more CPUs than there are.
     cat >"$SLURM_CONF" <<-CONF
 	ClusterName=vitds
 	FirstJobId=$((RANDOM % 20000 + 1))
@@ -61,7 +62,6 @@ write_configuration() {
 	SchedulerType=sched/backfill
 	SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=100000
 	SlurmdParameters=config_overrides
-	CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 	ReturnToService=2
 	KillWait=3
 	SlurmdDebug=verbose
@@ -70,6 +70,9 @@ write_configuration() {
 	JobRequeue=1
 	PartitionName=all Nodes=ALL Default=YES MaxTime=60 State=UP
 	CONF
+    # To listen on the host name's address alone is possible where that is the loopback; elsewhere the daemons hear every address, and munge
+    # keeps out who lacks the key.
+    [[ $(timeout 5 getent ahostsv4 "$host") != 127.0.0.1\ * ]] || echo CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >>"$SLURM_CONF"
     for ((node = 0; node < nodes; node++)); do
         port=${ports[node + 1]}
         mkdir "$folder/spool.n$node"
@@ -98,7 +101,8 @@ up() {
     for ((node = 0; node < nodes; node++)); do
         start slurmd -D -N "n$node" -f "$SLURM_CONF"
     done
-    for _ in {1..300}; do # 30 s
+    local until=$((SECONDS + 30))
+    while ((SECONDS < until)); do
         if [[ $(timeout 5 sinfo -h -o '%D %T' 2>/dev/null) == "$nodes idle" ]]; then
             echo "export SLURM_CONF=$SLURM_CONF"
             return
@@ -131,8 +135,8 @@ down() {
     [[ -d $folder ]] || fail "$folder is not there; no cluster is up"
     # Jobs first: daemons that end leave slurmstepd and its tasks running.
     timeout 5 scancel --user="$(id -un)" 2>/dev/null || true
-    for _ in {1..50}; do # 5 s
-        [[ -n $(timeout 5 squeue -h 2>/dev/null) ]] || break
+    local until=$((SECONDS + 10))
+    while ((SECONDS < until)) && [[ -n $(timeout 5 squeue -h 2>/dev/null) ]]; do
         sleep 0.1
     done
     pids=$(with_children $(of_cluster))

@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # Trains on one machine, a rank a GPU (without GPU one rank), by DeepSpeed's launcher or torchrun; on several machines without Slurm by a
-# hostfile, as DeepSpeed reads it (lines `host slots=8`; needs ssh without password and the project at the same place everywhere).
+# hostfile of lines `HOST slots=RANKS`, with the project, its data and its runs at the same place everywhere.
 #
-#     bash launch/single_node.sh [--launcher deepspeed|torchrun] [--ranks N] [--hostfile FILE] [--dry_run] pretrain|finetune FLAG...
+#     bash launch/single_node.sh [OPTION...] pretrain|finetune FLAG...
 #
-# The flags after pretrain or finetune are those of `vitds pretrain` and `vitds finetune`. A free port is chosen, so that two runs do not
-# meet. Exit status under deepspeed: that of the rank that ended first, 75 for a run that was stopped and saved; under torchrun 1.
+#   --launcher deepspeed|torchrun   deepspeed
+#   --ranks N                       on this machine; a rank a GPU
+#   --hostfile FILE                 several machines: deepspeed starts all ranks from here, by pdsh and ssh without password
+#   --node_rank K                   with --hostfile, without ssh: start the same on each machine, K = 0, 1, ... its line in the file
+#   --port N                        where the ranks meet; a free one, with --hostfile 29500
+#   --dry_run                       show the command
+#
+# The flags after pretrain or finetune are those of `vitds pretrain` and `vitds finetune`. Exit status under deepspeed: that of the rank
+# that ended first, 75 for a run that was stopped and saved; under torchrun 1.
 set -euo pipefail
 
 home=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 export PATH=$home/.venv/bin:$PATH
-launcher=deepspeed ranks='' hostfile='' dry_run=''
+launcher=deepspeed ranks='' hostfile='' node_rank='' port='' dry_run=''
 
 fail() { # WHAT
     printf 'single_node: %s\n' "$1" >&2
@@ -23,27 +30,50 @@ while [[ ${1:-} == --* ]]; do
         --launcher) launcher=$2 && shift 2 ;;
         --ranks) ranks=$2 && shift 2 ;;
         --hostfile) hostfile=$2 && shift 2 ;;
+        --node_rank) node_rank=$2 && shift 2 ;;
+        --port) port=$2 && shift 2 ;;
         --dry_run) dry_run=yes && shift ;;
-        *) fail "unknown option $1; there are --launcher --ranks --hostfile --dry_run" ;;
+        *) fail "unknown option $1; there are --launcher --ranks --hostfile --node_rank --port --dry_run" ;;
     esac
 done
 [[ ${1:-} == pretrain || ${1:-} == finetune ]] || fail "say pretrain or finetune, then its flags"
+[[ $launcher == deepspeed || $launcher == torchrun ]] || fail "--launcher $launcher: there are deepspeed and torchrun"
 script=$home/launch/$1.py
 shift
 
+hosts=() slots=()
+if [[ -n $hostfile ]]; then
+    [[ -r $hostfile ]] || fail "--hostfile $hostfile cannot be read"
+    while read -r host count _; do
+        [[ $count =~ ^slots=[1-9][0-9]*$ ]] || fail "$hostfile: '$host $count' must be HOST slots=RANKS"
+        hosts+=("$host") slots+=("${count#slots=}")
+    done < <(sed -E 's/#.*//; /^[[:space:]]*$/d' "$hostfile")
+    ((${#hosts[@]} > 0)) || fail "$hostfile names no machine"
+    [[ -n $node_rank || $launcher == deepspeed ]] || fail "torchrun is started on each machine: add --node_rank K"
+    # The pattern comes first: bash would run a command that stands in a subscript.
+    [[ -z $node_rank || ($node_rank =~ ^(0|[1-9][0-9]*)$ && -v slots[$node_rank]) ]] ||
+        fail "--node_rank $node_rank: $hostfile has the machines 0 to $((${#hosts[@]} - 1))"
+    port=${port:-29500} ranks=${slots[${node_rank:-0}]}
+elif [[ -n $node_rank ]]; then
+    fail "--node_rank needs --hostfile FILE"
+fi
 [[ -n $ranks ]] || ranks=$(python -c 'import torch; print(torch.cuda.device_count() or 1)')
+[[ -n $port ]] || port=$(python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
-port=$(python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
-case $launcher in
-    deepspeed) command=(deepspeed --num_gpus "$ranks" --master_port "$port" "$script" "$@") ;;
-    torchrun) command=(torchrun --nproc_per_node "$ranks" --master_port "$port" -- "$script" "$@") ;; # without -- it takes --run for its own
-    *) fail "--launcher $launcher: there are deepspeed and torchrun" ;;
-esac
-if [[ -n $hostfile ]]; then
-    [[ $launcher == deepspeed ]] || fail "--hostfile is for deepspeed; torchrun is started on each machine by hand"
-    command=(deepspeed --hostfile "$hostfile" --master_port "$port" "$script" "$@")
+
+meet=(--master_port "$port")
+[[ -z $node_rank ]] || meet+=(--master_addr "${hosts[0]}" --node_rank "$node_rank")
+if [[ $launcher == deepspeed ]]; then
+    command=(deepspeed "${meet[@]}")
+    if [[ -z $hostfile ]]; then command+=(--num_gpus "$ranks"); else command+=(--hostfile "$hostfile"); fi
+    [[ -z $node_rank ]] || command+=(--no_ssh)
+else
+    command=(torchrun "${meet[@]}" --nproc_per_node "$ranks")
+    [[ -z $node_rank ]] || command+=(--nnodes "${#hosts[@]}")
+    command+=(--) # else it takes --run for its own
 fi
+command+=("$script" "$@")
 printf '+ OMP_NUM_THREADS=%s' "$OMP_NUM_THREADS"
 printf ' %q' "${command[@]}"
 printf '\n'

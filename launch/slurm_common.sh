@@ -47,6 +47,7 @@ read_options() { # WORD...: into option, sets and dry_run; an option may also co
     done
     [[ -n $dry_run || -n ${SLURM_JOB_ID:-} ]] || fail "this is for sbatch; --dry_run shows what it would do"
     show_resolved
+    check_time_limit
 }
 
 show_resolved() {
@@ -57,6 +58,16 @@ show_resolved() {
     while read -r name; do printf '  --%s %q\n' "$name" "${option[$name]}"; done < <(option_names)
     ((${#sets[@]} == 0)) || printf '  %q %q\n' "${sets[@]}"
     ((gpus == 0 || gpus == tasks)) || fail "$gpus GPUs and $tasks tasks a node: there is one task a GPU, so add --ntasks-per-node=$gpus"
+}
+
+# Slurm sends USR1 two to three minutes before the end; where the start is cut off by it, the job would be requeued for ever.
+check_time_limit() {
+    local limit
+    [[ -n ${SLURM_JOB_ID:-} ]] || return 0
+    limit=$(timeout 30 squeue --noheader --job "$SLURM_JOB_ID" --format %l) || limit=unknown
+    printf 'time limit %s\n' "${limit%%$'\n'*}"
+    [[ ! $limit =~ ^[0-2]:[0-9]{2}$ ]] || fail "a time limit of $limit leaves no time to train: the job saves and requeues itself two to three \
+minutes before its end, so give --time=10 or more"
 }
 
 # ---- steps --------------------------------------------------------------------------------------------------------------------------

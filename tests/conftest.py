@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported anywhere
 
@@ -37,7 +38,11 @@ def rank_pool() -> Iterator[Callable[[int], RankPool]]:
 @pytest.fixture(scope="session")
 def digit_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Two small .beton files of real scanned digits with four classes: 52 training images, 20 test images."""
-    folder = tmp_path_factory.mktemp("digits")
+    return make_digit_files(tmp_path_factory.mktemp("digits"))
+
+
+def make_digit_files(folder: Path) -> tuple[str, str]:
+    """The same in a folder, for scripts."""
     digits = load_digits()
     for split, per_class, skip in (("train", 13, 0), ("test", 5, 13)):
         for label in range(4):

@@ -76,24 +76,10 @@ def data_build(
     from vitds.jobs.data import build
 
     build(
-        sources,
-        out=out,
-        storage=storage,
-        side_px=side,
-        quality=quality,
-        workers=workers,
-        split=split,
-        test_fraction=test_fraction,
-        classes_from=classes_from,
-        strict=strict,
-        root=root,
-        download=download,
-        per_class=per_class,
-        classes=classes,
-        total=total,
-        seed=seed,
-        list=list,
-    )
+        sources, out=out, storage=storage, side_px=side, quality=quality, workers=workers, split=split, test_fraction=test_fraction,
+        classes_from=classes_from, strict=strict, root=root, download=download, per_class=per_class, classes=classes, total=total,
+        seed=seed, list=list,
+    )  # fmt: skip
 
 
 def data_info(file: str, *, json: bool = False) -> None:
@@ -288,7 +274,7 @@ def bench_loader(*, data: str | None = None, recipe: str | None = None, workers:
     decode with torch's kernel.
 
     Args:
-        data: a .beton file (default the embedded digits)
+        data: a .beton file, or a folder or tar of images (default photographs in ../shared/data, else the embedded digits)
         recipe: whose crops are made (default idmm_deit_tiny, for the digits idmm_digits)
         workers: threads of the loader
         json: print one JSON object and nothing else
@@ -302,7 +288,7 @@ def bench_augment(*, data: str | None = None, json: bool = False) -> None:
     """Time of every augmentation, beside PIL, torchvision and kornia.
 
     Args:
-        data: a .beton file whose images are used (default the embedded digits)
+        data: a .beton file, or a folder or tar of images (default photographs in ../shared/data, else the embedded digits)
         json: print one JSON object and nothing else
     """
     from vitds.bench.augment import bench_augment
@@ -356,6 +342,34 @@ def bench_head(
     bench_head(rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, rounds=rounds, as_json=json)
 
 
+def plan(
+    *, model: str | None = None, rows: int, batch: int | None = None, gpus: int = 1, ds_config: str | None = None,
+    recipe: str | None = None, set: tuple[str, ...] = (), images_per_s: float | None = None, hours: bool = False, json: bool = False,
+) -> None:  # fmt: skip
+    """Memory of one GPU, traffic and hours of a pretraining, by arithmetic.
+
+    No GPU is needed, and nothing is trained but with --hours.
+
+    Args:
+        model: a timm model (default the recipe's)
+        rows: N, the images, of which each is a row of the head
+        batch: images a step, over all GPUs (default the recipe's)
+        gpus: ranks
+        ds_config: a DeepSpeed JSON file, or the name of a packaged one (default zero0)
+        recipe: a recipe of pretraining (default idmm_deit_tiny)
+        set: one setting, as in --set batch.micro_images=128; may be repeated
+        images_per_s: of all GPUs together; gives hours
+        hours: measure images a second here, on one device
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.plan import plan
+
+    plan(
+        model=model, rows=rows, batch=batch, gpus=gpus, ds_config=ds_config, recipe=recipe, set=set, images_per_s=images_per_s,
+        hours=hours, as_json=json,
+    )  # fmt: skip
+
+
 def checkpoint_list(run: str, *, json: bool = False) -> None:
     """List a run's checkpoints.
 
@@ -394,6 +408,7 @@ COMMANDS: dict[str, Command] = {
     "eval knn": eval_knn,
     "eval linear": eval_linear,
     "chain": chain,
+    "plan": plan,
     "checkpoint list": checkpoint_list,
     "checkpoint verify": checkpoint_verify,
     "bench loader": bench_loader,

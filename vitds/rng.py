@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     DROPOUT = 13
     SPLIT = 14
     PROBE = 15
+    NEGATIVES = 16
 
 
 def _mix(word: Word) -> Word:

@@ -105,6 +105,12 @@ def test_recipe_without_a_method_is_taken_for_the_command(tmp_path):
     assert load(str(tmp_path / "r.yaml"), method="supervised").method == "supervised"
 
 
+def test_fine_tuning_takes_one_group_of_views():
+    word = "views.groups=[{name: a}, {name: b}]"
+    with pytest.raises(SettingsError, match="views.groups: method supervised takes one group, got 2"):
+        load("finetune_digits", word, method="supervised")
+
+
 def test_without_a_method_the_recipe_decides():
     assert load("finetune_digits", method=None).method == "supervised"
 
@@ -215,6 +221,8 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("method=byol", "method: must be 'idmm' or 'supervised', got 'byol'"),
         ("batch.micro_images=many", "batch.micro_images: must be 'auto', or must be a valid integer, got 'many'"),
         ("views.blur_sigma=[3, 1]", "views.blur_sigma: must satisfy 0 < low <= high <= 4 pixels, got [3.0, 1.0]"),
+        ("views.groups=[{name: a, scale: [0.5, 0.2]}]", "views.groups.0.scale: must satisfy 0 < low <= high <= 1, got [0.5, 0.2]"),
+        ("views.groups=[{name: a}, {name: a}]", "views.groups: group names must differ, got ['a', 'a']"),
         ("schedule=3", "schedule: must be a section with the keys warmup_epochs, got 3"),
         ("views.groups=[{views: 2}]", "views.groups.0.name: must be given"),
         ("views.groups=[{name: a, scales: 1}]", "views.groups.0.scales: unknown key; did you mean views.groups.0.scale?"),

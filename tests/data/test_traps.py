@@ -19,6 +19,7 @@ from vitds.data.draws import draw_views
 from vitds.data.ffcv_import import Compiler, PipelineSpec, ffcv
 from vitds.data.loader import TrainLoader, eval_batches
 from vitds.data.operation import CutViews
+from vitds.data.order import epoch_order
 from vitds.errors import DataError, ShapeError
 
 RUN = settings_for()
@@ -100,7 +101,7 @@ def test_an_exception_in_the_consumer_ends_the_thread(file):
 
 @pytest.fixture(scope="module")
 def fresh_process(file):
-    """What a new process sees of itself: torch's threads after the import and at each batch, and how often numba compiled."""
+    """What a new process sees of itself: torch's threads after the import and at each batch, shared memory, how often numba compiled."""
     script = """
 import json, sys, torch
 from numba.core import event
@@ -110,12 +111,13 @@ with event.install_recorder("numba:compile") as recorder:
     from vitds.data.beton import open_beton
     from vitds.data.loader import eval_batches
     threads = [torch.get_num_threads()]
-    for batch in eval_batches(open_beton(sys.argv[1]), Views(crop_px=32), batch_images=2):
+    for batch in eval_batches(open_beton(sys.argv[1]), Views(crop_px=32), batch_images=2, workers=2):
         threads.append(torch.get_num_threads())
+        shared = [line for line in open("/proc/self/maps") if "/dev/shm" in line and "(deleted)" not in line]
     compiled = len(recorder.buffer)
     import numba
     numba.njit(lambda x: x + 1)(1)
-print(json.dumps({"threads": threads, "compiled": compiled, "compiled by us": len(recorder.buffer) - compiled}))
+print(json.dumps({"threads": threads, "shared": shared, "compiled": compiled, "compiled by us": len(recorder.buffer) - compiled}))
 """
     return json.loads(run_script(script, file.path).stdout)
 
@@ -126,6 +128,10 @@ def test_torch_keeps_its_thread_number_on_import_and_while_loading(fresh_process
 
 def test_numba_compiles_nothing_on_the_way_to_the_batches(fresh_process):
     assert fresh_process["compiled"] == 0 < fresh_process["compiled by us"]
+
+
+def test_there_is_no_shared_memory_that_could_be_left_behind(fresh_process):
+    assert fresh_process["shared"] == []
 
 
 def test_a_stock_loader_in_the_same_process_leaves_torchs_threads_alone(file):
@@ -144,6 +150,14 @@ def test_a_stock_loader_in_the_same_process_leaves_torchs_threads_alone(file):
 def test_a_start_in_mid_epoch_does_not_shorten_later_epochs(file):
     steps = [(batch.epoch, batch.step) for batch in loader_of(file, micro=4).batches(2, 9)]
     assert steps == [(0, 2)] + [(1, step) for step in (3, 4, 5)] + [(2, step) for step in (6, 7, 8)]
+
+
+def test_a_start_in_mid_epoch_reads_nothing_of_what_came_before(tmp_path):
+    file = write_file(tmp_path / "x.beton")
+    spoil(file, int(epoch_order(10, RUN.seed, 0)[0]))
+    with pytest.raises(DataError):
+        list(loader_of(file).batches(0, 1))
+    assert len(list(loader_of(file).batches(1, 3))) == 4
 
 
 # -------------------------------------------------------------------------------------------- undecodable samples (INFRA D 4)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,39 +20,18 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.data.small_files import write_file
-from tests.engine.training import SMALL, small_run, untimed
+from tests.engine.training import ROOT, free_port, outcome, small_run, small_run_path, start_rank_process, stopped_run, words_of
+from vitds.config.tree import Settings
 from vitds.data.order import epoch_order
-from vitds.errors import NumericsError
+from vitds.engine.live import Live
+from vitds.errors import NumericsError, ResourceError, SettingsError
 from vitds.runs.checkpoint import list_checkpoints
+from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
-ROOT = Path(__file__).parents[2]
 LONG = {"epochs": 4000}
-# A run as a person starts it; SIGUSR2 makes its main thread hang, with a watchdog that soon loses patience.
-RANK = """
-import signal, sys, time
-from vitds.cli import main
-from vitds.engine import watchdog
-
-def hang(*_):
-    watchdog.HUNG_AFTER_S = 1.0
-    time.sleep(600)
-
-signal.signal(signal.SIGUSR2, hang)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def words_of(run: Path, data: tuple[str, str], *, epochs: int, **changes: object) -> list[str]:
-    """The words of a small pretraining, as small_run gives it settings."""
-    settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    words = ["--run", str(run), "--data", data[0], "--test", data[1], "--epochs", str(epochs), "--ds_config", "zero0"]
-    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+# A step takes long enough to be met by two signals, and its activations are too large for memory that was given back before.
+HEAVY = LONG | {"views__crop_px": 112, "backbone__options": "{patch_size: 8, embed_dim: 192, depth: 2, num_heads: 3}"}
 
 
 @pytest.fixture
@@ -60,18 +39,25 @@ def start_rank() -> Iterator[Callable[..., subprocess.Popen]]:
     """start_rank(rank, port, words) is one of two ranks of `vitds pretrain`; none outlives the test."""
     started: list[subprocess.Popen] = []
 
-    def start(rank: int, port: int, words: list[str]) -> subprocess.Popen:
-        group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
-        environment = os.environ | group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-c", RANK, "pretrain", *words]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
+    def start(rank: int, port: int, words: list[str], *, ranks: int = 2) -> subprocess.Popen:
+        started.append(start_rank_process(rank, port, words, ranks=ranks))
+        return started[-1]
 
     yield start
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 700 KiB, which takes two checkpoints of a small run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]).returncode:
+        pytest.skip("no small disk can be mounted here; it needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def wait_for_lines(run: Path, lines: int, *processes: subprocess.Popen) -> None:
@@ -81,23 +67,20 @@ def wait_for_lines(run: Path, lines: int, *processes: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def small_run_path(run: str, data: tuple[str, str], **options) -> str:
-    return str(small_run(run, data, **options).path)
-
-
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(rank_pool, digit_files, start_rank, tmp_path: Path) -> None:
-    options = {"epochs": 4, "checkpoint__every_steps": 1}
+    options = {"epochs": 4, "checkpoint__every_steps": 1, "head__kind": "sharded"}
     rank_pool(2).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
     run, port = tmp_path / "run", free_port()
     ranks = [start_rank(rank, port, words_of(run, digit_files, **options)) for rank in range(2)]
     wait_for_lines(run, 3, *ranks)
     ranks[1].kill()
+    pids = [str(rank.pid) for rank in ranks]
     _, said = ranks[0].communicate(timeout=60)
     assert ranks[0].returncode == 6 and said.splitlines()[-1].startswith("vitds pretrain (rank 0): another rank of"), said
     assert "its own message says why" in said and "Traceback" not in said and "fault of vitds" not in said
     rank_pool(2).run(small_run_path, str(run), digit_files, **options)
-    assert untimed(run) == untimed(tmp_path / "whole")
-    assert (run / "backbone.safetensors").read_bytes() == (tmp_path / "whole" / "backbone.safetensors").read_bytes()
+    assert outcome(run) == outcome(tmp_path / "whole")
+    assert not [name for name in os.listdir("/dev/shm") if set(name.split("_")) & set(pids)]
 
 
 def test_a_rank_that_cannot_read_its_data_says_so_and_ends_the_others(start_rank, tmp_path: Path) -> None:
@@ -181,3 +164,74 @@ def test_a_killed_launcher_leaves_nothing_behind_and_the_run_is_saved(digit_file
         survivor.kill()
     assert not alive
     assert list_checkpoints(run / "checkpoints"), (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(rank_pool, digit_files, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    said = rank_pool(2).run(stopped_run, str(run), digit_files, after_lines=2, number=number, on_rank=1, **LONG)
+    step = len(read_metrics(run / "metrics.jsonl"))
+    assert said == [f"stopped by a signal after step {step} of 12000, saved; the same command goes on from there"] * 2
+    assert list_checkpoints(run / "checkpoints")[-1].name == f"step-{step:08d}"
+
+
+def test_a_second_ctrl_c_ends_at_once(digit_files, start_rank, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_rank(0, free_port(), words_of(run, digit_files, **HEAVY), ranks=1)
+    wait_for_lines(run, 1, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1] == "vitds pretrain: interrupted", said
+    assert not list_checkpoints(run / "checkpoints")
+
+
+def test_memory_that_runs_out_is_told_with_what_to_lower(digit_files, start_rank, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_rank(0, free_port(), words_of(run, digit_files, **HEAVY), ranks=1)
+    wait_for_lines(run, 1, process)
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))  # less than it has: it gets no more
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 6 and "out of memory on cpu. By the plan this run takes" in said, said
+    assert "batch.micro_images (now 24)" in said and "Traceback" not in said
+
+
+def disk_error(run: str, data: tuple[str, str], **options) -> str:
+    with pytest.raises(ResourceError) as caught:
+        small_run(run, data, **options)
+    return str(caught.value)
+
+
+def test_a_disk_that_fills_up_in_a_save_ends_all_and_the_run_goes_on(rank_pool, digit_files, small_disk: Path, tmp_path: Path) -> None:
+    options = {"epochs": 3, "checkpoint__every_steps": 1, "checkpoint__keep": 9}
+    rank_pool(2).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
+    run = small_disk / "run"
+    said = rank_pool(2).run(disk_error, str(run), digit_files, **options)
+    assert said[0] == said[1] and "was not saved: no space left on the disk of" in said[0]
+    assert list_checkpoints(run / "checkpoints") and not list((run / "checkpoints").glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    rank_pool(2).run(small_run_path, str(run), digit_files, **options)
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_a_disk_too_full_for_a_line_of_metrics_is_told(small_disk: Path) -> None:
+    live = Live(Run(small_disk), Settings(), steps_done=0, total_steps=9, steps_per_epoch=3)
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "filler").write_bytes(bytes(1 << 20))
+    with pytest.raises(ResourceError, match="no space left on the disk of .*; free some and start the same command again"):
+        for step in range(100):
+            live.step({"step": step, "epoch": 0, "loss": 1.0, "time/images_per_s": 1.0, "filled": "x" * 4096})
+    live.close()
+
+
+def settings_error(run: str, data: tuple[str, str], **options) -> str:
+    with pytest.raises(SettingsError) as caught:
+        small_run(run, data, **options)
+    return str(caught.value)
+
+
+def test_bf16_parameters_are_refused_where_a_batchnorm_is(rank_pool, digit_files, tmp_path: Path) -> None:
+    options = {"stage": 1, "precision": "bf16_parameters", "backbone": "resnet"}
+    said = rank_pool(1).run(settings_error, str(tmp_path / "run"), digit_files, **options)[0]
+    assert "bf16.enabled makes the parameters bf16" in said and "resnet18" in said and "torch_autocast" in said

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vitds.engine.schedule import learning_rate, warmup_steps
+from vitds.engine.schedule import learning_rate, save_is_due, warmup_steps
 
 
 def test_rates_at_start_end_of_warm_up_middle_and_end() -> None:
@@ -32,3 +32,9 @@ def test_the_cosine_is_close_to_the_papers_code() -> None:
     theirs = (0.5 * (1 + math.cos((math.pi * step / steps - w) / (epochs - w))) for step in range(warmup, total))
     deviations = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     assert max(deviations) == pytest.approx(0.003, abs=5e-4)
+
+
+def test_slow_checkpoints_come_more_rarely_than_asked_for() -> None:
+    assert [save_is_due(since_s, every_minutes=10.0, last_save_s=1.0) for since_s in (599.0, 601.0)] == [False, True]
+    assert [save_is_due(since_s, every_minutes=10.0, last_save_s=60.0) for since_s in (601.0, 2999.0, 3001.0)] == [False, False, True]
+    assert not save_is_due(1e9, every_minutes=0.0, last_save_s=1.0)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from deepspeed.accelerator import get_accelerator
 
 from vitds import dist
+from vitds.config.deepspeed import load_ds_config
+from vitds.engine import resolve
 from vitds.errors import Stopped
 from vitds.jobs.finetune import finetune
 from vitds.jobs.pretrain import pretrain
+from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
+ROOT = Path(__file__).parents[2]
 # 52 images in steps of 24: three steps an epoch, the last with 4 real images. Six chunks of 4 divide over 1, 2 and 3 ranks.
 SMALL: dict[str, Any] = {
     "views.crop_px": 16,
@@ -34,14 +46,66 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small_run(run: str, data: tuple[str, str], *, stage: int | str = 0, method: str = "idmm", epochs: int = 2, **changes: Any) -> Run:
-    """Train on this rank; changes are settings with `__` for the dot: head__kind="sharded"."""
+# A backbone with BatchNorm, whose running statistics are state that no optimizer knows. At 16 px torch 2.14 gives a bf16 convolution over
+# one pixel a gradient out of memory nobody wrote, on processors like this one.
+RESNET = {
+    "backbone.name": "resnet18",
+    "backbone.options": "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 24]}",
+    "backbone.patch_drop": 0,
+    "views.crop_px": 32,
+}
+
+
+def small_run(
+    run: str, data: tuple[str, str], *, stage: int | str = 0, method: str = "idmm", precision: str = "fp32", backbone: str = "vit",
+    epochs: int = 2, **changes: Any,
+) -> Run:  # fmt: skip
+    """Train on this rank; changes are settings with `__` for the dot: head__kind="sharded".
+
+    Args:
+        precision: fp32, fp16, bf16 (autocast), or bf16_parameters: DeepSpeed's own, with float32 masters. All can be had here: a CPU
+            is slow at them, and as exact.
+    """
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    settings |= {"engine.precision": precision.partition("_")[0]} | (RESNET if backbone == "resnet" else {})
     if method == "supervised":
         settings["views.groups"] = "[{name: train, views: 1, scale: [0.3, 1.0]}]"
     job = pretrain if method == "idmm" else finetune
     words = [f"{key}={value}" for key, value in settings.items()]
-    return job(run=run, data=data[0], test=data[1], epochs=epochs, ds_config=f"zero{stage}", set=words)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(resolve, "resolve_precision", lambda wanted, device: wanted),
+        mock.patch.object(type(get_accelerator()), "is_fp16_supported", lambda accelerator: True),
+    ):
+        ds_config = f"zero{stage}"
+        if precision == "bf16_parameters":
+            values = dict(load_ds_config(ds_config).values) | {"bf16": {"enabled": True}, "torch_autocast": {"enabled": False}}
+            ds_config = f"{folder}/bf16.json"
+            Path(ds_config).write_text(json.dumps(values))
+        return job(run=run, data=data[0], test=data[1], epochs=epochs, ds_config=ds_config, set=words)
+
+
+def small_run_path(run: str, data: tuple[str, str], **options: Any) -> str:
+    """The same, for a pool of ranks to call."""
+    return str(small_run(run, data, **options).path)
+
+
+def outcome(run: Path) -> tuple[bytes, list[str]]:
+    """All of a finished run that is promised to the bit."""
+    return (run / "backbone.safetensors").read_bytes(), untimed(run)
+
+
+def rewound(run: Path, copy: Path, step: int) -> Path:
+    """A copy of a finished run as a kill leaves it that came when `step` was the last step saved, and more steps were logged."""
+    shutil.copytree(run, copy)
+    for name in ("summary.json", "backbone.safetensors", "head.safetensors"):
+        (copy / name).unlink(missing_ok=True)
+    saved = list_checkpoints(copy / "checkpoints")
+    for path in saved:
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    assert list_checkpoints(copy / "checkpoints")[-1].name == f"step-{step:08d}"
+    return copy
 
 
 def small_losses(run: str, data: tuple[str, str], **options: Any) -> list[float]:
@@ -55,10 +119,12 @@ def untimed(run: Path) -> list[str]:
     return [json.dumps({key: value for key, value in line.items() if not key.startswith("time/")}) for line in lines]
 
 
-def stopped_run(run: str, data: tuple[str, str], *, after_lines: int, **options: Any) -> str:
-    """A small run that gets SIGUSR1 on its first rank once metrics.jsonl has so many lines; returns what Stopped says."""
-    if dist.is_main():
-        signal_after_lines(Path(run), after_lines)
+def stopped_run(
+    run: str, data: tuple[str, str], *, after_lines: int, number: int = signal.SIGUSR1, on_rank: int = 0, **options: Any
+) -> str:
+    """A small run that gets a signal on one of its ranks once metrics.jsonl has so many lines; returns what Stopped says."""
+    if dist.rank() == on_rank:
+        signal_after_lines(Path(run), after_lines, number)
     try:
         small_run(run, data, **options)
     except Stopped as stop:
@@ -66,12 +132,47 @@ def stopped_run(run: str, data: tuple[str, str], *, after_lines: int, **options:
     return "ran to its end"
 
 
-def signal_after_lines(run: Path, lines: int) -> None:
-    """Send this process SIGUSR1 as soon as the run's metrics have so many lines."""
+def signal_after_lines(run: Path, lines: int, number: int = signal.SIGUSR1) -> None:
+    """Send this process a signal as soon as the run's metrics have so many lines."""
 
     def watch() -> None:
         while len(read_metrics(run / "metrics.jsonl")) < lines:
             time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+# A run as a person starts it; SIGUSR2 makes its main thread hang, with a watchdog that soon loses patience.
+RANK = """
+import signal, sys, time
+from vitds.cli import main
+from vitds.engine import watchdog
+
+def hang(*_):
+    watchdog.HUNG_AFTER_S = 1.0
+    time.sleep(600)
+
+signal.signal(signal.SIGUSR2, hang)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def words_of(run: Path, data: tuple[str, str], *, epochs: int, stage: str = "0", **changes: object) -> list[str]:
+    """The words of a small pretraining, as small_run gives it settings."""
+    settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    words = ["--run", str(run), "--data", data[0], "--test", data[1], "--epochs", str(epochs), "--ds_config", f"zero{stage}"]
+    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start_rank_process(rank: int, port: int, words: list[str], *, ranks: int = 2) -> subprocess.Popen:
+    """One rank of `vitds pretrain` as a process of its own; what it says is in its `stderr`."""
+    group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+    environment = os.environ | group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", RANK, "pretrain", *words]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

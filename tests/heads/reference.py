@@ -1,10 +1,14 @@
-"""The instance loss written plainly: full logits, torch's own cross-entropy; and the lean optimizer number by number in double."""
+"""The instance loss written plainly: full logits, torch's own cross-entropy; sampled negatives; the lean optimizer in double."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vitds import rng
+from vitds.batch import Targets
+from vitds.rng import Purpose
 
 
 def full_logits(features: Tensor, weight: Tensor, bias: Tensor | None, temperature: float | None = None) -> Tensor:
@@ -20,6 +24,24 @@ def mixed_cross_entropy(logits: Tensor, a: Tensor, b: Tensor, lam: Tensor, label
     loss = torch.nn.functional.cross_entropy
     first, second = (loss(logits, target, reduction="none", label_smoothing=label_smoothing) for target in (a, b))
     return lam * first + (1 - lam) * second
+
+
+def drawn_counts(rows: int, rate: float, seed: int, step: int) -> Tensor:
+    """How often each row counts as a negative: one of each stratum of 1 / rate rows, as often as the stratum has rows."""
+    counts, stratum, start = torch.zeros(rows), 0, 0
+    while start < rows:
+        stop = min(int((stratum + 1) / rate), rows)
+        counts[start + int(float(rng.uniform(Purpose.NEGATIVES, seed, step, stratum)) * (stop - start))] = stop - start
+        stratum, start = stratum + 1, stop
+    return counts
+
+
+def sampled_loss(logits: Tensor, counts: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
+    """The loss of each row where row k of the head stands for counts[k] rows."""
+    total = (counts * logits.exp()).sum(1).log()
+    row = torch.arange(len(logits))
+    target = targets.lam * logits[row, targets.a] + (1 - targets.lam) * logits[row, targets.b]
+    return total - (1 - label_smoothing) * target - label_smoothing * (counts * logits).sum(1) / logits.shape[1]
 
 
 def lean_adamw(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.heads.reference import Allocations, full_logits, mixed_cross_entropy
 from vitds import dist
 from vitds.batch import Targets
+from vitds.engine import process  # noqa: F401  switches off what DeepSpeed would compile at its first start
 from vitds.errors import DataError, SettingsError, ShapeError
 from vitds.heads import DenseHead, ShardedHead, logsumexp
 from vitds.heads.dense import initial_rows
@@ -305,7 +306,7 @@ def test_features_of_another_width_are_refused(kind: type[nn.Module]) -> None:
 def test_a_target_outside_the_head_is_named(kind: type[nn.Module], wrong: int) -> None:
     features, targets = make_rows(50)
     targets.b[17] = wrong
-    with pytest.raises(DataError, match=f"row 17 of the batch has target {wrong}, the head has rows 0 to 49: these are not the images"):
+    with pytest.raises(DataError, match=f"row 17 of the batch is image, or class, number {wrong}; the head has rows 0 to 49: this"):
         kind(50, WIDTH, **form())(features, targets)
 
 

@@ -12,7 +12,7 @@ from tests.heads.reference import Allocations, lean_adamw
 from vitds.config.load import load_settings
 from vitds.config.tree import Head, Settings
 from vitds.engine.head_shard import HeadShard
-from vitds.engine.resolve import resolve_head
+from vitds.engine.resolve import head_reason, resolve_head
 from vitds.errors import RunError, SettingsError
 from vitds.heads.optimizer import LeanAdamW, build_row_optimizer
 from vitds.runs.checkpoint import CheckpointReader, newest_sound, verify_checkpoint, write_checkpoint
@@ -143,16 +143,20 @@ def test_auto_is_dense_while_small_and_sharded_for_the_lean_optimizer() -> None:
     assert resolve_head(settings_with("idmm"), 2040, 192) == "dense"
     assert resolve_head(settings_with("idmm"), 100_000, 192) == "sharded"
     assert resolve_head(settings_with("idmm", "head.optimizer=lean"), 2040, 192) == "sharded"
+    assert resolve_head(settings_with("idmm", "head.sample_rate=0.5"), 2040, 192) == "sharded"
     assert resolve_head(settings_with("idmm", "head.kind=sharded"), 2040, 192) == "sharded"
+    assert head_reason(settings_with("idmm"), 100_000, 192) == "76.8 MB of rows; auto is dense up to 67 MB"
+    assert head_reason(settings_with("idmm", "head.optimizer=lean"), 2040, 192) == "sharded for its optimizer or its sample_rate"
 
 
-@pytest.mark.parametrize("words", ["kind sharded", "cosine true", "optimizer lean"])
+@pytest.mark.parametrize("words", ["kind sharded", "cosine true", "optimizer lean", "init features", "sample_rate 0.5"])
 def test_a_class_head_is_plain(words: str) -> None:
     assert resolve_head(settings_with("supervised"), 102, 192) == "dense"
     with pytest.raises(SettingsError, match=f"head.{words} is for the instance head of pretraining; leave it out"):
         resolve_head(settings_with("supervised", "head.{}={}".format(*words.split())), 102, 192)
 
 
-def test_lean_and_dense_contradict_each_other() -> None:
-    with pytest.raises(SettingsError, match="optimizer lean is for a sharded head, got kind dense; set kind to sharded or auto"):
-        settings_with("idmm", "head.optimizer=lean", "head.kind=dense")
+@pytest.mark.parametrize("words", ["optimizer lean", "sample_rate 0.5"])
+def test_what_needs_shards_and_dense_contradict_each_other(words: str) -> None:
+    with pytest.raises(SettingsError, match=f"{words} is for a sharded head, got kind dense; set kind to sharded or auto"):
+        settings_with("idmm", "head.{}={}".format(*words.split()), "head.kind=dense")

@@ -25,10 +25,15 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", str(Path(__file__).parent / "fuzz.c")]
 NARROW = ["-O2", *(["-mno-avx512f", "-mno-avx2", "-mno-avx"] if platform.machine() == "x86_64" else [])]
 FUSED = ["-O3", "-ffp-contract=fast", *(["-march=native"] if platform.machine() == "x86_64" else [])]
+# The choice that a processor without wide registers makes, and one with 256 bits (`name` is "avx2" or begins with "avx512").
+CHOOSES_128 = ["-O3", "-UVITDS_PLAIN", "-D__builtin_cpu_supports(name)=0"]
+CHOOSES_256 = ["-O3", "-UVITDS_PLAIN", "-D__builtin_cpu_supports(name)=(name[3] == '2')"]
+HAS_AVX2 = Path("/proc/cpuinfo").exists() and " avx2 " in Path("/proc/cpuinfo").read_text()
+needs_avx2 = pytest.mark.skipif(not HAS_AVX2, reason="no AVX2")
 
 
 def compile_pixels(out: Path, *options: str) -> None:
-    """pixels.c without its choice among processors."""
+    """pixels.c; without its choice among processors, unless the options say otherwise."""
     native = ["-I", str(NATIVE / "include"), "-L", str(NATIVE / "lib"), f"-Wl,-rpath,{NATIVE / 'lib'}"] if NATIVE.exists() else []
     command = [COMPILER, "-std=gnu11", "-DVITDS_PLAIN", str(SOURCE), *options, "-o", str(out), *native, "-lturbojpeg", "-lm"]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -70,7 +75,15 @@ def random_plans(pictures: list[np.ndarray], views: int, side: int) -> np.ndarra
     return plans
 
 
-@pytest.mark.parametrize("options", [NARROW, FUSED], ids=["narrow", "fused"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(NARROW, id="narrow"),
+        pytest.param(FUSED, id="fused"),
+        pytest.param(CHOOSES_128, id="chooses 128 bits"),
+        pytest.param(CHOOSES_256, id="chooses 256 bits", marks=needs_avx2),
+    ],
+)
 def test_every_build_makes_the_same_bytes(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = photographs()[:2] + [part[:37] for part in photograph_parts(91)]
     sizes = [picture.shape[:2] for picture in pictures]

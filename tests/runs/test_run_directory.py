@@ -22,10 +22,15 @@ from vitds.runs.metrics import MetricsFile, cut_back, read_metrics
 STATE = {"updates": 3, "head_rows": [[0, 4]]}
 
 
-def write_one(root: Path, step: int = 3, keep: int = 2) -> Path:
+def write_one(root: Path, step: int = 3, keep: int = 2, keep_every_steps: int = 0) -> Path:
     generator = torch.Generator().manual_seed(step)
     parts = {"model": {"a.weight": torch.randn(3, 2, generator=generator)}, "head": {"weight": torch.arange(8.0).view(4, 2)}}
-    return write_checkpoint(root, step, parts, STATE, keep=keep)
+    return write_checkpoint(root, step, parts, STATE, keep=keep, keep_every_steps=keep_every_steps)
+
+
+def replace_in(file: Path, before: str, after: str) -> None:
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
 
 
 def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
@@ -107,6 +112,27 @@ def test_a_checkpoint_is_read_back_and_the_oldest_is_removed(tmp_path: Path) -> 
     assert torch.equal(reader.rows("weight", 1, 3), torch.tensor([[2.0, 3.0], [4.0, 5.0]]))
 
 
+def test_the_newest_and_every_so_manieth_checkpoint_stay(tmp_path: Path) -> None:
+    for step in range(1, 10):
+        write_one(tmp_path, step, keep=2, keep_every_steps=3)
+    assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["3", "6", "8", "9"]
+
+
+def test_damaged_checkpoints_push_no_sound_one_out(tmp_path: Path) -> None:
+    for step in (1, 3, 4):
+        (write_one(tmp_path, step, keep=9) / ("manifest.json" if step > 1 else "none")).unlink(missing_ok=True)
+    assert newest_sound(tmp_path)[0].path.name == "step-00000001"
+    write_one(tmp_path, 2, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_what_a_kill_in_a_save_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".writing-00000007").mkdir()
+    (tmp_path / ".writing-00000007" / "model-0-of-1.safetensors").write_bytes(bytes(100))
+    write_one(tmp_path, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -115,6 +141,8 @@ def test_a_checkpoint_is_read_back_and_the_oldest_is_removed(tmp_path: Path) -> 
         (lambda file: file.unlink(), "is missing"),
         (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda file: (file.parent / "manifest.json").unlink(), "manifest.json does not exist"),
+        (lambda file: replace_in(file.parent / "manifest.json", '"updates": 3', '"updates": 2'), "not have the SHA-256 that it states"),
+        (lambda file: replace_in(file.parent / "manifest.json", '"files"', '"filez"'), "does not have the SHA-256 that it states"),
         (lambda file: (file.parent / "manifest.json").write_text('{"format": 9}'), "has checkpoint format 9, this version"),
     ],
 )

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from vitds.runs.metrics import read_metrics
-
 ROOT = Path(__file__).parents[2]
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -43,7 +41,7 @@ class Cluster:
         """State, number of restarts and the like, as scontrol shows them."""
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", job, "--oneliner")))
 
-    def wait_for(self, job: str, *states: str, log: Path, timeout_s: float = 240) -> dict[str, str]:
+    def wait_for(self, job: str, *states: str, log: Path, timeout_s: float = 400) -> dict[str, str]:
         """The facts of a job once it is in one of the states."""
         until = time.monotonic() + timeout_s
         while (facts := self.facts(job))["JobState"] not in states:
@@ -54,7 +52,10 @@ class Cluster:
 
     def wait_for_lines(self, job: str, run: Path, lines: int, log: Path) -> None:
         """Until a running job's run has made so many steps."""
-        while len(read_metrics(run / "metrics.jsonl")) < lines:
+        until = time.monotonic() + 400
+        metrics = run / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
+            assert time.monotonic() < until, f"job {job} made fewer than {lines} steps in 400 s:\n{log.read_text()}"
             self.wait_for(job, "PENDING", "RUNNING", log=log)
             time.sleep(0.05)
 
@@ -67,22 +68,29 @@ def installed() -> str:
         return "Slurm is not installed (Debian: slurm-wlm and munge), and only root with apt can install it"
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for words in (("update",), ("install", "-y", "--no-install-recommends", "slurm-wlm", "munge")):
-        done = subprocess.run(("apt-get", *words), env=environment, capture_output=True, text=True, timeout=300)
+        command = ("apt-get", "-o", "Acquire::Retries=0", *words)
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+        except subprocess.TimeoutExpired:
+            return f"Slurm is not installed, and apt-get {words[0]} did not end in 90 s"
         if done.returncode:
-            return f"apt-get {words[0]} failed: {done.stderr.strip().splitlines()[-1]}"
+            return f"Slurm is not installed, and apt-get {words[0]} failed: {done.stderr.strip().splitlines()[-1]}"
     return ""
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Cluster]:
-    """A cluster of two nodes, n0 and n1, torn down with all that runs on it."""
+    """A cluster of two nodes, n0 and n1, torn down with all that runs on it, even when this process is killed."""
     if reason := installed():
         pytest.skip(reason)
     script = str(ROOT / "launch/local_slurm.sh")
-    done = subprocess.run(["bash", script, "up", str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stdout == f"export SLURM_CONF={folder}/slurm.conf\n", done.stdout + done.stderr
+    # Takes the cluster down when its standard input ends: when we close it, or when there is no longer a process that holds it.
+    words = ["bash", "-c", 'read -r; exec timeout 60 bash "$@"', "guard", script, "down", str(folder)]
+    guard = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
+        done = subprocess.run(["bash", script, "up", str(folder)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and done.stdout == f"export SLURM_CONF={folder}/slurm.conf\n", done.stdout + done.stderr
         yield Cluster(folder)
     finally:
-        subprocess.run(["bash", script, "down", str(folder)], check=True, timeout=120)
-        assert not folder.exists()
+        said = guard.communicate(timeout=90)[1]
+    assert guard.returncode == 0 and not folder.exists(), said

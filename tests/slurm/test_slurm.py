@@ -1,12 +1,19 @@
-"""The SLURM scripts on a real Slurm: several nodes, stopped and requeued jobs, arrays, a node that dies."""
+"""The SLURM scripts on a real Slurm: several nodes, stopped and requeued jobs, arrays, a node that dies.
+
+The first tests run always; those marked `at_length` take minutes and run with VITDS_SLURM_TESTS=1.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,7 +22,7 @@ from PIL import Image
 
 from tests.data.small_files import picture
 from tests.engine.training import untimed
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import ROOT, Cluster
 from vitds.runs.metrics import read_metrics
 
 SMALL = {  # over the digits recipes: five steps an epoch of 52 images, each a tenth of a second
@@ -26,11 +33,12 @@ SMALL = {  # over the digits recipes: five steps an epoch of 52 images, each a t
     "eval.knn_k": "[5]",
     "log.tensorboard": "false",
 }
+at_length = pytest.mark.skipif(os.environ.get("VITDS_SLURM_TESTS") != "1", reason="takes minutes; runs with VITDS_SLURM_TESTS=1")
 WORDS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
 def small_words(run: Path, data: tuple[str, str], *more: str) -> list[str]:
-    flags = ("--run", str(run), "--data", data[0], "--test", data[1], "--epochs", "12", "--finetune_epochs", "2", "--ds_config", "zero2")
+    flags = ("--run", str(run), "--data", data[0], "--test", data[1], "--epochs", "6", "--finetune_epochs", "2", "--ds_config", "zero2")
     return ["launch/slurm_small.sh", *flags, *WORDS, *more]
 
 
@@ -50,7 +58,7 @@ def test_slurm_job_of_two_nodes_goes_through_to_its_evaluation(whole: tuple[Path
     for stage in ("pretrain", "finetune"):
         assert json.loads((run / stage / "environment.json").read_text())["ranks"] == 2
     pretrained, finetuned = (json.loads((run / stage / "summary.json").read_text()) for stage in ("pretrain", "finetune"))
-    assert pretrained["steps"] == 60 and 0 <= pretrained["knn"]["5"]["top1"] <= 100
+    assert pretrained["steps"] == 30 and 0 <= pretrained["knn"]["5"]["top1"] <= 100
     assert finetuned["steps"] == 10 and f'"top1": {finetuned["top1"]}' in said
     assert not [path for path in (run.parent, Path.cwd()) for path in path.glob("gone*")]
 
@@ -71,6 +79,59 @@ def test_slurm_job_that_is_signalled_requeues_itself_and_ends_with_the_same_byte
         assert ours == theirs
 
 
+def test_slurm_cluster_goes_down_with_a_killed_test(slurm: Cluster, tmp_path: Path) -> None:
+    code = "import pathlib, sys, time\nfrom tests.slurm.cluster import started\nwith started(pathlib.Path(sys.argv[1])): time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "cluster"], cwd=ROOT) as test:
+        wait_until(lambda: len(daemons(tmp_path)) == 4)
+        test.kill()
+    wait_until(lambda: not (tmp_path / "cluster").exists())
+    assert not daemons(tmp_path)
+
+
+def daemons(folder: Path) -> list[psutil.Process]:
+    """The processes that were started for a cluster in a folder."""
+    names = ("munged", "slurmctld", "slurmd")
+    found = psutil.process_iter(["name", "cmdline"])
+    return [each for each in found if each.info["name"] in names and str(folder) in " ".join(each.info["cmdline"] or ())]
+
+
+def wait_until_said(log: Path, *words: str) -> None:
+    wait_until(lambda: all(each in log.read_text() for each in words))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 240
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@at_length
+@pytest.mark.parametrize("requeued_by", ["scontrol", "the time limit"])
+def test_slurm_job_that_is_requeued_goes_on_where_it_saved(
+    slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path, requeued_by: str
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    job = slurm.submit(log, "--time=3", *small_words(run, digit_files, "--epochs", "4000"))
+    slurm.wait_for_lines(job, run / "pretrain", 5, log)
+    if requeued_by == "scontrol":
+        slurm.call("scontrol", "requeue", job)
+    wait_until_said(log, "stopped by a signal after step", "resumes after step")
+    steps = int(re.search(r"resumes after step (\d+)", log.read_text()).group(1))
+    slurm.wait_for_lines(job, run / "pretrain", steps + 5, log)
+    assert slurm.facts(job)["Restarts"] == "1"
+    slurm.call("scancel", job)
+    assert f"stopped by a signal after step {steps} of" in log.read_text() and "time limit 3:00" in log.read_text()
+
+
+def test_slurm_job_whose_time_ends_before_it_could_train_is_refused(slurm: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    job = slurm.submit(log, "--time=1", "launch/slurm_small.sh")
+    slurm.wait_for(job, "FAILED", log=log)
+    assert "a time limit of 1:00 leaves no time to train: the job saves and requeues itself two to three minutes" in log.read_text()
+
+
+@at_length
 def test_slurm_job_that_is_cancelled_stays_so(slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     job = slurm.submit(log, *small_words(run, digit_files, "--epochs", "4000"))
@@ -81,6 +142,7 @@ def test_slurm_job_that_is_cancelled_stays_so(slurm: Cluster, digit_files: tuple
     assert (slurm.facts(job)["JobState"], facts["Restarts"]) == ("CANCELLED", "0") and "requeue" not in log.read_text()
 
 
+@at_length
 def test_slurm_array_fine_tunes_each_target_and_requeues_only_the_one_signalled(
     slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -113,6 +175,7 @@ eval: {knn_k: [5]}
 """
 
 
+@at_length
 def test_slurm_imagenet_from_its_folders_to_an_evaluated_model(slurm: Cluster, tmp_path: Path) -> None:
     for number in range(24):
         folder = tmp_path / "imagenet" / ("train" if number < 18 else "val") / f"n0144000{number % 3}"
@@ -134,6 +197,7 @@ def test_slurm_imagenet_from_its_folders_to_an_evaluated_model(slurm: Cluster, t
     assert f"vitds data info {tmp_path}/in-train.beton" in again and "data build" not in again
 
 
+@at_length
 def test_slurm_ghost_of_a_dead_node_and_the_requeued_job_are_kept_apart(
     own_slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
-from vitds.bench.loader import DIGITS_FOLDER
+from vitds.bench.images import bench_images
 from vitds.bench.report import print_rows
 from vitds.config.tree import ViewGroup, Views
-from vitds.data.beton import BetonFile, open_beton
-from vitds.data.digits import embedded_digits
+from vitds.data.beton import BetonFile
 from vitds.data.draws import draw_views
 from vitds.data.images import decode_stored
 from vitds.kernels.views import COLOUR_OPS, POLICY_OPS, RAW, VIEW_PLAN, cut_views
@@ -156,10 +155,10 @@ def bench_augment(data: str | None = None, as_json: bool = False) -> list[Row]:
     """Time every kernel on one core and print a table or one JSON object.
 
     Args:
-        data: a .beton whose first images give the crops; None: the embedded digits.
+        data: see bench_images; the first of them give the crops.
     Raises: DataError if the file is not sound.
     """
-    file = open_beton(data or embedded_digits(DIGITS_FOLDER)[0])
+    file = bench_images(data)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

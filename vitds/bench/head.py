@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,8 +60,8 @@ def bench_head(
 
     Args:
         rows: N. dim: D. batch: M, the features of all ranks together. ranks: processes of a sharded head, on this machine.
-    Returns: a dict a contender: ms; ratio to the four bare products; to_naive and to_chunked; extra_mb, the peak beyond the process's
-        memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
+    Returns: a dict a contender: ms; ratio to the four bare products; to_three, to_naive and to_chunked; extra_mb, the peak beyond the
+        process's memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
     Raises: SettingsError if the ranks do not divide the batch or a number is below 1.
     """
     if min(rows // ranks if ranks > 0 else 0, dim, batch, rounds) < 1 or batch % ranks:
@@ -71,12 +72,12 @@ def bench_head(
     measured = _measure_alone(rows, dim, batch, precision, rounds)
     if ranks > 1:
         measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(rows, dim, batch, ranks, precision, rounds)
-    floor, naive, chunked = (measured[name]["ms"] for name in list(measured)[:3])
+    four, three, naive, chunked = (measured[name]["ms"] for name in list(measured)[:4])
     table = []
     for name, facts in measured.items():
         ms = facts["ms"]
         row = {"name": name, "ms": ms and round(ms, 1)}
-        for key, other in (("ratio", floor), ("to_naive", naive), ("to_chunked", chunked)):
+        for key, other in (("ratio", four), ("to_three", three), ("to_naive", naive), ("to_chunked", chunked)):
             row[key] = round(ms / other, 3) if ms and other else None
         table.append(row | {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")})
     print_rows(f"head of {rows:,} rows x {dim}, {batch:,} features, {precision}", table, as_json=as_json)
@@ -120,7 +121,7 @@ def _make_batch(rows: int, dim: int, batch: int, device: torch.device) -> tuple[
 
 
 def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision: str) -> Iterator[Contender]:
-    """The first three are what the others are compared with."""
+    """The first four are what the others are compared with."""
     dtype, weight, target = AUTOCAST.get(precision), dense.weight, targets.a
     rows, device = len(weight), features.device.type
 
@@ -133,7 +134,8 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
         return step
 
     products = _bare_products(features.detach(), weight.detach(), dtype or torch.float32)
-    yield Contender("four bare products", products, makes_gradient=False)
+    yield Contender("four bare products", partial(products, 4), makes_gradient=False)
+    yield Contender("three bare products", partial(products, 3), makes_gradient=False)
     # Logits, their logarithms of shares and the gradient of these; bfloat16 ones and their float32 copies come to the same.
     yield Contender("naive: linear, cross_entropy", backward_of(lambda: _cross_entropy(nn.functional.linear(features, weight), target)), 3)
     yield Contender(f"chunked: {CHECKPOINT_ROWS} rows under checkpoint", backward_of(lambda: _checkpointed(features, weight, target)))
@@ -151,18 +153,18 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
     yield Contender("ours sharded", backward_of(lambda: (sharded(features, targets)[0] * targets.weight).sum()), makes_gradient=False)
 
 
-def _bare_products(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """The floor: features by rows twice, shares by rows, shares by features; on memory that is there already, and nothing between."""
+def _bare_products(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Callable[[int], None]:
+    """The floor: features by rows, twice of four; shares by rows, shares by features; on memory that is there, and nothing between."""
     x_MD, w_ND = features.to(dtype), weight.to(dtype)
     block = min(len(w_ND), max(1, PRODUCT_BYTES // (len(x_MD) * x_MD.element_size())))
     logits, g_x_MD, g_w_ND = x_MD.new_zeros(len(x_MD), block), torch.zeros_like(x_MD), torch.zeros_like(w_ND)
 
-    def step() -> None:
+    def step(number: int) -> None:
         for first in range(0, len(w_ND), block):
             rows = w_ND[first : first + block]
             part = logits.flatten()[: len(x_MD) * len(rows)].view(len(x_MD), len(rows))
-            torch.mm(x_MD, rows.T, out=part)
-            torch.mm(x_MD, rows.T, out=part)
+            for _ in range(number - 2):
+                torch.mm(x_MD, rows.T, out=part)
             torch.mm(part, rows, out=g_x_MD)
             torch.mm(part.T, x_MD, out=g_w_ND[first : first + block])
 

@@ -13,12 +13,12 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
+from vitds.bench.images import bench_images
 from vitds.bench.reference import ReferenceSet
 from vitds.bench.report import print_rows
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings, Views
-from vitds.data.beton import BetonFile, open_beton
-from vitds.data.digits import embedded_digits
+from vitds.data.beton import BetonFile
 from vitds.data.draws import draw_views
 from vitds.data.ffcv_import import PipelineSpec, RandomResizedCropRGBImageDecoder, ffcv, imdecode
 from vitds.data.loader import TrainLoader
@@ -28,16 +28,20 @@ from vitds.kernels.views import normalise
 IMAGES = 512  # at most so many of the file are used
 BATCH_IMAGES = 64
 PASSES, SECONDS = 3, 2.0  # a row is measured for at least so many passes over the images, and so long; the fastest pass counts
-DIGITS_FOLDER = Path("data")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pipeline's speed. cpu_ms: processor time an image, all threads and processes. peak_mb: resident memory added to this one."""
+    """One pipeline's speed.
+
+    Attributes:
+        images_per_s: of all workers together. crops_per_s_core: of one of them. ratio: of images_per_s to the reference's.
+        cpu_ms: processor time an image, all threads and processes. peak_mb: resident memory added to this process.
+    """
 
     name: str
     images_per_s: float
-    crops_per_s: float
+    crops_per_s_core: float
     cpu_ms: float
     peak_mb: float
     ratio: float = 1.0
@@ -47,20 +51,20 @@ def bench_loader(data: str | None = None, recipe: str | None = None, workers: in
     """Measure the pipelines, the reference first, and print a table or one JSON object.
 
     Args:
-        data: a .beton; None: the embedded digits. recipe: whose views are made; None: idmm_deit_tiny, for the digits their own.
+        data: see bench_images. recipe: whose views are made; None: idmm_deit_tiny, for the embedded digits their own.
         workers: threads of our loader and of FFCV's, processes of the reference.
     Raises: UsageError if workers < 1. DataError, SettingsError as open_beton and load_settings.
     """
     if workers < 1:
         raise UsageError(f"--workers {workers}: must be 1 or more")
-    recipe = recipe or ("idmm_digits" if data is None else "idmm_deit_tiny")
-    file = open_beton(data or embedded_digits(DIGITS_FOLDER)[0])
+    file = bench_images(data)
+    recipe = recipe or ("idmm_digits" if file.manifest.sources == ("digits",) else "idmm_deit_tiny")
     file = first_images(file, min(IMAGES, file.images))
     settings = load_settings(recipe=recipe, method=None, flags={}, extra={"data": {"workers": workers}})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [measure(name, passes, file.images, settings.views.count) for name, passes in pipelines(file, settings).items()]
+        rows = [measure(name, passes, file.images, settings) for name, passes in pipelines(file, settings).items()]
     finally:
         torch.set_num_threads(threads)
     rows = [dataclasses.replace(row, ratio=round(row.images_per_s / rows[0].images_per_s, 2)) for row in rows]
@@ -90,7 +94,7 @@ def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Ite
     }
 
 
-def measure(name: str, make_passes: Callable[[], Iterator[None]], images: int, views: int) -> Row:
+def measure(name: str, make_passes: Callable[[], Iterator[None]], images: int, settings: Settings) -> Row:
     """The fastest of several passes, after one that is not counted (compilation, page faults, caches)."""
     memory_before = _reset_peak_mb()
     passes = make_passes()
@@ -103,7 +107,8 @@ def measure(name: str, make_passes: Callable[[], Iterator[None]], images: int, v
         cpus.append(_cpu_s() - cpu)
     passes.close()
     rate = images / min(walls)
-    return Row(name, round(rate, 1), round(rate * views, 1), round(1000 * min(cpus) / images, 4), round(_peak_mb() - memory_before, 1))
+    crops = rate * settings.views.count / settings.data.workers
+    return Row(name, round(rate, 1), round(crops, 1), round(1000 * min(cpus) / images, 4), round(_peak_mb() - memory_before, 1))
 
 
 def reference(file: BetonFile, settings: Settings) -> Iterator[None]:

@@ -12,14 +12,15 @@ from torch import nn
 
 from vitds.batch import Targets
 from vitds.bench.report import print_rows
-from vitds.config.deepspeed import load_ds_config
+from vitds.config.deepspeed import DsConfig, load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
-from vitds.data.beton import open_beton
+from vitds.data.beton import BetonFile, open_beton
 from vitds.data.digits import embedded_digits
 from vitds.engine.build import build_optimizer
 from vitds.engine.loop import Trainer, TrainModule
+from vitds.engine.memory import backbone_sizes, out_of_memory_told
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
 from vitds.heads.dense import DenseHead
@@ -45,14 +46,9 @@ def bench_step(
     file = open_beton(Path(data) if data else embedded_digits("data")[0])
     times: dict[str, list[float]] = {"bare forward and backward": [], "bare with optimizer": [], "step": []}
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder, noise_into(Path(folder) / "log.txt"):
-            module = TrainModule(build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0), None)
-            resolved = resolve_settings(settings, module.backbone, ds=ds, device=device, rows=file.images, images=file.images)
-            trainer = Trainer(Run(Path(folder)), resolved, ds, file, module, file.images, device, None)
-            trainer.train()
-            lines = read_metrics(Path(folder) / "metrics.jsonl")
-        bare, with_optimizer = _bare_steps(resolved, file.images, len(lines), trainer.accumulation, device)
-        times["step"] += [line["time/step_s"] for line in lines[1:]]  # the first one warms up
+        resolved, accumulation, seconds = train_steps(settings, ds, file, file.images, device)
+        bare, with_optimizer = _bare_steps(resolved, file.images, len(seconds), accumulation, device)
+        times["step"] += seconds[1:]  # the first one warms up
         times["bare forward and backward"] += bare[1:]
         times["bare with optimizer"] += with_optimizer[1:]
     medians = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
@@ -60,6 +56,26 @@ def bench_step(
     rows = [{"name": name, "ms": round(ms, 2), "ratio": round(ms / floor, 3)} for name, ms in medians.items()]
     print_rows("a training step", rows, as_json=as_json)
     return rows
+
+
+def train_steps(
+    settings: Settings, ds: DsConfig, file: BetonFile, rows: int, device: torch.device, *, steps: int | None = None
+) -> tuple[Settings, int, list[float]]:
+    """Train for a moment in a folder that is removed again.
+
+    Args:
+        rows: N of the instance head, the images of the file or more. steps: to stop after, at the end of the run by default.
+    Returns: resolved settings, accumulation steps, and the seconds of each step.
+    """
+    with tempfile.TemporaryDirectory() as folder, noise_into(Path(folder) / "log.txt"):
+        module = TrainModule(build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0), None)
+        resolved = resolve_settings(settings, module.backbone, ds=ds, device=device, rows=rows, images=rows)
+        with out_of_memory_told(backbone_sizes(module.backbone, resolved), resolved, ds, rows, device):
+            trainer = Trainer(Run(Path(folder)), resolved, ds, file, module, rows, device, None)
+            trainer.total = min(trainer.total, steps or trainer.total)
+            trainer.train()
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
+    return resolved, trainer.accumulation, [line["time/step_s"] for line in lines]
 
 
 def _bare_steps(settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device) -> tuple[list[float], list[float]]:

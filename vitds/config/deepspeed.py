@@ -60,7 +60,7 @@ class DsConfig:
 
     @property
     def offloads_optimizer(self) -> bool:
-        """True if optimizer states live in host memory or on disk: the optimizer has to be DeepSpeed's CPU Adam."""
+        """True if optimizer states live in host memory or on disk, where the optimizer then works."""
         return self.device("offload_optimizer") != "none"
 
     @property

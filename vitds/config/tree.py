@@ -115,12 +115,21 @@ class Head(Section):
     cosine: bool = False
     temperature: Annotated[float, Field(gt=0)] = 0.1
     optimizer: Literal["adamw", "lean"] = "adamw"
+    lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    init: Literal["noise", "features"] = "noise"
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
-    def _lean_is_sharded(self) -> Head:
-        if self.optimizer == "lean" and self.kind == "dense":
-            raise ValueError("optimizer lean is for a sharded head, got kind dense; set kind to sharded or auto")
+    def _is_sharded_where_it_must_be(self) -> Head:
+        if self.needs_shards and self.kind == "dense":
+            wanted = "optimizer lean" if self.optimizer == "lean" else f"sample_rate {self.sample_rate:g}"
+            raise ValueError(f"{wanted} is for a sharded head, got kind dense; set kind to sharded or auto")
         return self
+
+    @property
+    def needs_shards(self) -> bool:
+        """Whether something is wanted that only a head outside the engine can do."""
+        return self.optimizer == "lean" or self.sample_rate < 1
 
     @property
     def form(self) -> dict[str, Any]:
@@ -144,6 +153,7 @@ class Optimizer(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Schedule(Section):
@@ -165,8 +175,10 @@ class Checkpoint(Section):
     """When to save; 0 switches a rule off. The end of a run is always saved."""
 
     every_steps: Count = 0
+    every_epochs: Count = 0
     every_minutes: Annotated[float, Field(ge=0)] = 10.0
     keep: Positive = 2
+    keep_every_steps: Count = 0
 
 
 class Eval(Section):

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitds.data.sources import SourceImage
 from vitds.errors import DataError, ResourceError
-from vitds.kernels.views import JPEG, RAW, error_text, library
+from vitds.kernels.views import JPEG, RAW, decode
 
 Image.init()  # else Pillow knows only the plugins that it has needed so far
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that starts another program
@@ -110,13 +110,7 @@ def decode_stored(data: bytes, is_jpeg: bool, height: int, width: int) -> NDArra
 
     Raises: DataError if the bytes are not a sound picture of that size (gives the decoder's reason; the caller knows the file).
     """
-    pixels, kind = np.empty((height, width, 3), np.uint8), JPEG if is_jpeg else RAW
-    scratch = library().vitds_scratch_new()  # a new one each time: after a damaged header libjpeg-turbo's handle refuses sound pictures too
-    code = library().vitds_decode(data, len(data), kind, height, width, pixels.ctypes.data, pixels.nbytes, scratch)
-    library().vitds_scratch_free(scratch)
-    if code:
-        raise DataError(error_text(code))
-    return pixels
+    return decode(data, JPEG if is_jpeg else RAW, (height, width))
 
 
 def digest_of(pixels: NDArray[np.uint8]) -> bytes:

@@ -15,7 +15,7 @@ from vitds.errors import SettingsError
 from vitds.rng import Purpose
 
 PAGE_BYTES = 8 << 20  # what a network disk reads well in one go
-PAGES_A_RUN = 16  # 128 MiB: about 5,000 photographs of 256 px as JPEG, 700 as raw pixels
+PAGES_A_RUN = 16  # 128 MiB: about 4,500 photographs of 256 px as JPEG, 500 as raw pixels
 
 
 def steps_per_epoch(images: int, global_images: int) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.engine import DeepSpeedEngine
 from pydantic import ValidationError
 from torch import nn
@@ -27,22 +26,24 @@ class SkippableAdamW(torch.optim.AdamW):
         return None if self.skip else super().step(closure)
 
 
-class SkippableCPUAdam(DeepSpeedCPUAdam):
-    """The same for optimizer states in host memory."""
+def parameter_groups(module: nn.Module, head_lr_scale: float) -> list[dict[str, Any]]:
+    """One group, weight decay on everything, as the paper's code has it (METHOD 3.4); the head in a second one if its rate is another."""
+    head = [parameter for name, parameter in module.named_parameters() if name.startswith("head.")]
+    if head_lr_scale == 1.0 or not head:
+        return [{"params": list(module.parameters())}]
+    others = [parameter for name, parameter in module.named_parameters() if not name.startswith("head.")]
+    return [{"params": others}, {"params": head, "lr_scale": head_lr_scale}]
 
-    skip = False
 
-    def step(self, closure: Any = None) -> Any:
-        """DeepSpeed's step, or nothing."""
-        return None if self.skip else super().step(closure)
+def build_optimizer(module: nn.Module, settings: Optimizer, *, head_lr_scale: float = 1.0, on_host: bool = False) -> SkippableAdamW:
+    """AdamW; the loop multiplies the rate of a group that has an `lr_scale` by it.
 
-
-def build_optimizer(module: nn.Module, settings: Optimizer, *, on_host: bool = False) -> SkippableAdamW | SkippableCPUAdam:
-    """AdamW with one parameter group: weight decay on everything, as the paper's code has it (METHOD 3.4)."""
+    Args:
+        on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam does, one vectorised
+            pass over memory, and needs no compiler at the first start.
+    """
     common = dict(lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
-    if on_host:
-        return SkippableCPUAdam(module.parameters(), adamw_mode=True, **common)
-    return SkippableAdamW(module.parameters(), **common)
+    return SkippableAdamW(parameter_groups(module, head_lr_scale), fused=on_host, **common)
 
 
 def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulation: int, device: torch.device) -> DeepSpeedEngine:
@@ -50,7 +51,7 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
 
     Args:
         settings: resolved; no `auto` is left.
-    Raises: SettingsError if the JSON and the recipe contradict each other.
+    Raises: SettingsError if the JSON and the recipe contradict each other, or bf16 parameters meet a BatchNorm.
     """
     config = resolve_ds_config(
         ds,
@@ -60,13 +61,22 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
         ranks=dist.world_size(),
         precision=settings.engine.precision,
     )
+    if config["bf16"]["enabled"] and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+        raise SettingsError(
+            f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in {settings.backbone.name} does "
+            'not take beside float32 statistics; use "torch_autocast": {"enabled": true}'
+        )
+    if settings.engine.precision == "fp16" and ds.zero_stage == 0:
+        # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on one rank all of them.
+        config["zero_optimization"] = {**config.get("zero_optimization", {}), "stage": 1}
+    config["zero_force_ds_cpu_optimizer"] = False  # offloaded states may be torch's
     torch.use_deterministic_algorithms(settings.engine.deterministic)
     if settings.engine.activation_checkpointing:
         module.backbone.set_grad_checkpointing(True)
     if settings.engine.compile == "on":
         module.backbone.compile()
     module.to(device)
-    optimizer = build_optimizer(module, settings.optimizer, on_host=ds.offloads_optimizer)
+    optimizer = build_optimizer(module, settings.optimizer, head_lr_scale=settings.head.lr_scale, on_host=ds.offloads_optimizer)
     try:
         return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
     except ValidationError as error:

@@ -20,15 +20,17 @@ class HeadShard:
     """This rank's rows of the instance head, stepping together with the engine."""
 
     def __init__(self, rows: int, width: int, settings: Settings, device: torch.device) -> None:
-        self.module = ShardedHead(rows, width, seed=settings.seed, **settings.head.form).to(device)
+        form = settings.head.form | {"sample_rate": settings.head.sample_rate}
+        self.module = ShardedHead(rows, width, seed=settings.seed, **form).to(device)
         self.optimizer = build_row_optimizer(self.module, settings.head.optimizer, settings.optimizer)
+        self.optimizer.param_groups[0]["lr_scale"] = settings.head.lr_scale
         self.clip_norm, self.dtype = settings.optimizer.clip_norm, AUTOCAST.get(settings.engine.precision)
         self.ranges = [row_range(rows, rank, dist.world_size()) for rank in range(dist.world_size())]
 
-    def __call__(self, features: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    def __call__(self, features: Tensor, targets: Targets, step: int) -> tuple[Tensor, Targets]:
         """Losses (R·m,) and targets of all ranks' rows; see ShardedHead.forward."""
         with torch.autocast(features.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.module(features, targets)
+            return self.module(features, targets, step)
 
     def gradient_norm(self) -> float:
         """The joint norm of all ranks' rows, with the loss scale still in it."""

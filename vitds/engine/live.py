@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -17,7 +18,8 @@ from torchvision.utils import make_grid
 
 from vitds.batch import MixedBatch
 from vitds.config.tree import Settings, Views
-from vitds.runs.directory import Run
+from vitds.errors import ResourceError
+from vitds.runs.directory import Run, why_unwritten
 from vitds.runs.metrics import MetricsFile, cut_back
 
 CROPS_ON_A_PAGE = 48
@@ -31,7 +33,7 @@ class Live:
     """
 
     def __init__(self, run: Run, settings: Settings, *, steps_done: int, total_steps: int, steps_per_epoch: int) -> None:
-        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+        self.run, self.settings, self.steps_per_epoch = run, settings, steps_per_epoch
         kept = cut_back(run.metrics, steps_done)
         self.file = MetricsFile(run.metrics)
         self.board = None
@@ -60,9 +62,15 @@ class Live:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, line: dict[str, Any]) -> None:
-        """One step's numbers."""
-        self.file.append(line)
-        self._plot(line)
+        """One step's numbers.
+
+        Raises: ResourceError if the disk is full.
+        """
+        try:
+            self.file.append(line)
+            self._plot(line)
+        except OSError as error:
+            raise ResourceError(why_unwritten(self.run.metrics, error)) from error
         self.progress.update(self.task, advance=1, epoch=line["epoch"], loss=line["loss"], speed=line["time/images_per_s"])
         if (line["step"] + 1) % self.steps_per_epoch == 0:
             seconds, self.epoch_started = time.perf_counter() - self.epoch_started, time.perf_counter()
@@ -86,11 +94,11 @@ class Live:
                     self.board.add_scalar(key, value, line["step"])
 
     def close(self) -> None:
-        """Everything to disk."""
+        """No more steps. What counts was synced with the last checkpoint; what a full disk did not take is cut off by the next start."""
         self.progress.stop()
-        self.file.close()
-        if self.board:
-            self.board.close()
+        for each in filter(None, (self.file, self.board)):
+            with contextlib.suppress(OSError):
+                each.close()
 
 
 def _pixels(images: Tensor, views: Views) -> Tensor:

@@ -27,10 +27,11 @@ from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.loader import TrainLoader
 from vitds.engine.build import build_engine
+from vitds.engine.first_rows import set_rows_from_features
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.live import Live
 from vitds.engine.probes import Probes
-from vitds.engine.schedule import learning_rate, warmup_steps
+from vitds.engine.schedule import learning_rate, save_is_due, warmup_steps
 from vitds.engine.state import EngineState
 from vitds.engine.watchdog import Watchdog
 from vitds.errors import NumericsError, RunError, Stopped
@@ -77,6 +78,7 @@ class Trainer:
         self, run: Run, settings: Settings, ds: DsConfig, file: BetonFile, module: TrainModule, rows: int, device: torch.device,
         lock: RunLock | None, test_file: BetonFile | None = None, class_head: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
+        built_from = time.perf_counter()
         self.run, self.settings, self.file, self.rows, self.device, self.lock = run, settings, file, rows, device, lock
         self.method = METHODS[settings.method]
         self.loader = TrainLoader(
@@ -91,7 +93,8 @@ class Trainer:
             rows_per_chunk=settings.views.count * settings.mix.chunk_images,
             patches=patch_count(module.backbone),
         )
-        width = module.backbone.num_features
+        self.saved, self.problems = newest_sound(run.checkpoints)
+        self.width = width = module.backbone.num_features
         self.head: HeadShard | None = None
         if settings.head.kind == "sharded":
             self.head = HeadShard(rows, width, settings, device)
@@ -99,13 +102,16 @@ class Trainer:
             module.head = DenseHead(rows, width, seed=settings.seed, **settings.head.form)
             if class_head is not None:
                 module.head.load_state_dict(class_head)
+        if settings.head.init == "features" and self.saved is None:
+            set_rows_from_features(module.backbone, self.head.module if self.head else module.head, file, settings, device)
         self.engine = build_engine(module, settings, ds, self.accumulation, device)
-        self.state = EngineState(self.engine)
+        self.state = EngineState(self.engine, settings.optimizer.average_decay)
         self.probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
-        self.done = self.updates = self.skipped = self.skipped_in_a_row = 0
+        self.done = self.started_at = self.updates = self.skipped = self.skipped_in_a_row = 0
         self.signal: int | None = None
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step, self.save_s = time.monotonic(), -1, 0.0
         self.live: Live | None = None
+        self.build_s = time.perf_counter() - built_from
 
     # Resume ------------------------------------------------------------------------------------------------------------------
 
@@ -114,29 +120,29 @@ class Trainer:
 
         Raises: RunError if the training file is not the one that the checkpoint was trained on.
         """
-        saved, problems = newest_sound(self.run.checkpoints)
-        if saved is None:
-            return problems
-        facts = saved.manifest
+        if self.saved is None:
+            return self.problems
+        facts = self.saved.manifest
         if (facts["content_hash"], facts["rows"]) != (self.file.manifest.content_hash, self.rows):
             raise RunError(
                 f"{self.run.path} was trained on {facts['rows']} rows with content {facts['content_hash'][:12]}, {self.file.path} has "
                 f"{self.rows} with {self.file.manifest.content_hash[:12]}. Pass --data with the run's own file, or start a new run."
             )
-        reader = CheckpointReader(saved)
+        reader = CheckpointReader(self.saved)
         self.updates, self.skipped, self.skipped_in_a_row = facts["updates"], facts["skipped"], facts["skipped_in_a_row"]
         self.state.write(reader, self.updates)
         self.state.set_counters(facts, facts["step"])
         if self.head is not None:
             self.head.write(reader, self.updates)
-        self.done = facts["step"]
-        return problems
+        self.done = self.started_at = facts["step"]
+        return self.problems
 
     def save(self) -> None:
         """A checkpoint of the steps done; called by every rank.
 
         Raises: ResourceError if the disk is full; RunLockedError if another process has taken the run over.
         """
+        began = time.monotonic()
         if self.lock is not None:
             self.lock.check()
         if self.live is not None:
@@ -153,13 +159,15 @@ class Trainer:
             "head_rows": None if self.head is None else self.head.ranges,
             **self.state.counters(),
         }
-        write_checkpoint(self.run.checkpoints, self.done, parts, facts, keep=self.settings.checkpoint.keep)
-        self.saved_at = time.monotonic()
+        rules = self.settings.checkpoint
+        write_checkpoint(self.run.checkpoints, self.done, parts, facts, keep=rules.keep, keep_every_steps=rules.keep_every_steps)
+        self.saved_at, self.saved_step = time.monotonic(), self.done
+        self.save_s = self.saved_at - began
 
     # Train -------------------------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Tensor]:
-        """Run to the end; returns all weights by name, float32, on every rank.
+        """Run to the end; returns all weights by name (their averages where those are kept), float32, on every rank.
 
         Raises: Stopped after a signal, everything saved. NumericsError if the loss stays not finite.
         """
@@ -186,7 +194,7 @@ class Trainer:
                 signal.signal(number, handler)
             if self.live is not None:
                 self.live.close()
-        return self.state.weights()
+        return self.state.weights(averaged=self.settings.optimizer.average_decay > 0)
 
     def _step(self, batches: Iterator[CropBatch]) -> tuple[bool, bool]:
         """One optimizer step; returns whether a checkpoint and whether a stop is due, agreed by all ranks."""
@@ -194,7 +202,7 @@ class Trainer:
         step, waited = self.done, 0.0
         rate = learning_rate(step, lr_peak=self.settings.optimizer.lr_peak, warmup=self.warmup, total=self.total)
         for group in (*self.engine.optimizer.param_groups, *(self.head.optimizer.param_groups if self.head else ())):
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         groups = len(self.settings.views.groups)
         sums = torch.zeros(groups, dtype=torch.float64, device=self.device)
         for micro in range(self.accumulation):
@@ -221,8 +229,11 @@ class Trainer:
             line |= {f"loss/{group.name}": loss for group, loss in zip(self.settings.views.groups, group_losses, strict=True)}
             line |= {"lr": rate, **norms, "skipped": self.skipped, **probed}
             line |= {"time/step_s": seconds, "time/data_s": waited, "time/images_per_s": batch.real_images / seconds}
-            if step == 0:
-                line["time/start_s"] = time.time() - psutil.Process().create_time()
+            if step == self.saved_step:
+                line["time/save_s"] = self.save_s  # of the checkpoint before this step
+            if step == self.started_at:
+                # From the process's first moment; besides this step and the engine's making it is imports, data, and the model.
+                line |= {"time/start_s": time.time() - psutil.Process().create_time(), "time/start_engine_s": self.build_s}
             self.live.step(line)
         return wants_save, wants_stop
 
@@ -245,19 +256,20 @@ class Trainer:
         output = self.engine(images, mixed.targets)
         if self.head is None:
             return output, mixed.targets
-        return self.head(output, mixed.targets)
+        return self.head(output, mixed.targets, batch.step)
 
     def _agree(self, sums: Tensor) -> tuple[list[float], bool, bool, bool]:
         """One all-reduce a step: the groups' losses, whether all is finite on every rank, and whether to save or stop."""
-        every_s = self.settings.checkpoint.every_minutes * 60
-        is_due = dist.is_main() and every_s > 0 and time.monotonic() - self.saved_at >= every_s
+        rules = self.settings.checkpoint
+        since_s = time.monotonic() - self.saved_at
+        is_due = dist.is_main() and save_is_due(since_s, every_minutes=rules.every_minutes, last_save_s=self.save_s)
         is_unsound = not math.isfinite(self._own_gradient_norm())
         flags = torch.tensor([float(is_unsound), float(is_due), float(self.signal is not None)], dtype=torch.float64, device=self.device)
         shared = sums if self.head is None or dist.is_main() else torch.zeros_like(sums)  # a sharded head's losses are on every rank
         *losses, unsound, due, stop = dist.all_reduce_sum(torch.cat([shared, flags])).tolist()
-        every = self.settings.checkpoint.every_steps
-        due_by_steps = every > 0 and (self.done + 1) % every == 0
-        return losses, unsound == 0 and all(map(math.isfinite, losses)), due > 0 or due_by_steps, stop > 0
+        periods = rules.every_steps, rules.every_epochs * self.loader.steps_per_epoch
+        is_due_by_steps = any(period and (self.done + 1) % period == 0 for period in periods)
+        return losses, unsound == 0 and all(map(math.isfinite, losses)), due > 0 or is_due_by_steps, stop > 0
 
     def _own_gradient_norm(self) -> float:
         """The norm of gradients that DeepSpeed does not look at: all of them at stage 0 in fp32, and the sharded head's."""
@@ -281,6 +293,8 @@ class Trainer:
         if self.head is not None:
             norms["grad_norm/head"] = self.head.update(did_step, scale)
         self.updates += did_step
+        if did_step and self.state.average_decay:
+            self.state.update_average(self.updates)
         self.skipped += not did_step
         self.skipped_in_a_row = 0 if did_step else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= NONFINITE_IN_A_ROW and scale <= 1.0:

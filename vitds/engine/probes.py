@@ -20,6 +20,7 @@ from vitds.engine.head_shard import HeadShard
 from vitds.evaluate.features import Features, extract_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.probes import alignment, rankme, uniformity
+from vitds.heads.dense import scaled_features
 from vitds.heads.logsumexp import highest_logits
 from vitds.models.build import build_backbone
 from vitds.models.precision import AUTOCAST
@@ -93,5 +94,6 @@ class Probes:
         else:
             first, weight, bias = head.module.first, head.module.weight, head.module.bias
         x_MD, local_M = (tensor.to(weight.device) for tensor in (x_MD, index_M - first))
+        x_MD = scaled_features(x_MD, self.settings.head.form["temperature"])  # beside a bias their length counts
         highest_M, own_M = map(dist.all_reduce_max, highest_logits(x_MD, weight, bias, local_M, is_cosine=self.settings.head.cosine))
         return float((own_M == highest_M).double().mean())

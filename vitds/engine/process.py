@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import io
@@ -27,6 +28,9 @@ from vitds.errors import ResourceError
 
 # DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo serves.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's settings are resolved.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed` starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}
@@ -67,6 +71,11 @@ def start_ranks() -> torch.device:
             f"uses the port, give this one its own: deepspeed --master_port {port + 1} ..., or under Slurm MASTER_PORT={port + 1}"
         ) from error
     return device
+
+
+def leave_ranks_at_exit() -> None:
+    """Called when all ranks are through: the group's threads end before the interpreter does, whose own end of them can abort."""
+    atexit.register(lambda: td.is_initialized() and td.destroy_process_group())
 
 
 def adopt_slurm_step() -> None:

@@ -94,19 +94,27 @@ def resolve_micro_images(settings: Settings, backbone: nn.Module, device: torch.
 
 
 def resolve_head(settings: Settings, rows: int, width: int) -> str:
-    """dense while the head is small beside the backbone's traffic, sharded above and for its own optimizer; both give the same loss.
+    """dense while the head is small beside the backbone's traffic, sharded above, and for what only that kind can do; both give one loss.
 
     Raises: SettingsError if a class head is to be what only an instance head can be.
     """
     head = settings.head
     if settings.method == "supervised":
         special = {"kind sharded": head.kind == "sharded", "cosine true": head.cosine, "optimizer lean": head.optimizer == "lean"}
+        special |= {"init features": head.init == "features", f"sample_rate {head.sample_rate:g}": head.sample_rate < 1}
         if wrong := next((words for words, is_set in special.items() if is_set), None):
             raise SettingsError(f"head.{wrong} is for the instance head of pretraining; leave it out")
         return "dense"
     if head.kind != "auto":
         return head.kind
-    return "dense" if rows * width * 4 <= DENSE_WEIGHT_BYTES and head.optimizer == "adamw" else "sharded"
+    return "dense" if rows * width * 4 <= DENSE_WEIGHT_BYTES and not head.needs_shards else "sharded"
+
+
+def head_reason(settings: Settings, rows: int, width: int) -> str:
+    """What speaks for the kind that `auto` gives an instance head, for the line at a run's start."""
+    if settings.head.needs_shards:
+        return "sharded for its optimizer or its sample_rate"
+    return f"{rows * width * 4 / 1e6:,.1f} MB of rows; auto is dense up to {DENSE_WEIGHT_BYTES / 1e6:.0f} MB"
 
 
 def resolve_compile(settings: Settings, backbone: nn.Module, device: torch.device, images: int, zero_stage: int) -> str:

@@ -23,13 +23,21 @@ from vitds import dist
 from vitds.runs.checkpoint import CheckpointReader
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"
 
 
 class EngineState:
-    """Reads and writes an engine's state; all methods that touch tensors are called by every rank together."""
+    """Reads and writes an engine's state; all methods that touch tensors are called by every rank together.
 
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self.engine = engine
+    Averaged weights lie in the optimizer's state beside the moments, each rank its part, so ZeRO shards, and we save, all alike.
+
+    Args:
+        average_decay: of the moving average of the weights; 0: none is kept.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, average_decay: float = 0.0) -> None:
+        self.engine, self.average_decay = engine, average_decay
+        self.keys = (*MOMENTS, AVERAGE) if average_decay else MOMENTS
         self.stage = engine.zero_optimization_stage()
         self.parameters = dict(engine.module.named_parameters())
         self.inner = engine.optimizer.optimizer if self.stage else engine.optimizer
@@ -44,19 +52,27 @@ class EngineState:
         else:
             held = self.engine.optimizer.single_partition_of_fp32_groups
         for tensor in held:
-            zero_step = 0 if hasattr(self.inner, "ds_opt_adam") else torch.zeros((), dtype=torch.float32)
-            self.inner.state[tensor] = {"step": zero_step, **{moment: torch.zeros_like(tensor) for moment in MOMENTS}}
+            self.inner.state[tensor] = {"step": torch.zeros(()), **{moment: torch.zeros_like(tensor) for moment in MOMENTS}}
+            if self.average_decay:
+                self.inner.state[tensor][AVERAGE] = tensor.detach().clone()
         if self.stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def update_average(self, updates: int) -> None:
+        """After `updates` steps. The first ones count for little: the decay grows to its value, (1 + t) / (10 + t) below it."""
+        decay = min(self.average_decay, (1 + updates) / (10 + updates))
+        for tensor, state in self.inner.state.items():
+            if AVERAGE in state:
+                state[AVERAGE].lerp_(tensor.detach(), 1 - decay)
+
     def read(self) -> dict[str, Tensor]:
-        """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape) and of the buffers.
+        """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape), NAME.average if on, and of the buffers.
 
         Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds all.
         """
         kept: dict[str, Tensor] = {}
         for number, (name, parameter) in enumerate(self.parameters.items()):
-            for key in (None, *MOMENTS):
+            for key in (None, *self.keys):
                 value = self._get(parameter, key)
                 if number % dist.world_size() == dist.rank():
                     kept[name if key is None else f"{name}.{key}"] = value.detach().clone()
@@ -64,10 +80,14 @@ class EngineState:
             kept |= dict(self._buffers())
         return kept
 
-    def weights(self) -> dict[str, Tensor]:
-        """All float32 masters and buffers by name, on every rank, on the host."""
-        masters = {name: self._get(parameter, None).detach().cpu().clone() for name, parameter in self.parameters.items()}
-        return masters | {name: buffer.detach().cpu().clone() for name, buffer in self._buffers()}
+    def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        """All float32 masters, or their averages, by name, and rank 0's buffers, on every rank, on the host.
+
+        The statistics of a BatchNorm are each rank's own; a checkpoint holds those of rank 0, so only they may decide a number.
+        """
+        key = AVERAGE if averaged else None
+        masters = {name: self._get(parameter, key).detach().cpu().clone() for name, parameter in self.parameters.items()}
+        return masters | dist.broadcast_object({name: buffer.detach().cpu().clone() for name, buffer in self._buffers()})
 
     def write(self, saved: CheckpointReader, updates: int) -> None:
         """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps really taken.
@@ -75,13 +95,13 @@ class EngineState:
         Raises: RunError if a name is missing.
         """
         for name, parameter in self.parameters.items():
-            for key in (None, *MOMENTS):
+            for key in (None, *self.keys):
                 self._set(parameter, saved.get(name if key is None else f"{name}.{key}"), key)
         with torch.no_grad():
             for name, buffer in self._buffers():
                 buffer.copy_(saved.get(name))
         for state in self.inner.state.values():
-            state["step"] = updates if isinstance(state["step"], int) else torch.full_like(state["step"], updates)
+            state["step"].fill_(updates)
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """Persistent buffers (BatchNorm's); the keyed masks are made anew before each forward."""

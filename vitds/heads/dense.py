@@ -12,6 +12,7 @@ from vitds.heads.logsumexp import check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.rng import Purpose
 
+INIT_STD = 0.02
 INIT_BLOCK_ROWS = 1024  # rows drawn by one generator: a rank makes only the blocks that it holds
 
 
@@ -21,7 +22,7 @@ def initial_rows(first: int, last: int, width: int, seed: int) -> Float[Tensor, 
     for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(rng.seed_of(Purpose.INIT, seed, 1, block))
         rows = torch.empty(INIT_BLOCK_ROWS, width)
-        nn.init.trunc_normal_(rows, std=0.02, a=-2.0, b=2.0, generator=generator)
+        nn.init.trunc_normal_(rows, std=INIT_STD, a=-2.0, b=2.0, generator=generator)
         start = block * INIT_BLOCK_ROWS
         low, high = max(first, start), min(last, start + INIT_BLOCK_ROWS)
         found[low - first : high - first] = rows[low - start : high - start]
@@ -48,6 +49,7 @@ class DenseHead(nn.Module):
     ) -> None:
         super().__init__()
         self.label_smoothing, self.temperature = label_smoothing, temperature
+        self.first, self.last = 0, rows  # all of them: as a sharded head says which it holds
         # Parameters of this module itself: under ZeRO-3 the weight is there while this module runs, forward and backward, and only then.
         self.weight = nn.Parameter(initial_rows(0, rows, width, seed))
         self.bias = nn.Parameter(torch.zeros(rows)) if bias else None

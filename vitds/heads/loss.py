@@ -31,7 +31,8 @@ def mixed_smoothed_loss(
 def stacked_targets(targets: Targets, rows: int) -> tuple[Int[Tensor, "M 2"], Float[Tensor, "M 2"]]:
     """(a, b) and (lam, 1 - lam) of each row.
 
-    Raises: DataError if a target lies outside 0..rows-1 (names it; on the host only: asking a GPU would stop its queue at each step).
+    Raises: DataError if a target lies outside 0..rows-1 (names the image, or class; on the host only: asking a GPU would stop its queue
+        at each step).
     """
     target_M2 = torch.stack([targets.a, targets.b], 1)
     if target_M2.device.type == "cpu":
@@ -39,7 +40,7 @@ def stacked_targets(targets: Targets, rows: int) -> tuple[Int[Tensor, "M 2"], Fl
         if is_wrong_M2.any():
             row, column = is_wrong_M2.nonzero()[0].tolist()
             raise DataError(
-                f"row {row} of the batch has target {int(target_M2[row, column])}, the head has rows 0 to {rows - 1}: "
-                "these are not the images, or classes, that the head was built for"
+                f"row {row} of the batch is image, or class, number {int(target_M2[row, column])}; the head has rows 0 to {rows - 1}: "
+                "this is not the data that it was built for"
             )
     return target_M2, torch.stack([targets.lam, 1 - targets.lam], 1)

@@ -2,7 +2,7 @@
 
 Each rank holds a slice of the rows and their optimizer state. A step gathers the features and targets of all ranks, takes the
 log-sum-exp over its own rows, and combines four numbers a row over the ranks; backward sums the features' gradients. Bytes a step do
-not depend on N.
+not depend on N. With `sample_rate` a step uses a part of the rows (sampling.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vitds.errors import SettingsError
 from vitds.heads.dense import initial_rows, scaled_features
 from vitds.heads.logsumexp import check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
+from vitds.heads.sampling import drawn_rows
 
 
 def row_range(rows: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -77,24 +78,34 @@ class ShardedHead(nn.Module):
 
     Args:
         rows: N over all ranks. width: D. temperature: of the cosine form; None: linear.
-    Raises: SettingsError if there are fewer rows than ranks.
+        sample_rate: the share of rows that stands for all negatives of a step; 1: all of them.
+    Raises: SettingsError if there are fewer rows than ranks, or so few that a rank may find none of its own drawn.
     """
 
     def __init__(
-        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None
-    ) -> None:
+        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None,
+        sample_rate: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if rows < dist.world_size():
             raise SettingsError(f"head.kind sharded: {rows} instances cannot be spread over {dist.world_size()} ranks; use dense")
+        if sample_rate < 1 and rows // dist.world_size() * sample_rate < 2:
+            raise SettingsError(
+                f"head.sample_rate {sample_rate:g} of {rows} instances over {dist.world_size()} ranks may leave a rank without a row; "
+                f"take {2 * dist.world_size() / rows:.2g} or more, or 1"
+            )
         self.rows, self.label_smoothing, self.temperature = rows, label_smoothing, temperature
+        self.sample_rate, self.seed = sample_rate, seed
         self.first, self.last = row_range(rows, dist.rank(), dist.world_size())
         self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed))
         self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if bias else None
         self.gradient: Tensor | None = None
 
-    def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets) -> tuple[Float[Tensor, "M"], Targets]:
+    def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0) -> tuple[Float[Tensor, "M"], Targets]:
         """Loss of each of the R·m rows, the same on every rank, and the targets of those rows.
 
+        Args:
+            step: number of the optimizer step, which with the seed says which rows are drawn.
         Raises: ShapeError if the features are not D wide. DataError if a target is no row of the head.
         """
         check_widths(features_MD, self.weight)
@@ -102,16 +113,37 @@ class ShardedHead(nn.Module):
         target_M2, share_M2 = stacked_targets(everyone, self.rows)
         is_own_M2 = (target_M2 >= self.first) & (target_M2 < self.last)
         local_M2 = (target_M2 - self.first).clamp(0, self.last - self.first - 1)
-        if self.gradient is None:
-            self.gradient = torch.empty_like(self.weight)
         x_MD = scaled_features(_GatherFeatures.apply(features_MD.float()), self.temperature)
-        lse_M, logit_M2, total_M = row_terms(
-            x_MD, self.weight, self.bias, local_M2,
-            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None, gradient=self.gradient,
-        )  # fmt: skip
+        terms = self._all_rows(x_MD, local_M2) if self.sample_rate == 1 else self._some_rows(x_MD, local_M2, is_own_M2, step)
+        lse_M, logit_M2, total_M = terms
         own_M = (torch.where(is_own_M2, share_M2, 0.0) * logit_M2).sum(1)
         mean_M = torch.zeros_like(lse_M) if total_M is None else total_M / self.rows
         highest_M = dist.all_reduce_max(lse_M.detach().clone())
         sums_M3 = _SumOverRanks.apply(torch.stack([(lse_M - highest_M).exp(), own_M, mean_M], 1))
         lse_M = highest_M + sums_M3[:, 0].log()
         return mixed_smoothed_loss(lse_M, sums_M3[:, 1], sums_M3[:, 2], self.label_smoothing), everyone
+
+    def _all_rows(self, x_MD: Tensor, local_M2: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.gradient is None:
+            self.gradient = torch.empty_like(self.weight)
+        return row_terms(
+            x_MD, self.weight, self.bias, local_M2,
+            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None, gradient=self.gradient,
+        )  # fmt: skip
+
+    def _some_rows(self, x_MD: Tensor, local_M2: Tensor, is_own_M2: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the targets' rows and the drawn ones: a row that counts c times has log(c) added to its logits.
+
+        Its sum over the exponentials is unbiased, and so is the sum of the logits; the log-sum-exp is a little too low.
+        """
+        counts_n = drawn_rows(self.rows, self.first, self.last, rate=self.sample_rate, seed=self.seed, step=step).to(x_MD.device)
+        counts_n[local_M2[is_own_M2]] = 1.0
+        taken_k = counts_n.nonzero().squeeze(1)
+        counts_k, weight_kD = counts_n[taken_k], self.weight.index_select(0, taken_k)
+        if self.temperature is not None:
+            weight_kD = nn.functional.normalize(weight_kD, dim=1)
+        bias_k = counts_k.new_zeros(len(taken_k)) if self.bias is None else self.bias.index_select(0, taken_k)
+        place_M2 = torch.searchsorted(taken_k, local_M2).clamp_max(len(taken_k) - 1)
+        lse_M, logit_M2, _ = row_terms(x_MD, weight_kD, bias_k + counts_k.log(), place_M2, sums_rows=False, is_cosine=False)
+        with torch.autocast(x_MD.device.type, enabled=False):
+            return lse_M, logit_M2, x_MD @ (counts_k @ weight_kD) + counts_k @ bias_k

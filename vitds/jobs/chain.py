@@ -60,11 +60,14 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
 def read_stages(path: Path) -> list[Stage]:
     """The stages of a YAML file.
 
-    Raises: SettingsError if the file is missing, or an entry is not `{run: ..., command: ...}` (names the file and the entry).
+    Raises: SettingsError if the file is missing or no text, or an entry is not `{run: ..., command: ...}` (names the file and the entry).
     """
     if not path.is_file():
         raise SettingsError(f"{path} does not exist; chain takes a YAML list of {{run: DIRECTORY, command: COMMAND}}")
-    entries = parse_yaml(path.read_text(), str(path))
+    try:
+        entries = parse_yaml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read as text: {error}") from error
     if not isinstance(entries, list):
         raise SettingsError(f"{path}: must be a list of stages, each with the keys run and command")
     stages = []

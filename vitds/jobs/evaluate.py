@@ -12,7 +12,6 @@ import timm
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 from torch import nn
 
 from vitds import dist
@@ -141,7 +140,7 @@ def _top1(settings: Settings, run_path: Path | None, backbone: nn.Module, test_f
     head = None if run_path is None else run_path / "head.safetensors"
     if head is None or not head.exists():
         raise RunError(f"{run_path or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear.")
-    weights = load_file(head)
+    weights = read_weights(head)
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)
     logits = _features(settings, nn.Sequential(backbone, linear), test_file, device)

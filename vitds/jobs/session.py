@@ -18,8 +18,9 @@ from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.engine.loop import Trainer, TrainModule
-from vitds.engine.process import noise_into, start_ranks
-from vitds.engine.resolve import resolve_settings
+from vitds.engine.memory import backbone_sizes, out_of_memory_told
+from vitds.engine.process import leave_ranks_at_exit, noise_into, start_ranks
+from vitds.engine.resolve import head_reason, resolve_settings
 from vitds.errors import ResourceError
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
@@ -89,14 +90,15 @@ def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile 
         save_settings(run, settings)
         save_environment(run, {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(device)})
     session.settings = settings
-    with noise_into(run.path / "log.txt"):
-        trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file, class_head)
-        problems = trainer.resume()
-    for problem in problems:
-        session.say(f"passed over a damaged checkpoint: {problem}")
-    session.say(_headline(session, trainer, file, ds, rows))
-    with noise_into(run.path / "log.txt"):
-        weights = trainer.train()
+    with out_of_memory_told(backbone_sizes(module.backbone, settings), settings, ds, rows, device):
+        with noise_into(run.path / "log.txt"):
+            trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file, class_head)
+            problems = trainer.resume()
+        for problem in problems:
+            session.say(f"passed over a damaged checkpoint: {problem}")
+        session.say(_headline(session, trainer, file, ds, rows))
+        with noise_into(run.path / "log.txt"):
+            weights = trainer.train()
     if dist.is_main():
         save_weights(run.backbone, _named(weights, "backbone."))
         if settings.method == "supervised":
@@ -112,7 +114,8 @@ def _named(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig, rows: int) -> str:
     settings = trainer.settings
     start = f"resumes after step {trainer.done}" if trainer.done else "starts"
-    kind = f"{settings.head.kind} head of {rows:,} {'instances' if settings.method == 'idmm' else 'classes'}"
+    why = f" instances ({head_reason(settings, rows, trainer.width)})" if settings.method == "idmm" else " classes"
+    kind = f"{settings.head.kind} head of {rows:,}{why}"
     return (
         f"{session.run.path} {start}: {settings.backbone.name} on {file.images:,} images, {kind}, {trainer.total:,} steps of "
         f"{settings.batch.global_images} images x {settings.views.count} views at {settings.views.crop_px} px; "
@@ -132,3 +135,4 @@ def finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
     if dist.is_main():
         write_json(session.run.path / "summary.json", facts | results | {"seconds": round(seconds, 1)})
     dist.barrier()
+    leave_ranks_at_exit()

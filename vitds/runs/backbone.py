@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vitds.errors import DataError, ShapeError
-from vitds.runs.checkpoint import CheckpointReader, verify_checkpoint
+from vitds.runs.checkpoint import STATES, CheckpointReader, verify_checkpoint
 from vitds.runs.directory import write_atomic
 
 LEAST_MATCH = 0.5  # of the model's parameters; below it the file is of another model
@@ -54,12 +54,16 @@ def read_class_head(run: Path, classes: tuple[str, ...]) -> dict[str, Tensor] | 
     """The class head of a fine-tuned run if it is for these very classes, else None (METHOD 4.4: the 448 px stage keeps it).
 
     Compared by the names: a count that agrees by chance is no reason to keep a head.
+    Raises: DataError if the file is damaged.
     """
     path = run / "head.safetensors"
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        return load_file(path) if json.loads(file.metadata()["classes"]) == list(classes) else None
+    try:
+        with safe_open(path, "pt") as file:
+            return load_file(path) if json.loads(file.metadata()["classes"]) == list(classes) else None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no readable safetensors file of a class head: {error}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -69,7 +73,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir() and (path / "manifest.json").exists():
         reader = CheckpointReader(verify_checkpoint(path))
-        return {name: reader.get(name) for name in reader.names() if not name.endswith((".exp_avg", ".exp_avg_sq"))}
+        return {name: reader.get(name) for name in reader.names() if name.rpartition(".")[2] not in STATES}
     file = path / "backbone.safetensors" if path.is_dir() else path
     if not file.is_file():
         hint = "the run has not finished: go on with it first, or name one of its checkpoints" if path.is_dir() else "check the path"

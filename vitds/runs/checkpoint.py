@@ -1,16 +1,16 @@
 """Named checkpoints: tensors by parameter name in safetensors, any ZeRO stage and world size, moved into place whole.
 
 RUN/checkpoints/step-00000042/
-    manifest.json                       format, step, counters, and each file's bytes and SHA-256
-    model-0-of-2.safetensors            NAME, NAME.exp_avg, NAME.exp_avg_sq (float32 masters and moments), buffers
+    manifest.json                       format, step, counters, each file's bytes and SHA-256, and its own SHA-256
+    model-0-of-2.safetensors            NAME, NAME.exp_avg, NAME.exp_avg_sq (float32 masters and moments), NAME.average, buffers
     head-0-of-2.safetensors             the rows of a sharded head that rank 0 held, with their moments
 No pickle; reading runs no code.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ from torch import Tensor
 
 from vitds import dist
 from vitds.errors import ResourceError, RunError
-from vitds.runs.directory import read_json, write_json
+from vitds.runs.directory import read_json, sync_folder, why_unwritten, write_json
 
-FORMAT = 1
+FORMAT = 2
+STATES = ("exp_avg", "exp_avg_sq", "average")  # what stands beside a parameter, as NAME.exp_avg
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Saved:
     manifest: dict[str, Any]
 
 
-def write_checkpoint(root: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int) -> Path:
-    """Write this rank's parts; called by every rank. The newest `keep` checkpoints stay.
+def write_checkpoint(
+    root: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int, keep_every_steps: int = 0
+) -> Path:
+    """Write this rank's parts; called by every rank. The newest `keep` checkpoints stay, and those of every keep_every_steps-th step.
 
     Args:
         root: RUN/checkpoints. step: steps done.
@@ -47,44 +50,55 @@ def write_checkpoint(root: Path, step: int, parts: dict[str, dict[str, Tensor]],
     Raises: ResourceError on every rank if the disk is full on one; the checkpoints before stay.
     """
     final, beside = root / f"step-{step:08d}", root / f".writing-{step:08d}"
-    if dist.is_main():
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    dist.barrier()
     written: dict[str, Any] = {}
     failure = ""
+    if dist.is_main():
+        for unfinished in root.glob(".writing-*"):  # a kill in the middle of a save left it
+            shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+        except OSError as error:
+            failure = why_unwritten(beside, error)
+    dist.barrier()
     for kind, tensors in parts.items():
         path = beside / f"{kind}-{dist.rank()}-of-{dist.world_size()}.safetensors"
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
             written[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
         except (OSError, SafetensorError) as error:
-            failure = _describe(error, path)
+            failure = failure or why_unwritten(path, error)
     results = dist.gather_objects((written, failure))
     failures = [problem for _, problem in results if problem]
     if not failures and dist.is_main():
         files = {name: facts for part, _ in results for name, facts in part.items()}
         try:
-            write_json(beside / "manifest.json", {"format": FORMAT, "step": step, **state, "files": files})
+            manifest = {"format": FORMAT, "step": step, **state, "files": files}
+            write_json(beside / "manifest.json", manifest | {"sha256": _hash_of(manifest)})
             shutil.rmtree(final, ignore_errors=True)
             os.rename(beside, final)
-            _sync_folder(root)
-        except OSError as error:
-            failures = [_describe(error, final)]
+            sync_folder(root)
+        except (OSError, ResourceError) as error:
+            failures = [str(error)]
     failures = dist.broadcast_object(failures)
     if failures:
         if dist.is_main():
             shutil.rmtree(beside, ignore_errors=True)
         raise ResourceError(f"the checkpoint of step {step} was not saved: {failures[0]}. The ones before are kept.")
     if dist.is_main():
-        for old in list_checkpoints(root)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        _remove_old(root, final, keep, keep_every_steps)
     return final
 
 
-def _describe(error: Exception, path: Path) -> str:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    return f"no space left on the disk of {path.parent.parent}; free some and start the same command again" if full else f"{path}: {error}"
+def _remove_old(root: Path, newest: Path, keep: int, keep_every_steps: int) -> None:
+    """Later ones than the one just written go too: the run went back behind them because they were damaged."""
+    whole = list_checkpoints(root)
+    until_now = [path for path in whole if _step_of(path) <= _step_of(newest)]
+    kept = set(until_now[-keep:])
+    if keep_every_steps:
+        kept |= {path for path in until_now if _step_of(path) % keep_every_steps == 0}
+    for path in whole:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _hash_and_sync(path: Path) -> str:
@@ -102,17 +116,17 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _hash_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The folders of whole checkpoints, oldest first."""
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
+    return sorted((path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit()), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def verify_checkpoint(path: Path) -> Saved:
@@ -123,6 +137,8 @@ def verify_checkpoint(path: Path) -> Saved:
     manifest = read_json(path / "manifest.json")
     if manifest.get("format") != FORMAT:
         raise RunError(f"{path} has checkpoint format {manifest.get('format')!r}, this version of vitds reads {FORMAT}")
+    if manifest.pop("sha256", None) != _hash_of(manifest):
+        raise RunError(f"{path / 'manifest.json'} does not have the SHA-256 that it states: damaged")
     for name, facts in manifest["files"].items():
         file = path / Path(name).name  # a name that leads elsewhere is not followed
         if not file.is_file():
@@ -143,18 +159,25 @@ def newest_sound(root: Path) -> tuple[Saved | None, list[str]]:
             try:
                 found = verify_checkpoint(path).path
                 break
-            except RunError as error:
+            except (RunError, OSError) as error:  # OSError: a disk that gives some of its blocks no more
                 problems.append(str(error))
     found, problems = dist.broadcast_object((found, problems))
     return (None if found is None else Saved(found, read_json(found / "manifest.json"))), problems
 
 
 class CheckpointReader:
-    """Tensors of a verified checkpoint by name, read one at a time."""
+    """Tensors of a verified checkpoint by name, read one at a time.
+
+    Raises: RunError if a file is no safetensors file although its hash is the manifest's.
+    """
 
     def __init__(self, saved: Saved) -> None:
-        self.saved = saved
-        self.files = {name: safe_open(saved.path / name, "pt") for name in sorted(saved.manifest["files"])}
+        self.saved, self.files = saved, {}
+        for name in sorted(saved.manifest["files"]):
+            try:
+                self.files[name] = safe_open(saved.path / Path(name).name, "pt")
+            except SafetensorError as error:
+                raise RunError(f"{saved.path / name} is no safetensors file ({error}); delete this checkpoint to use another") from error
         self.where = {key: name for name, file in self.files.items() if name.startswith("model-") for key in file.keys()}
 
     def get(self, name: str) -> Tensor:

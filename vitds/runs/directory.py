@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import torch
 from vitds import dist
 from vitds.config.load import differences, dump_settings, read_settings
 from vitds.config.tree import Settings
-from vitds.errors import RunError
+from vitds.errors import ResourceError, RunError
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,37 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside, fsync, rename: the file is there whole or not at all."""
+    """Write beside, fsync, rename: the file is there whole or not at all.
+
+    Raises: ResourceError if the disk is full, or does not take it for another reason.
+    """
     beside = path.with_name(f".{path.name}.tmp")
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ResourceError(why_unwritten(path, error)) from error
+
+
+def why_unwritten(path: Path, error: Exception) -> str:
+    """What a person has to know of an error met in writing a file."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return f"no space left on the disk of {path.parent}; free some and start the same command again"
+    return f"{path} cannot be written: {error}"
+
+
+def sync_folder(path: Path) -> None:
+    """The folder's entries to the disk: without it a name can be lost whose content was written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -10,13 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vitds.runs.directory import write_atomic
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a half line that a kill left at the end is not one."""
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():  # a broken disk may give what is no text
         try:
             lines.append(json.loads(line))
         except ValueError:
@@ -28,9 +30,7 @@ def cut_back(path: Path, steps: int) -> list[dict[str, Any]]:
     """Keep the lines of the first `steps` steps and drop the rest, for a resume from there; returns the kept lines."""
     kept = [line for line in read_metrics(path) if line["step"] < steps]
     if path.exists():
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(beside, path)
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return kept
 
 

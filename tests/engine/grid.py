@@ -1,0 +1,54 @@
+"""What a run can be made of, and a choice of cases in which each two values meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from typing import Any
+
+# step: where the run is cut, of three steps an epoch. micro_images: of 24 a step.
+DIMENSIONS: dict[str, tuple[Any, ...]] = {
+    "ranks": (1, 2),
+    "stage": ("0", "1", "2", "3", "2_offload", "3_offload"),
+    "precision": ("fp32", "bf16", "bf16_parameters"),
+    "head": ("dense", "sharded", "lean"),
+    "micro_images": (4, 12),
+    "step": (2, 3),
+    "average_decay": (0.0, 0.9),
+    "backbone": ("vit", "resnet"),
+    "method": ("idmm", "supervised"),
+}
+Case = dict[str, Any]
+
+
+def all_cases() -> Iterator[Case]:
+    """The whole grid, but what is refused: bf16 parameters at stage 0 or with BatchNorm, an instance head's kinds in fine-tuning."""
+    for values in product(*DIMENSIONS.values()):
+        case = dict(zip(DIMENSIONS, values, strict=True))
+        is_refused = case["precision"] == "bf16_parameters" and (case["stage"] == "0" or case["backbone"] == "resnet")
+        if not is_refused and (case["method"] == "idmm" or case["head"] == "dense"):
+            yield case
+
+
+def pairwise_cases() -> list[Case]:
+    """Few cases in which every two values of two dimensions, that can be together, are together: the greedy choice."""
+    pairs_of = [(case, set(combinations(case.items(), 2))) for case in all_cases()]
+    missing = set().union(*(pairs for _, pairs in pairs_of))
+    chosen = []
+    while missing:
+        case, pairs = max(pairs_of, key=lambda item: len(item[1] & missing))
+        chosen.append(case)
+        missing -= pairs
+    return chosen
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    """Words for small_run; a checkpoint is saved at the case's step."""
+    head = {"head__kind": "sharded", "head__optimizer": "lean"} if case["head"] == "lean" else {"head__kind": case["head"]}
+    return head | {
+        **{key: case[key] for key in ("stage", "precision", "backbone", "method")},
+        "batch__micro_images": case["micro_images"],
+        "optimizer__average_decay": case["average_decay"],
+        "checkpoint__every_steps": case["step"],
+        "checkpoint__keep": 9,
+    }

@@ -1,0 +1,55 @@
+"""Whole views as a recipe draws them, from box to blur, against torchvision's float operations on photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from tests.kernels.pictures import FILTERS, cut, photographs
+from tests.kernels.test_colour import TORCHVISION, gaussian_blur
+from vitds.config.load import load_settings
+from vitds.data.draws import draw_views
+from vitds.kernels.views import COLOUR_OPS, POLICY_OPS
+
+FILTER_NAMES = {number: name for name, (number, _) in FILTERS.items()}
+POLICY = {  # those that torchvision has in float
+    "invert": lambda x, value: F.invert(x),
+    "sharpness": F.adjust_sharpness,
+    "autocontrast": lambda x, value: F.autocontrast(x),
+    "contrast": F.adjust_contrast,
+    "colour": F.adjust_saturation,
+    "brightness": F.adjust_brightness,
+}
+
+
+def float_view(picture: np.ndarray, plan: np.void, side_px: int) -> Tensor:
+    """(S, S, 3) in levels, rounded nowhere on the way."""
+    x = torch.tensor(picture).permute(2, 0, 1).float() / 255
+    x = x[:, plan["top"] : plan["top"] + plan["height"], plan["left"] : plan["left"] + plan["width"]]
+    x = F.resize(x, [side_px, side_px], F.InterpolationMode(FILTER_NAMES[int(plan["filter"])]), antialias=True).clamp(0, 1)
+    for index in plan["colour_order"]:
+        if index:
+            x = TORCHVISION[COLOUR_OPS[index]](x, float(plan[COLOUR_OPS[index]]))
+    x = F.rgb_to_grayscale(x, 3) if plan["grey"] else x
+    x = gaussian_blur(x, float(plan["blur_sigma"])) if plan["blur_sigma"] else x
+    for op, value in zip(plan["policy_op"], plan["policy_value"], strict=True):
+        if op:
+            x = POLICY[POLICY_OPS[op]](x, float(value))
+    return (F.horizontal_flip(x) if plan["flip"] else x).permute(1, 2, 0) * 255
+
+
+@pytest.mark.parametrize("recipe", ["idmm_deit_tiny", "finetune_deit_tiny_224"])
+def test_whole_views_of_a_recipe_are_torchvisions_in_float(recipe: str) -> None:
+    views = load_settings(recipe=recipe, method=None, flags={}).views
+    apart = []
+    for number, picture in enumerate(photographs()):
+        plans = draw_views(views, *np.array(picture.shape[:2])[:, None], seed=0, epoch=number, images=np.array([number]))[0]
+        known = np.isin(plans["policy_op"], [0, *(POLICY_OPS.index(name) for name in POLICY)])
+        plans["policy_op"] = np.where(known, plans["policy_op"], 0)
+        for view, plan in zip(cut(picture, plans, views.crop_px), plans, strict=True):
+            apart.append(np.abs(view - float_view(picture, plan, views.crop_px).numpy()).ravel())
+    apart = np.concatenate(apart)
+    assert apart.mean() <= 0.5 and np.percentile(apart, 99) <= 3

@@ -1,0 +1,88 @@
+"""The formula for activations against what torch really keeps for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitds.config.load import load_settings
+from vitds.config.tree import Settings
+from vitds.engine.memory import backbone_sizes
+from vitds.models.build import build_backbone, patch_count
+from vitds.models.stochastic import StochasticDraws
+from vitds.plan.vit import Vit, saved_bytes
+
+ROWS = 8
+
+
+def settings_of(name: str, options: dict[str, Any], **backbone: Any) -> Settings:
+    own = {"backbone": {"name": name, "options": options, "drop_path": 0.0, "patch_drop": 0.0} | backbone, "views": {"crop_px": 32}}
+    return load_settings(recipe="idmm_digits", method="idmm", flags={}, extra=own)
+
+
+def kept_bytes(backbone: nn.Module, images: torch.Tensor, autocast: torch.dtype | None) -> int:
+    """Bytes of all storages that the forward pass keeps, the images and all that has a weight's shape apart."""
+    shapes = {shape for parameter in backbone.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+    kept: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in shapes and tensor.shape != images.shape:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            backbone(images)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def both(settings: Settings, dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None) -> tuple[int, int]:
+    """What torch keeps and what the formula says."""
+    backbone = build_backbone(settings.backbone, crop_px=32, seed=0).to(dtype).train()
+    StochasticDraws(backbone, seed=0, rows_per_chunk=ROWS, patches=patch_count(backbone)).fill(0, 0, 1)
+    vit = backbone_sizes(backbone, settings).vit
+    residual = dtype.itemsize
+    counted = saved_bytes(vit, ROWS, compute=2 if autocast else residual, residual=residual, checkpointing=False)
+    return kept_bytes(backbone, torch.randn(ROWS, 3, 32, 32, dtype=dtype), autocast), counted
+
+
+SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3}
+
+
+@pytest.mark.parametrize(
+    "name, options, more",
+    [
+        ("vit_tiny_patch16_224", SMALL, {}),
+        ("vit_tiny_patch16_224", SMALL | {"global_pool": "avg"}, {"drop_path": 0.1}),
+        ("deit_tiny_patch16_224", SMALL | {"mlp_ratio": 2.0}, {"patch_drop": 0.5}),
+        ("deit3_small_patch16_224", SMALL, {}),
+        ("vit_small_patch14_reg4_dinov2", SMALL, {}),
+    ],
+    ids=str,
+)
+def test_formula_counts_what_torch_keeps(name: str, options: dict[str, Any], more: dict[str, float]) -> None:
+    kept, counted = both(settings_of(name, options, **more))
+    assert counted == pytest.approx(kept, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype, autocast", [(torch.float32, torch.bfloat16), (torch.bfloat16, None)], ids=["autocast", "bf16 weights"])
+def test_formula_counts_what_torch_keeps_in_bf16(dtype: torch.dtype, autocast: torch.dtype | None) -> None:
+    kept, counted = both(settings_of("vit_tiny_patch16_224", SMALL), dtype, autocast)
+    assert counted == pytest.approx(kept, rel=0.02)
+
+
+def test_checkpointing_keeps_block_inputs_and_one_block() -> None:
+    vit = Vit(width=8, depth=5, heads=2, hidden=16, tokens=3, before_drop=0, pools_first=True, scales_layers=False)
+    whole, one_block = (saved_bytes(vit, 1, compute=4, residual=4, checkpointing=kind) for kind in (False, True))
+    assert whole - one_block == 4 * (whole - 4 * (8 + 2)) // 5 - 5 * 3 * 8 * 4
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_tiny_patch4_window7_224", "vit_base_patch16_dinov3"])
+def test_other_models_have_no_formula(name: str) -> None:
+    settings = settings_of(name, {})
+    with torch.device("meta"):
+        sizes = backbone_sizes(build_backbone(settings.backbone, crop_px=224, seed=0), settings)
+    assert sizes.vit is None and sum(sizes.parameters) > 1e7

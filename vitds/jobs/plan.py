@@ -1,0 +1,188 @@
+"""`vitds plan`: memory of one GPU, traffic of a step and hours of a run, before anything is paid for."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vitds.bench.step import train_steps
+from vitds.config.deepspeed import DsConfig, load_ds_config, resolve_ds_config
+from vitds.config.load import load_settings
+from vitds.config.recipes import read_recipe
+from vitds.config.tree import Settings
+from vitds.data.beton import open_beton
+from vitds.data.digits import embedded_digits
+from vitds.data.order import steps_per_epoch
+from vitds.engine.memory import backbone_sizes
+from vitds.engine.process import start_ranks
+from vitds.engine.resolve import resolve_head
+from vitds.errors import SettingsError
+from vitds.models.build import build_backbone
+from vitds.plan.case import BackboneSizes, Case, make_case, micro_choices
+from vitds.plan.memory import MOMENTS
+from vitds.plan.totals import GB, MemoryPlan, plan_memory
+from vitds.plan.traffic import step_traffic
+
+RECIPE = "idmm_deit_tiny"
+TIMED_STEPS = 4  # the first one warms up
+
+
+def plan(
+    *,
+    model: str | None = None,
+    rows: int,
+    batch: int | None = None,
+    gpus: int = 1,
+    ds_config: str | None = None,
+    recipe: str | None = None,
+    set: Sequence[str] = (),
+    images_per_s: float | None = None,
+    hours: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Plan a pretraining and print it.
+
+    Args:
+        model: a timm model in place of the recipe's. rows: N, the images. batch: images a step, over all GPUs.
+        images_per_s: of all GPUs together. hours: measure them here instead, on one device.
+    Returns: what --json prints: bytes by part and moment, traffic, steps, hours.
+    Raises: SettingsError for an unknown model, what does not divide, a wrong recipe or DeepSpeed JSON.
+    """
+    if min(rows, gpus) < 1 or (images_per_s is not None and images_per_s <= 0):
+        raise SettingsError(f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, images_per_s above 0")
+    if hours and images_per_s is not None:
+        raise SettingsError("--hours measures what --images_per_s states; leave one out")
+    ds, given = load_ds_config(ds_config), _settings(recipe or RECIPE, model, batch, set)
+    with torch.device("meta"):
+        backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
+    sizes = backbone_sizes(backbone, given)
+    choices = micro_choices(given, gpus)
+    settings = _resolve(given, ds, sizes, rows, choices[0])
+    case = make_case(settings, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)
+    resolve_ds_config(
+        ds, settings, micro_images=case.images, accumulation=case.accumulation, ranks=gpus, precision=settings.engine.precision
+    )
+    memory = plan_memory(case)
+    found = {
+        "model": settings.backbone.name,
+        "parameters": sum(sizes.parameters),
+        "rows": rows,
+        "gpus": gpus,
+        "zero_stage": ds.zero_stage,
+        "precision": settings.engine.precision,
+        "head": settings.head.kind,
+        "global_images": settings.batch.global_images,
+        "micro_images": case.images,
+        "accumulation": case.accumulation,
+        "counts_activations": sizes.vit is not None,
+        "parts": [vars(part) | {"moments": list(part.moments)} for part in (*memory.parts, *memory.host_parts)],
+        "moments": memory.moments,
+        "peak_bytes": memory.peak,
+        "host_bytes": memory.host,
+        "micro_batches": {str(images): _peak(settings, ds, sizes, rows, gpus, images) for images in choices},
+        "traffic_bytes": step_traffic(case),
+        **_time(given, ds, rows, gpus, images_per_s, hours),
+    }
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _show(found, case, memory)
+    return found
+
+
+def _settings(recipe: str, model: str | None, batch: int | None, words: Sequence[str]) -> Settings:
+    """The recipe's, with another model and batch; the recipe's backbone.options belong to its own model."""
+    extra: dict[str, Any] = {}
+    if model is not None:
+        is_other = read_recipe(recipe).get("backbone", {}).get("name") != model
+        has_options = any(word.startswith("backbone.options") for word in words)
+        extra["backbone"] = {"name": model} | ({"options": {}} if is_other and not has_options else {})
+    if batch is not None:
+        extra["batch"] = {"global_images": batch}
+    return load_settings(recipe=recipe, method="idmm", assignments=words, flags={}, extra=extra)
+
+
+def _resolve(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, smallest: int) -> Settings:
+    """`auto` as a GPU with bf16 would resolve it; the micro batch, which needs the GPU's size, is the smallest one."""
+    precision = settings.engine.precision if settings.engine.precision != "auto" else ds.precision or "bf16"
+    micro = settings.batch.micro_images if settings.batch.micro_images != "auto" else smallest
+    return settings.model_copy(
+        update={
+            "engine": settings.engine.model_copy(update={"precision": precision}),
+            "batch": settings.batch.model_copy(update={"micro_images": micro}),
+            "head": settings.head.model_copy(update={"kind": resolve_head(settings, rows, sizes.width)}),
+        }
+    )
+
+
+def _peak(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, gpus: int, images: int) -> int:
+    """Bytes of one GPU with another micro batch."""
+    other = settings.model_copy(update={"batch": settings.batch.model_copy(update={"micro_images": images})})
+    return plan_memory(make_case(other, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)).peak
+
+
+def _time(settings: Settings, ds: DsConfig, rows: int, gpus: int, images_per_s: float | None, measures: bool) -> dict[str, Any]:
+    """Steps, and hours where a throughput is given or measured."""
+    steps = settings.epochs * steps_per_epoch(rows, settings.batch.global_images)
+    if measures:
+        images_per_s = gpus * _measured_images_per_s(settings, ds, rows, gpus)
+    seconds = steps * settings.batch.global_images / images_per_s if images_per_s else None
+    return {"steps": steps, "images_per_s": images_per_s, "is_measured": measures, "hours": seconds and seconds / 3600}
+
+
+def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: int) -> float:
+    """Of one GPU's share of a step, on this machine's device and the embedded digits, with a head of all N rows.
+
+    A GPU of G has G times the features, of all GPUs, on an N / G part of the rows: the same work.
+    """
+    images = settings.batch.global_images // gpus
+    batch = settings.batch.model_copy(update={"global_images": images, "micro_images": "auto"})
+    file = open_beton(embedded_digits("data")[0])
+    epochs = -(-TIMED_STEPS // steps_per_epoch(file.images, images))
+    own = settings.model_copy(update={"batch": batch, "epochs": epochs})
+    *_, seconds = train_steps(own, ds, file, max(rows, file.images), start_ranks(), steps=TIMED_STEPS)
+    return images / statistics.median(seconds[1:])
+
+
+def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
+    console = Console()
+    table = Table(title=f"Memory of one GPU of {case.ranks}", caption="beside the CUDA context and the libraries")
+    table.add_column("GB")
+    for moment in MOMENTS:
+        table.add_column(moment, justify="right")
+    for part in memory.parts:
+        table.add_row(part.name, *(f"{part.bytes / GB:.3f}" if moment in part.moments else "" for moment in MOMENTS))
+    table.add_section()
+    table.add_row("together", *(f"{memory.moments[moment] / GB:.3f}" for moment in MOMENTS))
+    console.print(
+        f"{found['model']} ({found['parameters']:,} parameters), {found['head']} head of {found['rows']:,} rows; "
+        f"steps of {found['global_images']:,} images = {case.ranks} GPU(s) x {case.accumulation} micro batch(es) of {case.images} images x "
+        f"{case.settings.views.count} views at {case.settings.views.crop_px} px; ZeRO {found['zero_stage']}, {found['precision']}",
+        highlight=False,
+    )
+    console.print(table)
+    lines = [f"highest: {memory.peak / GB:.2f} GB, at the {memory.worst}"]
+    if not found["counts_activations"]:
+        lines.append(f"activations are not counted: {found['model']} is no plain Vision Transformer")
+    others = ", ".join(f"{images}: {held / GB:.2f}" for images, held in found["micro_batches"].items())
+    lines.append(f"by micro batch (images: GB): {others}")
+    if memory.host:
+        lines.append(f"host memory a GPU: {memory.host / GB:.2f} GB")
+    sent = "; ".join(f"{kind} {held / GB:.3f}" for kind, held in found["traffic_bytes"].items())
+    lines.append(f"sent by a GPU in a step, GB: {sent or 'nothing, there is one'}")
+    lines.append(f"steps: {found['steps']:,}{_hours_text(found)}")
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _hours_text(found: dict[str, Any]) -> str:
+    if found["hours"] is None:
+        return "; --images_per_s or --hours gives hours"
+    how = f"measured here on one device, times {found['gpus']}, without communication" if found["is_measured"] else "as stated"
+    return f"; {found['hours']:,.1f} h at {found['images_per_s']:,.1f} images/s ({how})"
