@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,17 +40,19 @@ def bench_step(
 
     Args:
         recipe: of pretraining. data: a .beton; the embedded digits by default. rounds: of one epoch of ours and as many bare steps.
-    Returns: rows bare, bare with optimizer, step; ratio is to the first.
+    Returns: rows bare, bare with optimizer, step, and what of the step lies outside its own forward and backward; ratio is to the first.
     """
     settings = load_settings(recipe=recipe or DEFAULT_RECIPES["idmm"], method="idmm", flags={"epochs": 1})
     ds = load_ds_config(ds_config)
     device = start_ranks()
     file = open_beton(Path(data) if data else embedded_digits("data")[0])
-    times: dict[str, list[float]] = {"bare forward and backward": [], "bare with optimizer": [], "step": []}
+    names = ("bare forward and backward", "bare with optimizer", "step", "step, outside forward and backward")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        resolved, accumulation, seconds = train_steps(settings, ds, file, file.images, device)
+        resolved, accumulation, outside, seconds = train_steps(settings, ds, file, file.images, device)
         bare, with_optimizer = _bare_steps(resolved, file.images, len(seconds), accumulation, device)
         times["step"] += seconds[1:]  # the first one warms up
+        times["step, outside forward and backward"] += outside[1:]
         times["bare forward and backward"] += bare[1:]
         times["bare with optimizer"] += with_optimizer[1:]
     medians = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
@@ -60,22 +64,37 @@ def bench_step(
 
 def train_steps(
     settings: Settings, ds: DsConfig, file: BetonFile, rows: int, device: torch.device, *, steps: int | None = None
-) -> tuple[Settings, int, list[float]]:
+) -> tuple[Settings, int, list[float], list[float]]:
     """Train for a moment in a folder that is removed again.
 
     Args:
         rows: N of the instance head, the images of the file or more. steps: to stop after, at the end of the run by default.
-    Returns: resolved settings, accumulation steps, and the seconds of each step.
+    Returns: resolved settings, accumulation steps, each step's seconds outside forward and backward (on a GPU, which runs behind, those
+        outside the calls), and each step's seconds.
     """
+    inside: list[float] = []
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args)
+            inside.append(time.perf_counter() - began)
+            return result
+
+        return call
+
     with tempfile.TemporaryDirectory() as folder, noise_into(Path(folder) / "log.txt"):
         module = TrainModule(build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0), None)
         resolved = resolve_settings(settings, module.backbone, ds=ds, device=device, rows=rows, images=rows)
         with out_of_memory_told(backbone_sizes(module.backbone, resolved), resolved, ds, rows, device):
             trainer = Trainer(Run(Path(folder)), resolved, ds, file, module, rows, device, None)
             trainer.total = min(trainer.total, steps or trainer.total)
+            trainer._forward, trainer.engine.backward = timed(trainer._forward), timed(trainer.engine.backward)
             trainer.train()
-        lines = read_metrics(Path(folder) / "metrics.jsonl")
-    return resolved, trainer.accumulation, [line["time/step_s"] for line in lines]
+        seconds = [line["time/step_s"] for line in read_metrics(Path(folder) / "metrics.jsonl")]
+    calls = 2 * trainer.accumulation
+    outside = [took - sum(inside[step * calls : (step + 1) * calls]) for step, took in enumerate(seconds)]
+    return resolved, trainer.accumulation, outside, seconds
 
 
 def _bare_steps(settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device) -> tuple[list[float], list[float]]:
