@@ -54,10 +54,7 @@ def plan(
     Returns: what --json prints: bytes by part and moment, traffic, steps, hours.
     Raises: SettingsError for an unknown model, what does not divide, a wrong recipe or DeepSpeed JSON.
     """
-    if min(rows, gpus) < 1 or (images_per_s is not None and images_per_s <= 0):
-        raise SettingsError(f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, images_per_s above 0")
-    if hours and images_per_s is not None:
-        raise SettingsError("--hours measures what --images_per_s states; leave one out")
+    _check_words(rows, gpus, images_per_s, hours)
     ds, given = load_ds_config(ds_config), _settings(recipe or RECIPE, model, batch, set)
     with torch.device("meta"):
         backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
@@ -94,6 +91,13 @@ def plan(
     else:
         _show(found, case, memory)
     return found
+
+
+def _check_words(rows: int, gpus: int, images_per_s: float | None, hours: bool) -> None:
+    if min(rows, gpus) < 1 or (images_per_s is not None and images_per_s <= 0):
+        raise SettingsError(f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, images_per_s above 0")
+    if hours and images_per_s is not None:
+        raise SettingsError("--hours measures what --images_per_s states; leave one out")
 
 
 def _settings(recipe: str, model: str | None, batch: int | None, words: Sequence[str]) -> Settings:
