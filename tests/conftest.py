@@ -20,6 +20,14 @@ from tests.ranks import RankPool  # noqa: E402
 from vitds.data.build import build_beton  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def one_rank() -> Iterator[None]:
+    """A launcher's variables that a test leaves behind make every later test a rank of a group that never meets."""
+    yield
+    left = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    assert not left, f"the test left {left} in the environment"
+
+
 @pytest.fixture(scope="session")
 def rank_pool() -> Iterator[Callable[[int], RankPool]]:
     """rank_pool(2) gives two real ranks, started at the first use."""

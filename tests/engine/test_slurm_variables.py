@@ -24,8 +24,9 @@ OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER
 
 @pytest.fixture
 def step(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in OURS:
-        monkeypatch.delenv(name, raising=False)
+    for name in OURS:  # set first: what delenv does not find it does not put back, and the rank would stay for the tests to come
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
