@@ -41,6 +41,7 @@ KILLED: tuple[dict[str, Any], ...] = (
     {"stage": "2", "head__optimizer": "lean", "optimizer__average_decay": 0.9},
     {"stage": "3_offload", "head__kind": "sharded", "batch__micro_images": 4},
     {"stage": "1", "head__kind": "dense", "batch__micro_images": 4, "checkpoint__every_steps": 7},
+    {"stage": "2", "head__optimizer": "lean", "head__rows": "bf16", "head__sample_rate": 0.5, "head__lazy": True},
 )
 
 

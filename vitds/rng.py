@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     SPLIT = 14
     PROBE = 15
     NEGATIVES = 16
+    ROUNDING = 17
 
 
 def _mix(word: Word) -> Word:

@@ -10,7 +10,8 @@ from vitds.errors import SettingsError
 
 SETTINGS = Settings.model_validate({"batch": {"global_images": 192}, "mix": {"chunk_images": 8}, "optimizer": {"clip_norm": 0.5}})
 STEP = dict(micro_images=24, accumulation=4, ranks=2)
-PACKAGED = ["zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+ZERO = ["zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+PACKAGED = [*ZERO, "large_1gpu", "large_8gpu", "large_64gpu"]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_packaged_file_leaves_to_the_recipe_what_the_recipe_decides(name):
 
 
 def test_packaged_names_say_stage_and_offload():
-    table = {name: load_ds_config(name) for name in PACKAGED}
+    table = {name: load_ds_config(name) for name in ZERO}
     assert [config.zero_stage for config in table.values()] == [0, 1, 2, 2, 3, 3]
     assert [name for name, config in table.items() if config.offloads_optimizer] == ["zero2_offload", "zero3_offload"]
     assert [name for name, config in table.items() if config.offloads_parameters] == ["zero3_offload"]
@@ -169,7 +170,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
 
 def test_unknown_name_gets_the_nearest_packaged_one():
     assert refusal(load_ds_config, "zero22").startswith("ds_config zero22 is unknown; did you mean zero2?")
-    assert "one of: zero0, zero1, zero2, zero2_offload, zero3, zero3_offload" in refusal(load_ds_config, "fsdp")
+    assert f"one of: {', '.join(sorted(PACKAGED))}" in refusal(load_ds_config, "fsdp")
 
 
 def test_keys_of_other_deepspeed_versions_pass(written):

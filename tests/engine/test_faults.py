@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,8 +77,9 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(ran
     ranks[1].kill()
     pids = [str(rank.pid) for rank in ranks]
     _, said = ranks[0].communicate(timeout=60)
-    assert ranks[0].returncode == 6 and said.splitlines()[-1].startswith("vitds pretrain (rank 0): another rank of"), said
-    assert "its own message says why" in said and "Traceback" not in said and "fault of vitds" not in said
+    told = said.splitlines()[-1]
+    assert ranks[0].returncode == 6 and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a word" in told, said
+    assert told.startswith("vitds pretrain (rank 0): after ") and "Traceback" not in said and "fault of vitds" not in said
     rank_pool(2).run(small_run_path, str(run), digit_files, **options)
     assert outcome(run) == outcome(tmp_path / "whole")
     assert not [name for name in os.listdir("/dev/shm") if set(name.split("_")) & set(pids)]
@@ -91,10 +93,14 @@ def test_a_rank_that_cannot_read_its_data_says_so_and_ends_the_others(start_rank
         beton.write(bytes(int(file.sizes[image])))
     run, port = tmp_path / "run", free_port()
     words = words_of(run, (str(file.path), str(file.path)), epochs=1)
-    ranks = [start_rank(rank, port, words) for rank in range(2)]
+    ranks = [start_rank(rank, port, words, ranks=3) for rank in range(3)]
     said = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [6, 3], said
-    assert f"image {image}" in said[1].splitlines()[-1] and "another rank of" in said[0].splitlines()[-1]
+    assert [process.returncode for process in ranks] == [6, 3, 6], said
+    cause = said[1].splitlines()[-1].removeprefix("vitds pretrain (rank 1): ")
+    assert f"image {image}" in cause
+    for other in (said[0], said[2]):
+        assert f" rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: {cause.rstrip('.')}. This rank ends with it" in other
+        assert "rank 0 (process" not in other and "rank 2 (process" not in other
     assert not any("Traceback" in text for text in said)
 
 
@@ -106,6 +112,7 @@ def test_a_rank_that_hangs_says_where_and_ends_the_others(digit_files, start_ran
     said = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [6, 6], said
     step = int(said[1].partition("rank 1 hangs: step ")[2].split()[0])
+    assert f"rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: rank 1 hangs: step {step} has taken" in said[0]
     assert step in (len(read_metrics(run / "metrics.jsonl")) + ahead for ahead in (-1, 0)) and " in hang\n" in said[1]
 
 

@@ -61,7 +61,11 @@ def test_first_rows_are_the_images_features_centred_and_scaled(digit_files) -> N
     torch.testing.assert_close(head.weight.data, 0.02 * expected / expected.square().mean().sqrt(), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"head__init": "features"}, {"head__sample_rate": 0.5}], ids=str)
+LAZY = {"head__sample_rate": 0.5, "head__lazy": True}
+LEAN_BF16 = {"head__optimizer": "lean", "head__rows": "bf16"}
+
+
+@pytest.mark.parametrize("options", [{"head__init": "features"}, {"head__sample_rate": 0.5}, LAZY, LEAN_BF16, LAZY | LEAN_BF16], ids=str)
 def test_a_stopped_run_goes_on_to_the_same_lines(rank_pool, digit_files, tmp_path: Path, options: dict[str, Any]) -> None:
     options |= {"epochs": 3, "head__kind": "sharded", "checkpoint__every_steps": 1}
     rank_pool(2).run(whole_run, str(tmp_path / "whole"), digit_files, **options)

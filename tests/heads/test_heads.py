@@ -117,6 +117,22 @@ def test_sharded_head_equals_cross_entropy_on_real_ranks(rank_pool, ranks: int, 
     check(whole(rank_pool(ranks).run(sharded_on_a_rank, rows, options)), reference(rows, **options))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.2])
+def test_bfloat16_rows_give_the_loss_of_their_values_and_its_gradient_rounded(temperature: float | None) -> None:
+    features, targets = make_rows(50)
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        head, x = ShardedHead(50, WIDTH, dtype=dtype, **form(temperature=temperature)), features.clone().requires_grad_()
+        head.weight.data.copy_(head.weight.data.bfloat16())
+        losses, _ = head(x, targets)
+        (losses * targets.weight).sum().backward()
+        assert head.weight.grad.dtype == dtype
+        found[dtype] = (losses.detach(), x.grad, head.weight.grad.float())
+    for rounded, exact in zip(found[torch.bfloat16], found[torch.float32], strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=5e-4)  # a row's sum of targets is rounded at each addition
+    torch.testing.assert_close(found[torch.bfloat16][:2], found[torch.float32][:2], rtol=1e-5, atol=1e-5)  # no rounding there
+
+
 def test_micro_steps_add_up_in_the_sharded_heads_memory() -> None:
     once, thrice = (sharded_on_a_rank(50, form(), micro_steps) for micro_steps in (1, 3))
     for name in ("features", "weight", "bias"):

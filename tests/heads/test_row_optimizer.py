@@ -14,7 +14,7 @@ from vitds.config.tree import Head, Settings
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.resolve import head_reason, resolve_head
 from vitds.errors import RunError, SettingsError
-from vitds.heads.optimizer import LeanAdamW, build_row_optimizer
+from vitds.heads.optimizer import LeanAdamW, build_row_optimizer, rounded_by_chance
 from vitds.runs.checkpoint import CheckpointReader, newest_sound, verify_checkpoint, write_checkpoint
 
 ROWS, WIDTH = 50, 8
@@ -64,6 +64,38 @@ def test_states_have_the_stated_bytes_and_steps_no_temporaries(kind: str, bytes_
     with Allocations() as made:
         optimizer.step()
     assert max(made.numbers, default=0) <= 64 * WIDTH
+
+
+def bf16_weight(value: float, rows: int = 1000) -> tuple[nn.Parameter, LeanAdamW]:
+    weight = nn.Parameter(torch.full((rows, WIDTH), value, dtype=torch.bfloat16))
+    holder = nn.Module()
+    holder.weight = weight
+    settings = Settings().optimizer.model_copy(update=dict(lr_peak=1e-4, weight_decay=0.0))
+    return weight, build_row_optimizer(holder, "lean", settings)
+
+
+def test_bfloat16_rows_have_six_bytes_a_number_and_four_a_row() -> None:
+    weight, optimizer = bf16_weight(1.0)
+    weight.grad = torch.ones_like(weight)
+    held = [weight, weight.grad, *(tensor for name, tensor in optimizer.state[weight].items() if name != "step")]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in held) == 1000 * (6 * WIDTH + 4)
+
+
+def test_updates_below_bfloat16s_rounding_are_kept_on_average() -> None:
+    """Forty steps of 1e-4 from 1.0, where neighbours are 0.004 apart: to the nearest none would move anything."""
+    weight, optimizer = bf16_weight(1.0)
+    moved = stepped(optimizer, weight, [torch.ones(1000, WIDTH, dtype=torch.bfloat16)] * 40).double()
+    assert {1.0, 0.99609375} <= set(moved.unique().tolist())
+    assert abs(float(moved.mean()) - (1 - 40e-4)) < 5 * float(moved.std()) / moved.numel() ** 0.5
+
+
+def test_chance_is_a_function_of_its_key() -> None:
+    value = torch.randn(100, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rounded_by_chance(value, 0, 3, 5), rounded_by_chance(value, 0, 3, 5))
+    assert not torch.equal(rounded_by_chance(value, 0, 3, 5), rounded_by_chance(value, 0, 4, 5))
+    kept = value.bfloat16()
+    assert torch.equal(rounded_by_chance(kept.float(), 0, 1), kept)  # what bfloat16 holds exactly stays
+    assert ((rounded_by_chance(value, 0, 1) - value).abs() <= value.abs() / 128).all()
 
 
 def test_rows_without_a_gradient_stay() -> None:

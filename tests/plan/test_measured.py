@@ -17,6 +17,8 @@ at_length = pytest.mark.skipif(os.environ.get("VITDS_PLAN_TESTS") != "1", reason
 
 ACTIVATIONS = {"views.crop_px": 48, "batch.micro_images": 8}
 SHARDED = {"batch.micro_images": 4, "head.kind": "sharded"}
+LEAN_BF16 = {"head.optimizer": "lean", "head.rows": "bf16"}
+LAZY = {"head.sample_rate": 0.1, "head.lazy": "true"}
 # ranks, ZeRO stage, rows, backbone, settings: 8 images a step of 6 crops at 32 px where not said otherwise
 CASES = [
     (1, 0, 60, NARROW, ACTIVATIONS),
@@ -28,8 +30,12 @@ MORE = [
     (1, 3, 60, WIDE, {"batch.micro_images": 8}),
     (1, 0, 60, WIDE, {"batch.micro_images": 8, "optimizer.average_decay": 0.9}),
     (2, 0, 50_001, WIDE, SHARDED),
+    (2, 2, 100_001, WIDE, SHARDED | LEAN_BF16),
+    (2, 0, 50_001, WIDE, SHARDED | LAZY),
+    (1, 0, 100_001, WIDE, SHARDED | LEAN_BF16 | LAZY),
     (2, 1, 60, WIDE, {"batch.micro_images": 2}),
     (2, 3, 60, WIDE, {"batch.micro_images": 4}),
+    (2, 2, 60, WIDE, {"batch.micro_images": 4, "backbone.frozen": "[blocks.0, blocks.1, blocks.2]"}),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,12 +15,15 @@ import torch
 
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
-from vitds.engine.memory import out_of_memory_told
+from vitds.config.tree import Backbone, Settings
+from vitds.engine.memory import backbone_sizes, out_of_memory_told
 from vitds.errors import ResourceError, SettingsError
 from vitds.jobs.plan import plan
+from vitds.models.build import build_backbone
 from vitds.plan.case import BackboneSizes, Case, make_case
 from vitds.plan.memory import MOMENTS, memory_parts, sums
 from vitds.plan.totals import plan_memory
+from vitds.plan.traffic import step_traffic
 
 ROOT = Path(__file__).parents[2]
 SIZES = BackboneSizes((1_000_000, 1000, 2_000_000), 100, None)  # 3,001,000 numbers
@@ -49,6 +53,22 @@ def bytes_of(case: Case, *names: str) -> list[int]:
 def test_states_are_shared_by_stage(stage: int, numbers: tuple[int, ...]) -> None:
     names = [f"backbone: {part}" for part in ("weights", "fp32 masters", "Adam's moments", "gradients")]
     assert bytes_of(case_of(stage), *names) == [3_001_000 * number for number in numbers]
+
+
+def test_frozen_weights_have_neither_states_nor_gradients() -> None:
+    part, whole = (dataclasses.replace(SIZES, parameters=trained, frozen=3_001_000 - sum(trained)) for trained in ((1000, 2_000_000), ()))
+    names = [f"backbone: {part}" for part in ("weights", "frozen weights", "fp32 masters", "Adam's moments", "gradients")]
+    for sizes, trained in ((part, 2_001_000), (whole, 0)):
+        case = dataclasses.replace(case_of(3), backbone=sizes)
+        assert bytes_of(case, *names) == [trained * 2, (3_001_000 - trained) * 2, trained * 2, trained * 4, trained * 2]
+        assert case.weights == 3_501_000 and plan_memory(case).peak < plan_memory(case_of(3)).peak
+        assert step_traffic(case)["gradients reduced"] == (trained + 500_000) * 4 * case.accumulation
+
+
+def test_backbone_sizes_tell_frozen_numbers_apart() -> None:
+    settings = Settings(backbone=Backbone(frozen=("patch_embed",)))
+    sizes = backbone_sizes(build_backbone(settings.backbone, crop_px=112, seed=0), settings)
+    assert (sum(sizes.parameters) + sizes.frozen, sizes.frozen) == (5_496_192, 192 * 3 * 16 * 16 + 192)
 
 
 def test_bf16_weights_have_fp32_masters_and_half_the_gradients(tmp_path: Path) -> None:

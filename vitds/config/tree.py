@@ -98,12 +98,16 @@ class Mix(Section):
 
 
 class Backbone(Section):
-    """A timm model. `options` go to timm.create_model as they are (patch_size, embed_dim, depth, ...)."""
+    """A timm model. `options` go to timm.create_model as they are (patch_size, embed_dim, depth, ...).
+
+    frozen: parts that keep their first weights, as their parameters' names begin: patch_embed, blocks.0, cls_token.
+    """
 
     name: str = "deit_tiny_patch16_224"
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     patch_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     options: dict[str, Any] = {}
+    frozen: tuple[str, ...] = ()
 
 
 class Head(Section):
@@ -118,12 +122,18 @@ class Head(Section):
     lr_scale: Annotated[float, Field(gt=0)] = 1.0
     init: Literal["noise", "features"] = "noise"
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lazy: bool = False
+    rows: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _is_sharded_where_it_must_be(self) -> Head:
         if self.needs_shards and self.kind == "dense":
             wanted = "optimizer lean" if self.optimizer == "lean" else f"sample_rate {self.sample_rate:g}"
             raise ValueError(f"{wanted} is for a sharded head, got kind dense; set kind to sharded or auto")
+        if self.lazy and self.sample_rate == 1:
+            raise ValueError("lazy is for sampled negatives, but with sample_rate 1 every row is in play in each step; set one of them")
+        if self.rows == "bf16" and self.optimizer != "lean":
+            raise ValueError(f"rows bf16 need the lean optimizer, which rounds them by chance, got optimizer {self.optimizer}")
         return self
 
     @property

@@ -28,11 +28,12 @@ class SkippableAdamW(torch.optim.AdamW):
 
 def parameter_groups(module: nn.Module, head_lr_scale: float) -> list[dict[str, Any]]:
     """One group, weight decay on everything, as the paper's code has it (METHOD 3.4); the head in a second one if its rate is another."""
-    head = [parameter for name, parameter in module.named_parameters() if name.startswith("head.")]
-    if head_lr_scale == 1.0 or not head:
-        return [{"params": list(module.parameters())}]
-    others = [parameter for name, parameter in module.named_parameters() if not name.startswith("head.")]
-    return [{"params": others}, {"params": head, "lr_scale": head_lr_scale}]
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if head_lr_scale == 1.0:
+        return [{"params": list(trained.values())}]
+    head = [parameter for name, parameter in trained.items() if name.startswith("head.")]
+    others = [parameter for name, parameter in trained.items() if not name.startswith("head.")]
+    return [group for group in ({"params": others}, {"params": head, "lr_scale": head_lr_scale}) if group["params"]]
 
 
 def build_optimizer(module: nn.Module, settings: Optimizer, *, head_lr_scale: float = 1.0, on_host: bool = False) -> SkippableAdamW:
@@ -51,8 +52,13 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
 
     Args:
         settings: resolved; no `auto` is left.
-    Raises: SettingsError if the JSON and the recipe contradict each other, or bf16 parameters meet a BatchNorm.
+    Raises: SettingsError if the JSON and the recipe contradict each other, bf16 parameters meet a BatchNorm, or nothing is left to train.
     """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise SettingsError(
+            "backbone.frozen freezes the whole backbone, and a sharded head trains outside the engine, which has nothing left to do; "
+            "leave a part out, or set head.kind=dense"
+        )
     config = resolve_ds_config(
         ds,
         settings,

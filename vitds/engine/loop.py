@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from jaxtyping import Float
@@ -97,7 +98,8 @@ class Trainer:
         self.width = width = module.backbone.num_features
         self.head: HeadShard | None = None
         if settings.head.kind == "sharded":
-            self.head = HeadShard(rows, width, settings, device)
+            rates = np.array([self._rate(step) for step in range(self.total)]) if settings.head.lazy else None
+            self.head = HeadShard(rows, width, settings, device, rates)
         else:
             module.head = DenseHead(rows, width, seed=settings.seed, **settings.head.form)
             if class_head is not None:
@@ -175,7 +177,7 @@ class Trainer:
             self.live = Live(
                 self.run, self.settings, steps_done=self.done, total_steps=self.total, steps_per_epoch=self.loader.steps_per_epoch
             )
-        handlers, watchdog = self._listen(), Watchdog()
+        handlers, watchdog = self._listen(), Watchdog(self.run.path / "log.txt")
         batches = self.loader.batches(self.done, self.total)
         self.engine.train()
         try:
@@ -200,7 +202,7 @@ class Trainer:
         """One optimizer step; returns whether a checkpoint and whether a stop is due, agreed by all ranks."""
         started = time.perf_counter()
         step, waited = self.done, 0.0
-        rate = learning_rate(step, lr_peak=self.settings.optimizer.lr_peak, warmup=self.warmup, total=self.total)
+        rate = self._rate(step)
         for group in (*self.engine.optimizer.param_groups, *(self.head.optimizer.param_groups if self.head else ())):
             group["lr"] = rate * group.get("lr_scale", 1.0)
         groups = len(self.settings.views.groups)
@@ -237,12 +239,17 @@ class Trainer:
             self.live.step(line)
         return wants_save, wants_stop
 
+    def _rate(self, step: int) -> float:
+        return learning_rate(step, lr_peak=self.settings.optimizer.lr_peak, warmup=self.warmup, total=self.total)
+
     def _probe(self) -> dict[str, float]:
         """probe/… numbers and their own time at the end of every eval.every_epochs-th epoch."""
         every = self.settings.eval.every_epochs * self.loader.steps_per_epoch
         if self.probes is None or self.done % every:
             return {}
         started = time.perf_counter()
+        if self.head is not None and self.head.lazy:
+            self.head.lazy.settle(self.done)
         found = self.probes.measure(self.state.weights(), self.head)
         return found | {"time/probe_s": time.perf_counter() - started}
 

@@ -62,7 +62,9 @@ def _peak_bytes(backbone: nn.Module, settings: Settings, images: int, device: to
 
 def backbone_sizes(backbone: nn.Module, settings: Settings) -> BackboneSizes:
     """The numbers of a backbone, on any device (also torch's meta), that the plan needs; before DeepSpeed takes its weights apart."""
-    return BackboneSizes(tuple(parameter.numel() for parameter in backbone.parameters()), backbone.num_features, _vit(backbone, settings))
+    trained = tuple(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in backbone.parameters() if not parameter.requires_grad)
+    return BackboneSizes(trained, backbone.num_features, _vit(backbone, settings), frozen)
 
 
 def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:

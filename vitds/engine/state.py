@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.utils import (
@@ -30,6 +31,7 @@ class EngineState:
     """Reads and writes an engine's state; all methods that touch tensors are called by every rank together.
 
     Averaged weights lie in the optimizer's state beside the moments, each rank its part, so ZeRO shards, and we save, all alike.
+    Frozen parameters have neither masters nor states; ZeRO-3 shards them as it does others.
 
     Args:
         average_decay: of the moving average of the weights; 0: none is kept.
@@ -72,7 +74,7 @@ class EngineState:
         """
         kept: dict[str, Tensor] = {}
         for number, (name, parameter) in enumerate(self.parameters.items()):
-            for key in (None, *self.keys):
+            for key in self._keys(parameter):
                 value = self._get(parameter, key)
                 if number % dist.world_size() == dist.rank():
                     kept[name if key is None else f"{name}.{key}"] = value.detach().clone()
@@ -86,7 +88,10 @@ class EngineState:
         The statistics of a BatchNorm are each rank's own; a checkpoint holds those of rank 0, so only they may decide a number.
         """
         key = AVERAGE if averaged else None
-        masters = {name: self._get(parameter, key).detach().cpu().clone() for name, parameter in self.parameters.items()}
+        masters = {
+            name: self._get(parameter, key if parameter.requires_grad else None).detach().cpu().clone()
+            for name, parameter in self.parameters.items()
+        }
         return masters | dist.broadcast_object({name: buffer.detach().cpu().clone() for name, buffer in self._buffers()})
 
     def write(self, saved: CheckpointReader, updates: int) -> None:
@@ -95,7 +100,7 @@ class EngineState:
         Raises: RunError if a name is missing.
         """
         for name, parameter in self.parameters.items():
-            for key in (None, *self.keys):
+            for key in self._keys(parameter):
                 self._set(parameter, saved.get(name if key is None else f"{name}.{key}"), key)
         with torch.no_grad():
             for name, buffer in self._buffers():
@@ -107,7 +112,14 @@ class EngineState:
         """Persistent buffers (BatchNorm's); the keyed masks are made anew before each forward."""
         return list(_persistent_buffers(self.engine.module).items())
 
+    def _keys(self, parameter: nn.Parameter) -> tuple[str | None, ...]:
+        """None for the weight itself, and the names of its states."""
+        return (None, *self.keys) if parameter.requires_grad else (None,)
+
     def _get(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        if not parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                return parameter.detach().float().clone()
         if self.stage == 0:
             return parameter if key is None else self.inner.state[parameter][key]
         return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
@@ -115,10 +127,12 @@ class EngineState:
     @torch.no_grad()
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
         value = value.to(torch.float32)
-        if self.stage == 0:
-            self._get(parameter, key).copy_(value)
-        elif self.stage == 3:
+        if self.stage == 3:
             self._set_partition(parameter, value, key)
+        elif not parameter.requires_grad:
+            parameter.copy_(value)
+        elif self.stage == 0:
+            self._get(parameter, key).copy_(value)
         elif key is None:
             safe_set_full_fp32_param(parameter, value.to(parameter.device))
             parameter.data.copy_(value)  # the setter changes the master only; the module's copy would follow a step late
@@ -134,7 +148,8 @@ class EngineState:
         if key is not None:
             safe_set_local_optimizer_state(parameter, own, key)
             return
-        safe_set_local_fp32_param(parameter, own)
+        if parameter.requires_grad:
+            safe_set_local_fp32_param(parameter, own)
         parameter.ds_tensor.data.copy_(own)
         if parameter.data.numel() == value.numel():  # small parameters stay gathered on every rank
             parameter.data.copy_(value.view_as(parameter.data))

@@ -7,8 +7,10 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 from vitds import dist
+from vitds.engine.peers import leave_word
 from vitds.errors import ResourceError
 
 HUNG_AFTER_S = 1500.0  # for one step, with its save and probes; less than the half hour after which collectives give up without a word
@@ -18,9 +20,13 @@ class Watchdog:
     """Ends this process, with the stacks of all threads, when `at` is not called for HUNG_AFTER_S.
 
     Every waiting rank tells its own; the one that does not stand in a collective is the one to look at.
+
+    Args:
+        log: the run's, for the other ranks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
+        self.log = log
         self.step, self.since, self.is_over = 0, time.monotonic(), threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -37,5 +43,6 @@ class Watchdog:
             if time.monotonic() - self.since > HUNG_AFTER_S:
                 text = f"rank {dist.rank()} hangs: step {self.step} has taken {HUNG_AFTER_S:.0f} s; its threads are at"
                 print(text, file=sys.stderr, flush=True)
+                leave_word(self.log, text)
                 faulthandler.dump_traceback()
                 os._exit(ResourceError.exit_code)

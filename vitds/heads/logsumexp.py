@@ -91,7 +91,7 @@ def row_terms(
     with torch.autocast(features.device.type, enabled=False):
         x_MD = features.to(lse_M.dtype)
         if is_cosine:
-            picked_MKD = torch.nn.functional.normalize(picked_MKD, dim=2, eps=SHORTEST_ROW)
+            picked_MKD = torch.nn.functional.normalize(picked_MKD.to(lse_M.dtype), dim=2, eps=SHORTEST_ROW)
         logit_MK = torch.einsum("md,mkd->mk", *(part.to(plan.product).to(lse_M.dtype) for part in (features, picked_MKD)))
         logit_MK = logit_MK if bias is None else logit_MK + bias[picks]
         total_M = None
@@ -241,6 +241,7 @@ def _chunks(weight_nD: Tensor, plan: Plan) -> Iterator[tuple[slice, Tensor, Tens
         span = slice(first, min(first + plan.chunk_rows, len(weight_nD)))
         rows_cD, length_c1 = weight_nD[span], None
         if plan.is_cosine:
+            rows_cD = rows_cD.to(torch.promote_types(rows_cD.dtype, torch.float32))
             length_c1 = torch.linalg.vector_norm(rows_cD, dim=1, keepdim=True).clamp_min(SHORTEST_ROW)
             rows_cD = rows_cD / length_c1
         yield span, rows_cD.to(plan.product), length_c1

@@ -18,6 +18,7 @@ from vitds import dist
 from vitds.batch import Targets
 from vitds.errors import SettingsError
 from vitds.heads.dense import initial_rows, scaled_features
+from vitds.heads.lazy import LazyRows
 from vitds.heads.logsumexp import check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.heads.sampling import drawn_rows
@@ -79,12 +80,13 @@ class ShardedHead(nn.Module):
     Args:
         rows: N over all ranks. width: D. temperature: of the cosine form; None: linear.
         sample_rate: the share of rows that stands for all negatives of a step; 1: all of them.
+        dtype: of the weight and its gradient, float32 or bfloat16; biases are float32.
     Raises: SettingsError if there are fewer rows than ranks, or so few that a rank may find none of its own drawn.
     """
 
     def __init__(
         self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None,
-        sample_rate: float = 1.0,
+        sample_rate: float = 1.0, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__()
         if rows < dist.world_size():
@@ -97,9 +99,10 @@ class ShardedHead(nn.Module):
         self.rows, self.label_smoothing, self.temperature = rows, label_smoothing, temperature
         self.sample_rate, self.seed = sample_rate, seed
         self.first, self.last = row_range(rows, dist.rank(), dist.world_size())
-        self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed))
+        self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed, dtype))
         self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if bias else None
         self.gradient: Tensor | None = None
+        self.lazy: LazyRows | None = None
 
     def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0) -> tuple[Float[Tensor, "M"], Targets]:
         """Loss of each of the R·m rows, the same on every rank, and the targets of those rows.
@@ -139,10 +142,11 @@ class ShardedHead(nn.Module):
         counts_n = drawn_rows(self.rows, self.first, self.last, rate=self.sample_rate, seed=self.seed, step=step).to(x_MD.device)
         counts_n[local_M2[is_own_M2]] = 1.0
         taken_k = counts_n.nonzero().squeeze(1)
-        counts_k, weight_kD = counts_n[taken_k], self.weight.index_select(0, taken_k)
+        counts_k = counts_n[taken_k]
+        weight_kD, *bias = self.lazy.take(taken_k, step) if self.lazy else [part.index_select(0, taken_k) for part in self.parameters()]
+        weight_kD, bias_k = weight_kD.float(), bias[0] if bias else torch.zeros_like(counts_k)
         if self.temperature is not None:
             weight_kD = nn.functional.normalize(weight_kD, dim=1)
-        bias_k = counts_k.new_zeros(len(taken_k)) if self.bias is None else self.bias.index_select(0, taken_k)
         place_M2 = torch.searchsorted(taken_k, local_M2).clamp_max(len(taken_k) - 1)
         lse_M, logit_M2, _ = row_terms(x_MD, weight_kD, bias_k + counts_k.log(), place_M2, sums_rows=False, is_cosine=False)
         with torch.autocast(x_MD.device.type, enabled=False):

@@ -68,7 +68,7 @@ def plan(
     memory = plan_memory(case)
     found = {
         "model": settings.backbone.name,
-        "parameters": sum(sizes.parameters),
+        "parameters": sum(sizes.parameters) + sizes.frozen,
         "rows": rows,
         "gpus": gpus,
         "zero_stage": ds.zero_stage,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +18,13 @@ from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.engine.loop import Trainer, TrainModule
 from vitds.engine.memory import backbone_sizes, out_of_memory_told
+from vitds.engine.peers import Peers
 from vitds.engine.process import leave_ranks_at_exit, noise_into, start_ranks
 from vitds.engine.resolve import head_reason, resolve_settings
-from vitds.errors import ResourceError
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
 from vitds.runs.directory import Run, given_settings, next_run_path, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
-
-PEER_IS_GONE = re.compile("connection (closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
 
 
 @dataclass
@@ -39,6 +36,7 @@ class Session:
     device: torch.device
     lock: RunLock | None
     started: float
+    peers: Peers
 
     def say(self, text: str) -> None:
         """A line for the person, once."""
@@ -51,21 +49,15 @@ def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Sess
     """Join the ranks, take the run directory, and go on with its saved settings if it was started before.
 
     Raises: RunLockedError if another process writes to it; RunError if it cannot be written or was started with other settings;
-        ResourceError if another rank ends.
+        ResourceError if another rank ends (names it and its cause).
     """
     started = time.perf_counter()
     device = start_ranks()
     path = Path(run) if run else dist.on_main(next_run_path, recipe)
     lock = dist.on_main(RunLock, path)
     try:
-        yield Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started)
-    except RuntimeError as error:  # gloo's and NCCL's
-        if not PEER_IS_GONE.search(str(error)):
-            raise
-        raise ResourceError(
-            f"another rank of {path} ended, so this one cannot go on; its own message says why. Start the same command again: it goes "
-            "on from the last checkpoint."
-        ) from error
+        with Peers(path / "log.txt").end_told() as peers:
+            yield Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started, peers)
     finally:
         if dist.is_main():
             lock.release()
@@ -94,6 +86,7 @@ def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile 
         with noise_into(run.path / "log.txt"):
             trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file, class_head)
             problems = trainer.resume()
+        session.peers.when = lambda: f"after {trainer.done} steps"
         for problem in problems:
             session.say(f"passed over a damaged checkpoint: {problem}")
         session.say(_headline(session, trainer, file, ds, rows))

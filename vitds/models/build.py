@@ -19,9 +19,10 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
     """A timm model without classifier, its weights a function of the seed alone; forward gives pooled features (M, D).
 
     Args:
-        settings: name and options; drop_path and patch_drop are passed where the model takes them.
+        settings: name and options; drop_path and patch_drop are passed where the model takes them; frozen parts need no gradient.
         crop_px: image side, for models whose position embedding depends on it.
-    Raises: SettingsError for an unknown name (with near ones), an option the model does not take, or a side its patches do not divide.
+    Raises: SettingsError for an unknown name (with near ones), an option the model does not take, a side its patches do not divide, or
+        a frozen part that it does not have.
     """
     if not timm.is_model(settings.name):
         near = difflib.get_close_matches(settings.name, timm.list_models(), 3, 0.5)
@@ -43,7 +44,24 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
     if patch is not None and "img_size" in options and any(crop_px % side for side in patch):
         raise SettingsError(f"views.crop_px {crop_px} is not a multiple of {settings.name}'s patch of {patch[0]} pixels")
     replace_stochastic(backbone)
+    for part in settings.frozen:
+        freeze_part(backbone, part)
     return backbone
+
+
+def freeze_part(backbone: nn.Module, part: str) -> None:
+    """Parameters named `part`, or with names that begin with it and a dot, need no gradient: `blocks.1` does not mean blocks.10.
+
+    Raises: SettingsError if there are none (names near ones).
+    """
+    names = [name for name, _ in backbone.named_parameters()]
+    chosen = [name for name in names if f"{name}.".startswith(f"{part}.")]
+    if not chosen:
+        parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+        near = difflib.get_close_matches(part, sorted(parts), 3, 0.5) or sorted({name.split(".")[0] for name in names})
+        raise SettingsError(f"backbone.frozen {part!r}: no parameter's name begins so; there are {', '.join(near)}")
+    for name in chosen:
+        backbone.get_parameter(name).requires_grad_(False)
 
 
 def feature_width(backbone: nn.Module) -> int:

@@ -16,11 +16,17 @@ BUCKETS = {"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e7, "stage
 
 @dataclass(frozen=True)
 class BackboneSizes:
-    """What of a backbone enters: how many numbers each parameter has, in order; D; its form, None if it is no plain Vision Transformer."""
+    """What of a backbone enters.
+
+    Attributes:
+        parameters: how many numbers each has that trains, in order. width: D. vit: its form, None if it is no plain Vision Transformer.
+        frozen: numbers that have weights and nothing else.
+    """
 
     parameters: tuple[int, ...]
     width: int
     vit: Vit | None
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,13 @@ class Case:
 
     @property
     def engine(self) -> int:
-        """All that DeepSpeed holds: the backbone's numbers and a dense head's."""
+        """All that DeepSpeed trains: the backbone's numbers and a dense head's."""
         return sum(self.backbone.parameters) + sum(self.head)
+
+    @property
+    def weights(self) -> int:
+        """All that passes forward: these and the frozen."""
+        return self.engine + self.backbone.frozen
 
     @property
     def has_masters(self) -> bool:

@@ -46,6 +46,7 @@ def _engine(case: Case) -> Iterator[Part]:
     """What stays from step to step."""
     share = case.ranks if case.stage == 3 else 1
     state_share = case.ranks if case.stage else 1
+    yield Part("backbone: frozen weights", case.backbone.frozen * case.weight // share, MOMENTS, case.offloads_weights)
     for name, numbers in (("backbone", sum(case.backbone.parameters)), ("dense head", sum(case.head))):
         yield Part(f"{name}: weights", numbers * case.weight // share, MOMENTS, case.offloads_weights)
         if case.has_masters:
@@ -80,7 +81,8 @@ def _passing(case: Case) -> Iterator[Part]:
     if case.stage == 3:
         width = bucket * (6 if case.is_autocast else w)  # 4 + 2 bytes: a bucket of either dtype
         yield Part("reduce_bucket_size buffers", width if case.on_gpu else min(p, bucket) * w, STEP)
-        gathered = min(p, case.buckets["stage3_max_live_parameters"]) + min(p, case.buckets["stage3_prefetch_bucket_size"])
+        live, ahead = case.buckets["stage3_max_live_parameters"], case.buckets["stage3_prefetch_bucket_size"]
+        gathered = min(case.weights, live) + min(case.weights, ahead)
         yield Part("gathered weights", gathered * case.compute if case.ranks > 1 else 0, ("backward",))
     if case.offloads_states:
         yield Part("gradients in fp32, host", share * 4, ("reduce", "update"), True)
@@ -88,23 +90,27 @@ def _passing(case: Case) -> Iterator[Part]:
     if case.stage or w == 2:
         yield Part("gradients as the optimizer takes them", (share if case.stage else p) * 4, ("update",))
     # torch's AdamW: two temporaries of a parameter's size one by one on a CPU, one of all parameters together on a GPU.
-    held = share if case.stage else (p if case.on_gpu or w == 2 else max(*case.backbone.parameters, *case.head))
+    held = share if case.stage else (p if case.on_gpu or w == 2 else max((*case.backbone.parameters, *case.head), default=0))
     yield Part("optimizer's temporaries", held * 4 * (1 if case.on_gpu else 2), ("update",))
     if case.stage:
-        whole = p * 4 if case.stage == 3 else p * w
+        whole = case.weights * 4 if case.stage == 3 else p * w
         yield Part("weights as they were built", whole, ("start",))
 
 
 def _head(case: Case) -> Iterator[Part]:
     """A sharded head's rows; and what either kind needs while it works (see vitds/heads)."""
     width = case.backbone.width
-    numbers = case.shard_rows * (width + case.settings.head.bias)
-    is_lean = case.settings.head.optimizer == "lean"
-    yield Part("sharded head: weight", numbers * 4, MOMENTS)
-    yield Part("sharded head: gradient", numbers * 4, STEP)
-    yield Part("sharded head: moments" + ", lean" * is_lean, numbers * 2 + case.shard_rows * 4 if is_lean else numbers * 8, STEP)
-    crops = case.crops * (case.ranks if case.shard_rows else 1)
-    logits = crops * (case.shard_rows or case.rows) * case.compute
+    form, n = case.settings.head, case.shard_rows
+    crops = case.crops * (case.ranks if n else 1)
+    taken = min(n, int(n * form.sample_rate) + 2 * crops)
+    weight = n * (width * (2 if form.rows == "bf16" else 4) + 4 * form.bias)
+    a_row = (2 * (width + form.bias) + 4 * (1 + form.bias)) if form.optimizer == "lean" else 8 * (width + form.bias)
+    yield Part("sharded head: weight", weight, MOMENTS)
+    yield Part("sharded head: gradient", 0 if form.lazy else weight, STEP)
+    yield Part("sharded head: moments" + ", lean" * (form.optimizer == "lean"), n * a_row + 4 * n * form.lazy, STEP)
+    if n and form.sample_rate < 1:
+        yield Part("sharded head: rows in play, their gradients", taken * (width + form.bias) * 4 * 2, ("backward", "reduce", "update"))
+    logits = crops * (taken if n else case.rows) * case.compute
     chunk = GPU_CHUNK_NUMBERS if case.on_gpu else CPU_CHUNK_NUMBERS
     # Features of all ranks, two targets' rows for each, gradients of these three, and two copies on the way: eight (M, D).
     yield Part("head at work", crops * width * 4 * 8 + (logits if logits <= KEEP_BYTES else 2 * chunk * 4), ("backward",))
@@ -117,7 +123,7 @@ def _forward(case: Case) -> Iterator[Part]:
     yield Part("crops, float32" + " and cast" * (case.compute == 2), pixels * (4 + (2 if case.compute == 2 else 0)), ("backward",))
     yield Part("crops waiting, uint8", pixels * (RING_SLOTS - 1 + case.settings.data.workers), STEP, True)
     if case.is_autocast and case.stage != 3:
-        yield Part("bf16 copies of weights", case.engine * 2, ("backward",))
+        yield Part("bf16 copies of weights", case.weights * 2, ("backward",))
     vit = case.backbone.vit
     if vit is None:
         return
@@ -132,7 +138,7 @@ def _save(case: Case) -> Iterator[Part]:
     """Masters, moments and averages, copied for a checkpoint by ranks in turn; a sharded head's rows are copied only from a GPU."""
     sizes = (*case.backbone.parameters, *case.head)
     most = max(sum(sizes[rank :: case.ranks]) for rank in range(case.ranks))
-    copies = most * 4 * (4 if case.settings.optimizer.average_decay else 3)
+    copies = most * 4 * (4 if case.settings.optimizer.average_decay else 3) + case.backbone.frozen * 4 // case.ranks
     yield Part("copies for a checkpoint", copies, ("save",))
     if case.on_gpu:
         yield Part("copies for a checkpoint, host", copies, ("save",), True)

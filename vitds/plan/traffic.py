@@ -20,8 +20,8 @@ def step_traffic(case: Case) -> dict[str, int]:
         traffic["updated weights gathered"] = p * case.weight // ranks
     if case.stage == 3:
         # Once for forward and backward together, while all weights may be live at a time; else once for each.
-        passes = 1 if p <= case.buckets["stage3_max_live_parameters"] else 2
-        traffic["weights gathered"] = p * sent // ranks * micro_steps * passes
+        passes = 1 if case.weights <= case.buckets["stage3_max_live_parameters"] else 2
+        traffic["weights gathered"] = case.weights * sent // ranks * micro_steps * passes
     if case.shard_rows:
         traffic["sharded head: features, targets, gradients"] = micro_steps * bytes_sent(case.crops * ranks, case.backbone.width, ranks)
     return traffic

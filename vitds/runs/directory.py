@@ -115,8 +115,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def next_run_path(recipe: str, root: Path = Path("runs")) -> Path:
     """runs/<recipe>-<n> with the next free number."""
     name = Path(recipe).stem
-    # A start that failed leaves a folder with nothing but its lock; its number is free.
-    used = [path for path in root.glob(f"{name}-*") if any(child.name != "lock" for child in path.iterdir())]
+    # A start that failed leaves a folder with nothing but its lock and what its ranks said last; its number is free.
+    used = [path for path in root.glob(f"{name}-*") if any(child.name not in ("lock", "log.txt") for child in path.iterdir())]
     taken = [int(path.name[len(name) + 1 :]) for path in used if path.name[len(name) + 1 :].isdigit()]
     return root / f"{name}-{max(taken, default=0) + 1}"
 

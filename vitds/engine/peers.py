@@ -1,0 +1,138 @@
+"""Which rank ended, and why, told by those that its end leaves behind.
+
+Each rank knows the others' processes from the start. Whoever ends by an error leaves it in the run's log.txt, which all hosts see; a
+killed one leaves nothing, and those on its host see that it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from vitds import dist
+from vitds.errors import ResourceError
+
+PEER_IS_GONE = re.compile("connection (closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
+ENDS_WITH = "ends with another:"
+TIME_TO_END_S = 2.0  # a process's connections end, by which the others notice, a moment before it does; and words travel
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One rank's process. A pid says nothing outside its host, or its container there."""
+
+    rank: int
+    host: str
+    pid_space: str
+    pid: int
+    started: float
+
+    @classmethod
+    def own(cls) -> Peer:
+        """This process."""
+        process = psutil.Process()
+        return cls(dist.rank(), socket.gethostname(), os.readlink("/proc/self/ns/pid"), process.pid, process.create_time())
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    def is_beside(self, other: Peer) -> bool:
+        """Whether one can be looked at from the other."""
+        return (self.host, self.pid_space) == (other.host, other.pid_space)
+
+    def is_gone(self) -> bool:
+        """Ended, also if its parent has not fetched its status yet."""
+        try:
+            process = psutil.Process(self.pid)
+            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.started) > 1.0
+        except psutil.NoSuchProcess:
+            return True
+
+
+class Peers:
+    """The other ranks of a session, and its log. Made by all ranks together."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.own = log, Peer.own()
+        self.log_began = log.stat().st_size if log.exists() else 0  # what earlier starts left is not of these processes
+        self.others = [peer for peer in dist.gather_objects(self.own) if peer != self.own]
+        self.when: Callable[[], str] = lambda: "before the first step"
+
+    @contextmanager
+    def end_told(self) -> Iterator[Peers]:
+        """Around all that the ranks do together.
+
+        Raises: ResourceError in place of what a collective says when another rank ends: names it, and its cause.
+        """
+        try:
+            yield self
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, RuntimeError) and PEER_IS_GONE.search(str(error)):  # gloo's and NCCL's
+                cause = self._cause(error)
+                self._leave_word(f"{ENDS_WITH} {cause}")
+                raise ResourceError(
+                    f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the same command goes on from the "
+                    "last checkpoint"
+                ) from error
+            self._leave_word(str(error) or type(error).__name__)
+            raise
+
+    def _leave_word(self, text: str) -> None:
+        if self.others:
+            leave_word(self.log, text)
+
+    def _cause(self, error: RuntimeError) -> str:
+        """Who ended and why."""
+        until = time.monotonic() + TIME_TO_END_S
+        while not (found := self._ended()) and time.monotonic() < until:
+            time.sleep(0.02)
+        if found:
+            return "; ".join(found)
+        far = [peer for peer in self.others if not self.own.is_beside(peer)]
+        address = re.search(r"\[[^]]+\]:\d+", str(error))
+        at = f" at {address.group()}" if address else ""
+        ranks = ", ".join(f"{peer.rank} on {peer.host}" for peer in far)
+        return f"a rank{at} ended" + (f"; those elsewhere cannot be looked at from here: {ranks}" if far else ", or its connection")
+
+    def _ended(self) -> list[str]:
+        """The ranks that ended, each with its last words; those that end with another only where that one is not found."""
+        words = self._last_words()
+        firsts, others = [], []
+        for peer in self.others:
+            if (said := words.get((peer.rank, peer.pid))) is not None:
+                if said.startswith(ENDS_WITH):
+                    others.append(f"{peer.name} says: {said.removeprefix(ENDS_WITH).strip()}")
+                else:
+                    firsts.append(f"{peer.name} ended: {said}")
+            elif self.own.is_beside(peer) and peer.is_gone():
+                firsts.append(f"{peer.name} is gone without a word, as by a kill -9 or for want of memory (the system's log tells)")
+        return firsts or others
+
+    def _last_words(self) -> dict[tuple[int, int], str]:
+        """(rank, pid) -> what `leave_word` wrote since this session began."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(self.log_began)
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return {}
+        return {(int(rank), int(pid)): said for rank, pid, said in re.findall(r"^rank (\d+), process (\d+), last words: (.*)$", text, re.M)}
+
+
+def leave_word(log: Path, text: str) -> None:
+    """This rank's last words, a line in the run's log; where it cannot be written, the rank's own message is all there is."""
+    try:
+        with open(log, "a") as file:
+            file.write(f"rank {dist.rank()}, process {os.getpid()}, last words: {' '.join(text.split())}\n")
+    except OSError:
+        pass

@@ -1,0 +1,119 @@
+"""Rows that are read and updated only in the steps in which they are in play (`head.lazy`), with sampled negatives.
+
+A step of AdamW without a gradient only decays a row and moves it by its fading momentum. Both have a closed form, so what a row missed
+is made up for when it is next in play, and no step touches, or holds a gradient of, more than the drawn rows and the targets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitds.heads.logsumexp import chunk_numbers
+from vitds.heads.optimizer import rounded_by_chance, step_rows
+
+FADED = 1e-12  # a momentum below this share of itself moves nothing any more
+
+
+class LazyRows:
+    """The rows of `module`, under the states of its optimizer, whose own `step` is not used.
+
+    Against AdamW on all rows the result differs by rounding and by eps: where a number's root of the second moment is not far above eps,
+    the made-up moves are a little too long. A step that is skipped counts as one without a gradient for all rows.
+
+    Args:
+        optimizer: made by build_row_optimizer. rates: learning rate of each step of the run.
+        seed, first_row: key of the chance by which bfloat16 rows are rounded.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, rates: NDArray[np.float64], *, seed: int, first_row: int
+    ) -> None:
+        self.optimizer, self.group, self.rates = optimizer, optimizer.param_groups[0], rates
+        self.parameters = list(module.parameters())
+        self.seed, self.first_row = seed, first_row
+        self.log_decay = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])  # of the first t steps
+        self.seen_n = torch.zeros(len(self.parameters[0]), dtype=torch.int32, device=self.parameters[0].device)  # steps a row has had
+        self.taken: list[tuple[Tensor, list[Tensor]]] = []
+
+    def take(self, rows_k: Tensor, step: int) -> list[Tensor]:
+        """Float32 copies of the rows (k, D), and of their biases (k,), as they are before the step; they collect gradients."""
+        self._make_up(rows_k, step)
+        copies = [parameter.detach().index_select(0, rows_k).float().requires_grad_() for parameter in self.parameters]
+        self.taken.append((rows_k, copies))
+        return copies
+
+    def gradients(self) -> tuple[Tensor, list[Tensor]]:
+        """The rows taken since the last call (k,), and the gradient of each parameter there, summed over the micro steps."""
+        rows_k, place = torch.unique(torch.cat([rows for rows, _ in self.taken]), return_inverse=True)
+        places = place.split([len(rows) for rows, _ in self.taken])
+        found = [copy.new_zeros(len(rows_k), *copy.shape[1:]) for copy in self.taken[0][1]]
+        for here, (_, copies) in zip(places, self.taken, strict=True):
+            for total, copy in zip(found, copies, strict=True):
+                total.index_add_(0, here, copy.grad)
+        self.taken = []
+        return rows_k, found
+
+    @torch.no_grad()
+    def step(self, rows_k: Tensor, gradients: list[Tensor], step: int) -> None:
+        """Update the rows; `step` counts from 0."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
+            step_rows(w_kD, gradient.view(len(rows_k), -1), m_kD, v_kd, self.group, step + 1)
+            self._put(parameter, rows_k, w_kD, m_kD, v_kd, (step, 0))
+        self.seen_n[rows_k] = step + 1
+
+    def settle(self, step: int) -> None:
+        """Make up for what every row has missed before the step."""
+        rows_n = torch.arange(len(self.seen_n), device=self.seen_n.device)
+        for rows_c in rows_n.split(max(1, chunk_numbers(rows_n.device) // self.parameters[0].shape[1])):
+            self._make_up(rows_c, step)
+
+    @torch.no_grad()
+    def _make_up(self, rows_k: Tensor, step: int) -> None:
+        rows_k = rows_k[self.seen_n[rows_k] < step]
+        if not len(rows_k):
+            return
+        last_u, which_k = np.unique(self.seen_n[rows_k].cpu().numpy(), return_inverse=True)
+        decay_u, drift_u = self._missed(last_u.astype(np.int64), step)
+        beta1, beta2 = self.group["betas"]
+        numbers = (decay_u, drift_u, beta1 ** (step - last_u), beta2 ** (step - last_u))
+        decay_k1, drift_k1, fade_k1, fade_sq_k1 = (torch.from_numpy(of_u[which_k]).float().to(rows_k.device)[:, None] for of_u in numbers)
+        for parameter in self.parameters:
+            w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
+            w_kD.mul_(decay_k1).sub_(m_kD / (v_kd.sqrt() + self.group["eps"]) * drift_k1)
+            self._put(parameter, rows_k, w_kD, m_kD.mul_(fade_k1), v_kd.mul_(fade_sq_k1), (step, 1))
+        self.seen_n[rows_k] = step
+
+    def _missed(self, last_u: NDArray[np.int64], step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """For rows last seen after `last` steps: the factor of all decays until `step`, and how far m / sqrt(v) has moved them.
+
+        Step s moves a row by rate_s · m beta1^j / (1 - beta1^s) / sqrt(v beta2^j / (1 - beta2^s)), j = s - last; later steps decay that.
+        """
+        beta1, beta2 = self.group["betas"]
+        fade = beta1 / math.sqrt(beta2) if beta2 else math.inf
+        longest = step - int(last_u.min())
+        terms = longest if fade >= 1 else min(longest, math.ceil(math.log(FADED) / math.log(max(fade, FADED))))
+        j_t = np.arange(1, terms + 1)
+        s_ut = np.minimum(last_u[:, None] + j_t, step)
+        moves_ut = self.rates[s_ut - 1] * fade**j_t * np.sqrt(1 - beta2**s_ut) / (1 - beta1**s_ut)
+        moves_ut *= np.exp(self.log_decay[step] - self.log_decay[s_ut]) * (last_u[:, None] + j_t <= step)
+        return np.exp(self.log_decay[step] - self.log_decay[last_u]), moves_ut.sum(1)
+
+    def _gathered(self, parameter: Tensor, rows_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight (k, D), first moment (k, D), second moment (k, D) or (k, 1), float32."""
+        state = self.optimizer.state[parameter]
+        held = (parameter, state["exp_avg"], state["exp_avg_sq"])
+        w_kD, m_kD, v_kd = (tensor.index_select(0, rows_k).float().view(len(rows_k), -1) for tensor in held)
+        return w_kD, m_kD, v_kd
+
+    def _put(self, parameter: Tensor, rows_k: Tensor, w_kD: Tensor, m_kD: Tensor, v_kd: Tensor, key: tuple[int, int]) -> None:
+        state = self.optimizer.state[parameter]
+        if parameter.dtype == torch.bfloat16:
+            w_kD = rounded_by_chance(w_kD, self.seed, self.first_row + int(rows_k[0]), *key)
+        for tensor, value in ((parameter, w_kD), (state["exp_avg"], m_kD), (state["exp_avg_sq"], v_kd)):
+            tensor.index_copy_(0, rows_k, value.view(len(rows_k), *tensor.shape[1:]).to(tensor.dtype))
