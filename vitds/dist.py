@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -23,6 +23,15 @@ def rank() -> int:
 def world_size() -> int:
     """R, the number of processes; from the launcher's environment before the group exists."""
     return td.get_world_size() if td.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def spread(sizes: Sequence[int], ranks: int) -> list[int]:
+    """The rank that takes each of some pieces, in order: the one that has least so far."""
+    held, owners = [0] * ranks, []
+    for size in sizes:
+        owners.append(held.index(min(held)))
+        held[owners[-1]] += size
+    return owners
 
 
 def is_main() -> bool:

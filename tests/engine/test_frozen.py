@@ -46,7 +46,7 @@ def test_a_wholly_frozen_backbone_is_a_linear_probe_by_gradient(rank_pool, digit
     options = {"method": "supervised", "init": str(pretrained), "backbone__frozen": WHOLE, "epochs": 4, "stage": "2"}
     run = Path(rank_pool(2).run(small_run_path, str(tmp_path / "fine"), digit_files, **options)[0])
     before = load_file(pretrained / "backbone.safetensors")
-    assert kept(run, before) == set(before) and load_file(run / "head.safetensors")["weight"].std() > 2 * INIT_STD
+    assert kept(run, before) == set(before) and load_file(run / "head.safetensors")["weight"].std() > 1.2 * INIT_STD
     assert 0 <= Run(tmp_path / "fine").summary["top1"] <= 100
 
 

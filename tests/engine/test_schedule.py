@@ -1,12 +1,16 @@
-"""The learning rate at the points that METHOD 3.4 names."""
+"""The learning rate at the points that METHOD 3.4 names; how often checkpoints come."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from vitds.engine.schedule import learning_rate, save_is_due, warmup_steps
+from tests.engine.training import small_run_path
+from vitds.engine.schedule import SAVING_SHARE, learning_rate, save_is_due, warmup_steps
+from vitds.runs.directory import Run
+from vitds.runs.metrics import read_metrics
 
 
 def test_rates_at_start_end_of_warm_up_middle_and_end() -> None:
@@ -38,3 +42,14 @@ def test_slow_checkpoints_come_more_rarely_than_asked_for() -> None:
     assert [save_is_due(since_s, every_minutes=10.0, last_save_s=1.0) for since_s in (599.0, 601.0)] == [False, True]
     assert [save_is_due(since_s, every_minutes=10.0, last_save_s=60.0) for since_s in (601.0, 2999.0, 3001.0)] == [False, False, True]
     assert not save_is_due(1e9, every_minutes=0.0, last_save_s=1.0)
+
+
+def test_a_run_whose_checkpoints_are_always_due_by_the_minute_spends_two_percent_on_them(rank_pool, digit_files, tmp_path: Path) -> None:
+    options = {"epochs": 40, "checkpoint__every_minutes": 1e-6}
+    [run] = rank_pool(1).run(small_run_path, str(tmp_path / "run"), digit_files, **options)
+    saves = [line["time/save_s"] for line in read_metrics(Path(run) / "metrics.jsonl") if "time/save_s" in line]
+    summary = Run(Path(run)).summary
+    assert 0 < len(saves) < 60  # of 120 steps
+    assert sum(saves[:-1]) <= SAVING_SHARE * summary["seconds"]  # what comes after the last one may not last fifty times as long
+    assert sum(saves) < summary["saving_seconds"] < summary["seconds"]  # with the one at the run's end
+    assert f"saving checkpoints took {summary['saving_seconds']:.2f} of {summary['seconds']:.1f} s (" in rank_pool(1).output

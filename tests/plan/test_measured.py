@@ -35,7 +35,7 @@ MORE = [
     (1, 0, 100_001, WIDE, SHARDED | LEAN_BF16 | LAZY),
     (2, 1, 60, WIDE, {"batch.micro_images": 2}),
     (2, 3, 60, WIDE, {"batch.micro_images": 4}),
-    (2, 2, 60, WIDE, {"batch.micro_images": 4, "backbone.frozen": "[blocks.0, blocks.1, blocks.2]"}),
+    (2, 2, 60, WIDE, {"batch.micro_images": 4, "backbone.frozen": "[blocks.0, blocks.1]"}),
 ]
 
 

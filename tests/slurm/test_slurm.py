@@ -63,13 +63,16 @@ def test_slurm_job_of_two_nodes_goes_through_to_its_evaluation(whole: tuple[Path
     assert not [path for path in (run.parent, Path.cwd()) for path in path.glob("gone*")]
 
 
-def test_slurm_job_that_is_signalled_requeues_itself_and_ends_with_the_same_bytes(
-    slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    "command", [("scancel", "--signal=USR1"), pytest.param(("scontrol", "requeue"), marks=at_length)], ids=lambda words: words[0]
+)
+def test_slurm_job_that_is_requeued_in_mid_run_ends_with_the_same_bytes(
+    slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path, command: tuple[str, str]
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     job = slurm.submit(log, "--nodes=2", *small_words(run, digit_files))
     slurm.wait_for_lines(job, run / "pretrain", 5, log)
-    slurm.call("scancel", "--signal=USR1", job)
+    slurm.call(*command, job)
     facts = slurm.wait_for(job, "COMPLETED", log=log)
     said = log.read_text()
     assert facts["Restarts"] == "1" and "stopped by a signal after step" in said and "resumes after step" in said and "restart 1" in said
@@ -175,12 +178,17 @@ eval: {knn_k: [5]}
 """
 
 
+def write_imagenet(folder: Path, images: int) -> None:
+    """Train and val with three synsets; every fourth image is for val."""
+    for number in range(images):
+        synset = folder / ("train" if number % 4 else "val") / f"n0144000{number % 3}"
+        synset.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number, 40, 48)).save(synset / f"{number}.JPEG", "jpeg")
+
+
 @at_length
-def test_slurm_imagenet_from_its_folders_to_an_evaluated_model(slurm: Cluster, tmp_path: Path) -> None:
-    for number in range(24):
-        folder = tmp_path / "imagenet" / ("train" if number < 18 else "val") / f"n0144000{number % 3}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(number, 40, 48)).save(folder / f"{number}.JPEG", "jpeg")
+def test_slurm_imagenet_from_its_folders_to_an_evaluated_model_and_from_it_on_a_larger_set(slurm: Cluster, tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "imagenet", 24)
     (tmp_path / "pre.yaml").write_text(f"method: idmm\nhead: {{kind: sharded}}{RECIPE}")
     (tmp_path / "fine.yaml").write_text(f"method: supervised{RECIPE}")
     flags = {"folders": "imagenet", "data": "in.beton", "local": "disk", "recipe": "pre.yaml", "finetune_recipe": "fine.yaml", "run": "run"}
@@ -195,6 +203,13 @@ def test_slurm_imagenet_from_its_folders_to_an_evaluated_model(slurm: Cluster, t
     assert json.loads((tmp_path / "run/finetune/summary.json").read_text())["top1"] >= 0
     again = slurm.call("bash", *words, "--dry_run")
     assert f"vitds data info {tmp_path}/in-train.beton" in again and "data build" not in again
+    write_imagenet(tmp_path / "larger", 36)
+    new = [*words, *(f"--{name}={tmp_path / value}" for name, value in {"folders": "larger", "data": "larger.beton", "run": "from"}.items())]
+    log = tmp_path / "log of init"
+    slurm.wait_for(slurm.submit(log, "--nodes=2", *new, f"--init={tmp_path / 'run/pretrain'}"), "COMPLETED", log=log)
+    assert f"weights from {tmp_path / 'run/pretrain'}: " in log.read_text() and not (tmp_path / "from/pretrain").exists()
+    summary = json.loads((tmp_path / "from/finetune/summary.json").read_text())
+    assert summary["steps"] == 2 * 3 and summary["top1"] >= 0  # 27 images in steps of 12
 
 
 @at_length

@@ -111,7 +111,7 @@ class Trainer:
         self.probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
         self.done = self.started_at = self.updates = self.skipped = self.skipped_in_a_row = 0
         self.signal: int | None = None
-        self.saved_at, self.saved_step, self.save_s = time.monotonic(), -1, 0.0
+        self.saved_at, self.saved_step, self.save_s, self.saving_s = time.monotonic(), -1, 0.0, 0.0
         self.live: Live | None = None
         self.build_s = time.perf_counter() - built_from
 
@@ -165,6 +165,7 @@ class Trainer:
         write_checkpoint(self.run.checkpoints, self.done, parts, facts, keep=rules.keep, keep_every_steps=rules.keep_every_steps)
         self.saved_at, self.saved_step = time.monotonic(), self.done
         self.save_s = self.saved_at - began
+        self.saving_s += self.save_s
 
     # Train -------------------------------------------------------------------------------------------------------------------
 

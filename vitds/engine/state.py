@@ -73,10 +73,12 @@ class EngineState:
         Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds all.
         """
         kept: dict[str, Tensor] = {}
-        for number, (name, parameter) in enumerate(self.parameters.items()):
+        sizes = [getattr(parameter, "ds_numel", parameter.numel()) * len(self._keys(parameter)) for parameter in self.parameters.values()]
+        owners = dist.spread(sizes, dist.world_size())
+        for owner, (name, parameter) in zip(owners, self.parameters.items(), strict=True):
             for key in self._keys(parameter):
                 value = self._get(parameter, key)
-                if number % dist.world_size() == dist.rank():
+                if owner == dist.rank():
                     kept[name if key is None else f"{name}.{key}"] = value.detach().clone()
         if dist.is_main():
             kept |= dict(self._buffers())

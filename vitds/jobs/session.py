@@ -118,7 +118,7 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig,
 
 
 def finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
-    """Write summary.json, whose presence says that the run is finished."""
+    """Write summary.json, whose presence says that the run is finished; its times are of the last start."""
     seconds = time.perf_counter() - session.started
     damaged = sorted({image for part in dist.gather_objects(list(trainer.loader.damaged)) for image in part})
     facts = {"method": session.settings.method, "steps": trainer.total, "epochs": session.settings.epochs, "skipped": trainer.skipped}
@@ -126,6 +126,8 @@ def finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
         facts["damaged_images"] = damaged
         session.say(f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why")
     if dist.is_main():
-        write_json(session.run.path / "summary.json", facts | results | {"seconds": round(seconds, 1)})
+        times = {"seconds": round(seconds, 1), "saving_seconds": round(trainer.saving_s, 2)}
+        write_json(session.run.path / "summary.json", facts | results | times)
+        session.say(f"saving checkpoints took {trainer.saving_s:.2f} of {seconds:.1f} s ({trainer.saving_s / seconds:.1%})")
     dist.barrier()
     leave_ranks_at_exit()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from vitds import dist
 from vitds.heads.logsumexp import CPU_CHUNK_NUMBERS, GPU_CHUNK_NUMBERS, KEEP_BYTES
 from vitds.plan.case import Case
 from vitds.plan.vit import backward_bytes, saved_bytes
@@ -137,7 +138,8 @@ def _forward(case: Case) -> Iterator[Part]:
 def _save(case: Case) -> Iterator[Part]:
     """Masters, moments and averages, copied for a checkpoint by ranks in turn; a sharded head's rows are copied only from a GPU."""
     sizes = (*case.backbone.parameters, *case.head)
-    most = max(sum(sizes[rank :: case.ranks]) for rank in range(case.ranks))
+    owners = dist.spread(sizes, case.ranks)
+    most = max(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(case.ranks))
     copies = most * 4 * (4 if case.settings.optimizer.average_decay else 3) + case.backbone.frozen * 4 // case.ranks
     yield Part("copies for a checkpoint", copies, ("save",))
     if case.on_gpu:
