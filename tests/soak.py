@@ -1,8 +1,9 @@
 """Kills and the whole grid, for as long as it is given: python -m tests.soak [--kills 50] [--minutes 60] [--seed 0]
 
 Kills: runs of two real ranks get kill -9 at random instants (one rank, all ranks, the launcher) and go on until they have finished;
-each must end with the bytes of a run that nobody killed. Then, while there is time, cases of the whole grid in random order: a run cut
-at a step must go on to the same bytes. Prints what happened; ends with status 1 if anything differs, and keeps that run.
+each must end with the bytes of a run that nobody killed. Then, while there is time, the recipes and DeepSpeed files for large backbones,
+each with each, and cases of the whole grid in random order: a run cut at a step must go on to the same bytes. Prints what happened; ends
+with status 1 if anything differs, and keeps that run.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
 
 from tests.conftest import make_digit_files
 from tests.engine.grid import all_cases, options_of
+from tests.engine.large_backbones import CONFIGS, RECIPES, shrunk, trained_and_resumed
 from tests.engine.training import ROOT, free_port, outcome, rewound, small_run_path, start_rank_process, words_of
 from tests.ranks import RankPool
 from vitds.runs.checkpoint import list_checkpoints
@@ -95,8 +98,8 @@ def start_and_kill(run: Path, data: tuple[str, str], options: dict[str, Any], vi
         process.kill()
     killed_at, logged = time.monotonic(), steps_logged(run)
     for process in processes:  # before psutil reaps them and takes their exit status
-        process.communicate(timeout=90)
-    _, alive = psutil.wait_procs(family, timeout=90)
+        process.communicate(timeout=150)
+    _, alive = psutil.wait_procs(family, timeout=150)
     assert not alive, f"{len(alive)} processes outlive the kill of {victim}"
     if Run(run).is_finished:
         return None
@@ -133,6 +136,22 @@ def soak_kills(folder: Path, data: tuple[str, str], pool: RankPool, most: int, u
         assert outcome(killed) == outcome(whole), f"{killed} ended with other bytes than {whole}: {options}"
         runs += 1
     return kills, runs
+
+
+def soak_large(folder: Path, data: tuple[str, str], pool: RankPool, until: float) -> str:
+    """Every recipe for large backbones with every file for them, as it is and shrunk; how many pairs were run, all equal."""
+    done = 0
+    for recipe in RECIPES:
+        first: list[float] = []
+        for ds_config in CONFIGS:
+            for name, config in (("real", ds_config), ("shrunk", shrunk(ds_config, recipe, folder))):
+                if time.monotonic() > until:
+                    return f"{done} of {2 * len(RECIPES) * len(CONFIGS)} runs of large backbones, all equal"
+                losses = trained_and_resumed(pool, folder / f"{recipe}-{ds_config}-{name}", data, recipe, config)
+                first = first or losses
+                assert np.allclose(losses, first, rtol=1e-3), f"{recipe}, {config} has losses {losses}, {CONFIGS[0]} has {first}"
+                done += 1
+    return f"{done} runs of large backbones, all equal"
 
 
 def soak_grid(folder: Path, data: tuple[str, str], pools: dict[int, RankPool], until: float, draw: random.Random) -> tuple[int, int]:
@@ -181,6 +200,7 @@ def main() -> None:
     pools = {ranks: RankPool(ranks) for ranks in (1, RANKS)}
     try:
         kills, runs = soak_kills(folder, data, pools[RANKS], given.kills, until, draw)
+        print(soak_large(folder, data, pools[RANKS], until), flush=True)
         show(kills, runs, soak_grid(folder, data, pools, until, draw))
     except AssertionError as error:
         sys.exit(f"{error}\nkept in {folder}")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import shutil
 import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +22,18 @@ from safetensors.torch import load_file
 
 from tests.engine.training import SMALL, small_run, stopped_run
 from vitds.cli import main
+from vitds.jobs.quickstart import _print_table
 
 ROOT = Path(__file__).parents[1]
 ONLY_WRITTEN = ("log.txt", "curve.png", "environment.json")
+
+
+# Files of data sets that are built by name. CIFAR's are published as pickles, with check sums.
+NAMED_SETS = {f"cifar-10-batches-py/{name}": "cifar10" for name in ("batches.meta", "test_batch", "data_batch_1", "data_batch_5")}
+NAMED_SETS |= {f"cifar-100-python/{name}": "cifar100" for name in ("meta", "train", "test")}
+NAMED_SETS |= {f"ILSVRC2012_{name}": "imagenet" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz")}
+NAMED_SETS |= {f"stanford_cars/{name}": "cars" for name in ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat")}
+NAMED_SETS |= {"flowers-102/imagelabels.mat": "flowers102", "CUB_200_2011/images.txt": "cub200", "TrainImages.txt": "indoor67"}
 
 
 def sets(**changes: str) -> list[str]:
@@ -72,9 +85,9 @@ def sound(rank_pool, digit_files: tuple[str, str], tmp_path_factory: pytest.Temp
     for name, mode in (("images.tar", "w"), ("images.tar.gz", "w:gz")):
         with tarfile.open(folder / name, mode) as tar:
             tar.add(folder / "images", "images")
-    (folder / "cifar-10-batches-py").mkdir()
-    for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
-        (folder / "cifar-10-batches-py" / name).write_text("")  # published as pickles, with check sums
+    for file in NAMED_SETS:
+        (folder / file).parent.mkdir(exist_ok=True, parents=True)
+        (folder / file).write_text("")
     return folder
 
 
@@ -86,27 +99,34 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
     build = ["data", "build", "--out", str(folder / "built.beton")]
     preview = ["data", "preview", "--out", str(folder / "preview.png")]
     top = file.relative_to(folder).parts[0]
+    checkpoint = str(max((folder / "pre/checkpoints").iterdir()))
+    if (name := NAMED_SETS.get(str(file.relative_to(folder)))) is not None:
+        return [[*build, name, "--root", str(folder), "--split", split] for split in ("train", "test")]
     if ".beton" in top:
         beton = str(file).removesuffix(".json")
         of_data = [["data", "info", beton], ["data", "verify", beton], [*preview, beton], [*build, images, "--classes_from", beton]]
-        return [*of_data, resume, ["eval", "knn", fine, "--data", test, "--bank", train], ["bench", "loader", "--data", beton]]
+        of_data += [["eval", kind, fine, "--data", test, "--bank", train] for kind in ("knn", "linear")]
+        return [*of_data, resume, *(["bench", kind, "--data", beton] for kind in ("loader", "augment", "step"))]
     return {
-        "pre": [["checkpoint", "list", pre], ["checkpoint", "verify", pre], resume],
-        "fine": [["eval", "top1", fine], ["eval", "knn", fine], ["chain", str(folder / "chain.yaml")]]
+        "pre": [["checkpoint", "list", pre], ["checkpoint", "verify", pre], resume]
+        + [["eval", "knn", checkpoint], ["finetune", *new, "--init", checkpoint, *FINE_SETS]],
+        "fine": [["eval", "top1", fine], ["eval", "knn", fine], ["eval", "linear", fine], ["chain", str(folder / "chain.yaml")]]
         + [["finetune", *new, "--init", fine, *FINE_SETS]],
         "recipe.yaml": [
             ["pretrain", *new, "--recipe", str(file)],
             [*preview, train, "--recipe", str(file)],
             ["recipes", "show", str(file)],
+            ["plan", "--rows", "100", "--recipe", str(file), "--set", "head.kind=dense"],
+            *(["bench", kind, "--data", train, "--recipe", str(file)] for kind in ("loader", "step")),
         ],
-        "ds.json": [["pretrain", *new, "--ds_config", str(file), *SETS]],
+        "ds.json": [["pretrain", *new, "--ds_config", str(file), *SETS], ["plan", "--rows", "100", "--ds_config", str(file)]]
+        + [["bench", "step", "--ds_config", str(file)]],
         "chain.yaml": [["chain", str(file)]],
         "weights.safetensors": [["pretrain", *new, "--init", str(file), *SETS]],
         "weights.pth": [["pretrain", *new, "--init", str(file), *SETS]],
         "images": [[*build, images]],
         "images.tar": [[*build, str(file)]],
         "images.tar.gz": [[*build, str(file)]],
-        "cifar-10-batches-py": [[*build, "cifar10", "--root", str(folder)]],
     }[top]
 
 
@@ -171,7 +191,7 @@ def test_no_file_that_a_command_reads_runs_code(rank_pool, sound: Path, tmp_path
             shutil.rmtree(folder)
             assert not sign.exists(), f"{file} ran code"
             said = rank_pool(1).output
-            is_named = file.name in said or "cifar-10-batches-py/" in said
+            is_named = file.name in said or str(file) in NAMED_SETS and f"{file.parent}/" in said
             assert 1 not in statuses and (is_named or not any(statuses)), f"{file}: no refusal that names it:\n{statuses}\n{said}"
 
 
@@ -207,3 +227,21 @@ def test_launch_scripts_run_nothing_that_stands_in_an_options_name(tmp_path: Pat
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "unknown option --run[$(touch gone)]; there are --data" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["launch"]
+
+
+def test_tensorboard_as_we_say_to_start_it_shows_the_run_to_this_machine_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, scores = tmp_path / HOSTILE.replace("\n", " "), dict.fromkeys(("knn_top1", "finetuned_top1", "scratch_top1", "difference"), 1.0)
+    _print_table(root, scores | {"seconds": dict.fromkeys(("pretrain", "finetune", "scratch"), 1.0)})
+    words = shlex.split(capsys.readouterr().out.partition("TensorBoard: ")[2].partition("\npicture:")[0])
+    assert words == ["tensorboard", "--logdir", str(root)]
+    command = [str(Path(sys.executable).parent / words[0]), *words[1:], "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not (doors := [door for door in psutil.Process(process.pid).net_connections() if door.status == psutil.CONN_LISTEN]):
+                assert process.poll() is None
+                time.sleep(0.1)
+        finally:
+            process.kill()
+    assert {door.laddr.ip for door in doors} <= {"127.0.0.1", "::1"}
+    ours = [path for folder in ("launch", "docs", "vitds") for path in (ROOT / folder).rglob("*") if path.suffix in (".sh", ".md", ".py")]
+    assert not [path for path in ours if "--bind_all" in path.read_text() or "--host 0" in path.read_text()]

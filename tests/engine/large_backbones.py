@@ -18,6 +18,7 @@ from vitds.runs.metrics import read_metrics
 
 CROP_PX = {"idmm_vit_large": 32, "idmm_vit_huge": 28, "idmm_vit_giant": 28}
 RECIPES = tuple(CROP_PX)
+REAL_WIDTH = {"idmm_vit_large": 1024, "idmm_vit_huge": 1280, "idmm_vit_giant": 1408}
 CONFIGS = ("large_1gpu", "large_8gpu", "large_64gpu")
 WIDTH = 32
 # Four chunks: two ranks with two micro batches each. 52 images are four steps, the last with 4 real images.
@@ -35,11 +36,11 @@ def few_steps(run: str, data: tuple[str, str], recipe: str, ds_config: str) -> s
         return str(pretrain(run=run, recipe=recipe, data=data[0], test=data[1], epochs=1, ds_config=ds_config, set=words).path)
 
 
-def shrunk(ds_config: str, real_width: int, folder: Path) -> str:
+def shrunk(ds_config: str, recipe: str, folder: Path) -> str:
     """A DeepSpeed file with all sizes divided as the narrow model's weights are, so that buckets fill and weights come and go as often."""
     values: dict[str, Any] = dict(load_ds_config(ds_config).values)
     zero = (SIZES if values["zero_optimization"]["stage"] == 3 else {}) | values["zero_optimization"]
-    smaller = {key: max(1, int(size * (WIDTH / real_width) ** 2)) for key, size in zero.items() if isinstance(size, int | float)}
+    smaller = {key: max(1, int(size * (WIDTH / REAL_WIDTH[recipe]) ** 2)) for key, size in zero.items() if isinstance(size, int | float)}
     values["zero_optimization"] = zero | smaller | {"stage": zero["stage"]}
     file = folder / f"{ds_config}.json"
     file.write_text(json.dumps(values))
@@ -53,6 +54,11 @@ def trained_and_resumed(pool: RankPool, folder: Path, data: tuple[str, str], rec
     cut = rewound(folder / "whole", folder / "cut", 2)
     pool.run(few_steps, str(cut), data, recipe, ds_config)
     assert outcome(cut) == outcome(folder / "whole"), f"{cut} ended with other bytes than {folder / 'whole'}: {recipe}, {ds_config}"
-    losses = [line["loss"] for line in read_metrics(folder / "whole" / "metrics.jsonl")]
+    return losses_of(folder / "whole")
+
+
+def losses_of(run: Path) -> list[float]:
+    """The loss of each of the four steps."""
+    losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
     assert len(losses) == 4 and np.isfinite(losses).all()
     return losses

@@ -40,8 +40,8 @@ def start_rank() -> Iterator[Callable[..., subprocess.Popen]]:
     """start_rank(rank, port, words) is one of two ranks of `vitds pretrain`; none outlives the test."""
     started: list[subprocess.Popen] = []
 
-    def start(rank: int, port: int, words: list[str], *, ranks: int = 2) -> subprocess.Popen:
-        started.append(start_rank_process(rank, port, words, ranks=ranks))
+    def start(rank: int, port: int, words: list[str], **options: Any) -> subprocess.Popen:
+        started.append(start_rank_process(rank, port, words, **options))
         return started[-1]
 
     yield start
@@ -128,6 +128,16 @@ def test_a_second_run_on_the_same_port_is_refused_and_the_first_goes_on(digit_fi
     ranks[0].send_signal(signal.SIGUSR1)
     said = [process.communicate(timeout=60)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [75, 75], said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_peer_was_killed_before_they_met_does_not_wait_for_it_for_long(
+    digit_files, start_rank, tmp_path: Path, rank: int
+) -> None:
+    port = free_port()
+    alone = start_rank(rank, port, words_of(tmp_path / "run", digit_files, **LONG), meeting_s=3.0)
+    _, said = alone.communicate(timeout=120)
+    assert alone.returncode == 6 and f"the ranks could not meet on 127.0.0.1 port {port}" in said and "Either one ended before" in said
 
 
 def numerics_error(run: str, data: tuple[str, str], **options) -> str:

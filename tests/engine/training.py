@@ -143,11 +143,14 @@ def signal_after_lines(run: Path, lines: int, number: int = signal.SIGUSR1) -> N
     threading.Thread(target=watch, daemon=True).start()
 
 
-# A run as a person starts it; SIGUSR2 makes its main thread hang, with a watchdog that soon loses patience.
+# A run as a person starts it, which soon loses patience with ranks that do not come; SIGUSR2 makes its main thread hang, with a watchdog
+# that soon loses patience too.
 RANK = """
-import signal, sys, time
+import datetime, os, signal, sys, time
 from vitds.cli import main
-from vitds.engine import watchdog
+from vitds.engine import process, watchdog
+
+process.MEETING_TIMEOUT = datetime.timedelta(seconds=float(os.environ["MEETING_S"]))
 
 def hang(*_):
     watchdog.HUNG_AFTER_S = 1.0
@@ -170,9 +173,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start_rank_process(rank: int, port: int, words: list[str], *, ranks: int = 2) -> subprocess.Popen:
+def start_rank_process(rank: int, port: int, words: list[str], *, ranks: int = 2, meeting_s: float = 60.0) -> subprocess.Popen:
     """One rank of `vitds pretrain` as a process of its own; what it says is in its `stderr`."""
     group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    environment = os.environ | group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MEETING_S": str(meeting_s)}
     command = [sys.executable, "-c", RANK, "pretrain", *words]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

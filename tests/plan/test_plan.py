@@ -104,6 +104,20 @@ def test_offloaded_states_lie_in_the_hosts_memory_of_a_gpu() -> None:
     assert "backbone: Adam's moments" in {part.name for part in cpu.parts} and cpu.host == 0
 
 
+def test_stage_3_accumulates_gradients_where_the_optimizer_is() -> None:
+    parts = {part.name: part for part in memory_parts(case_of(ds="zero3_offload"))}
+    assert parts["backbone: gradients"].on_host and "backward" in parts["gradients in fp32, host"].moments
+    assert not {part.name: part for part in memory_parts(case_of(3))}["backbone: gradients"].on_host
+
+
+@pytest.mark.parametrize(
+    "ds, ranks, number", [("zero3", 1, 0), ("zero3_offload", 1, 4), ("zero3_offload", 2, 2)], ids=["at home", "copied", "gathered in bf16"]
+)
+def test_weights_that_are_not_on_the_gpu_come_there_for_a_forward_pass(ds: str, ranks: int, number: int) -> None:
+    case = case_of(ds=ds, ranks=ranks, engine__precision="bf16")
+    assert bytes_of(case, "gathered weights") == [2 * 3_501_000 * number]  # all of them, and as many fetched ahead
+
+
 def test_peak_is_the_highest_sum_of_what_is_there_at_once() -> None:
     memory = plan_memory(case_of(1))
     assert memory.moments == sums(memory.parts) and set(memory.moments) == set(MOMENTS)

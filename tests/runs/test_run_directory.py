@@ -39,7 +39,8 @@ def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "settings.yaml").touch()
     (tmp_path / "idmm_digits-12").mkdir()
-    (tmp_path / "idmm_digits-12" / "lock").touch()  # a start that failed
+    for left in ("lock", "log.txt"):
+        (tmp_path / "idmm_digits-12" / left).touch()  # a start that failed
     assert next_run_path("recipes/idmm_digits.yaml", tmp_path) == tmp_path / "idmm_digits-10"
 
 

@@ -204,7 +204,8 @@ def test_slurm_imagenet_from_its_folders_to_an_evaluated_model_and_from_it_on_a_
     again = slurm.call("bash", *words, "--dry_run")
     assert f"vitds data info {tmp_path}/in-train.beton" in again and "data build" not in again
     write_imagenet(tmp_path / "larger", 36)
-    new = [*words, *(f"--{name}={tmp_path / value}" for name, value in {"folders": "larger", "data": "larger.beton", "run": "from"}.items())]
+    more = {"folders": "larger", "data": "larger.beton", "run": "from"}
+    new = [*words, *(f"--{name}={tmp_path / value}" for name, value in more.items())]
     log = tmp_path / "log of init"
     slurm.wait_for(slurm.submit(log, "--nodes=2", *new, f"--init={tmp_path / 'run/pretrain'}"), "COMPLETED", log=log)
     assert f"weights from {tmp_path / 'run/pretrain'}: " in log.read_text() and not (tmp_path / "from/pretrain").exists()

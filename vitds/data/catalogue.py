@@ -8,12 +8,15 @@ label order, then by path.
 from __future__ import annotations
 
 import os
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from scipy.io.matlab import MatReadError
 from torchvision import datasets
 
 from vitds.data.findings import Findings
@@ -25,6 +28,8 @@ Halves = dict[str, tuple[str, ...]]
 TRAIN_AND_VAL: Halves = {"train": ("train", "val"), "test": ("test",)}
 TRAINVAL: Halves = {"train": ("trainval",), "test": ("test",)}
 AS_NAMED: Halves = {"train": ("train",), "test": ("test",)}
+# What torchvision, SciPy, tarfile and open() raise at files that are missing, damaged, or something else.
+UNREADABLE = (RuntimeError, ValueError, LookupError, OSError, EOFError, MatReadError, tarfile.TarError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def load_named(
         raise UsageError(f"--download: {name} cannot be fetched by a program. Put {entry.files} under {root} by hand.")
     try:
         images = entry.gather(root, split, download, findings)
-    except (RuntimeError, ValueError, LookupError, OSError) as error:  # what torchvision, SciPy and open() raise
+    except UNREADABLE as error:
         _refuse_lookalikes(name, root, entry)
         raise DataError(f"{name}: {root}: {error}. Under --root there must be {entry.files}.") from None
     missing = [image.name for image in images.images if image.path and not os.path.exists(image.path)]

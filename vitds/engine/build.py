@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.torch_autocast import PARAM_COMM_DTYPE_ATTR_NAME
 from pydantic import ValidationError
 from torch import nn
 
@@ -84,7 +85,21 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
     module.to(device)
     optimizer = build_optimizer(module, settings.optimizer, head_lr_scale=settings.head.lr_scale, on_host=ds.offloads_optimizer)
     try:
-        return deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise SettingsError(f"{ds.path}: DeepSpeed refuses it: {wrong}") from error
+    if ds.zero_stage == 3:
+        gather_biases_in_float32(module)
+    return engine
+
+
+def gather_biases_in_float32(module: nn.Module) -> None:
+    """ZeRO-3 under autocast: leave biases out of what travels in bf16; call it after `deepspeed.initialize`.
+
+    DeepSpeed 0.19.8 gathers small parameters in float32 after each step, but in bf16 in a process's first one, and its linear layer adds a
+    bias as it is: so the first step after a resume differed from the same step of a run that went on.
+    """
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias") and hasattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME):
+            delattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME)

@@ -35,6 +35,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed` starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # NCCL's own is ten, less than what watchdog.py waits
+MEETING_TIMEOUT = datetime.timedelta(minutes=5)  # a rank that was killed in its start comes never; imports from a slow disk take a minute
 TIME_TO_SAVE_S = 60.0  # a rank without launcher finishes its step and saves; after this time it ends as it is
 
 
@@ -61,16 +62,26 @@ def start_ranks() -> torch.device:
     backend = "cuda:nccl,cpu:gloo" if has_cuda else "gloo"
     try:
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            td.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            _meet(backend)
         else:
             td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
-    except (td.DistNetworkError, td.DistStoreError) as error:
+    except RuntimeError as error:  # torch's own kinds of it, and gloo's plain one
         port = int(os.environ.get("MASTER_PORT") or 29500)
         raise ResourceError(
-            f"the ranks could not meet on {os.environ.get('MASTER_ADDR')} port {port}: {str(error).splitlines()[0]}. If another run "
-            f"uses the port, give this one its own: deepspeed --master_port {port + 1} ..., or under Slurm MASTER_PORT={port + 1}"
+            f"the ranks could not meet on {os.environ.get('MASTER_ADDR')} port {port}: {str(error).splitlines()[0]}. Either one ended "
+            f"before, and says why itself, or another run uses the port: then give this one its own: deepspeed --master_port {port + 1} "
+            f"..., or under Slurm MASTER_PORT={port + 1}"
         ) from error
     return device
+
+
+def _meet(backend: str) -> None:
+    """The launcher's ranks become a group. Its collectives, and the store behind them, may wait longer than the ranks do for each other."""
+    store, rank, ranks = next(td.rendezvous("env://", timeout=MEETING_TIMEOUT))
+    td.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=MEETING_TIMEOUT)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
+    set_timeout = getattr(td, "set_timeout", None) or td.distributed_c10d._set_pg_timeout  # before torch 2.14
+    set_timeout(COLLECTIVE_TIMEOUT)
 
 
 def leave_ranks_at_exit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import torch
@@ -64,6 +65,7 @@ def _print_table(root: Path, numbers: dict[str, object]) -> None:
     table.add_row("difference", f"{numbers['difference']:+.1f} points", "", style="bold")
     console = Console()
     console.print(table)
-    places = {"run": root / "pretrain", "TensorBoard": f"tensorboard --logdir {root}", "picture": root / "pretrain" / "curve.png"}
+    board = f"tensorboard --logdir {shlex.quote(str(root))}"
+    places = {"run": root / "pretrain", "TensorBoard": board, "picture": root / "pretrain" / "curve.png"}
     for what, path in places.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True, markup=False)

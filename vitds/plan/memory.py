@@ -55,7 +55,8 @@ def _engine(case: Case) -> Iterator[Part]:
         yield Part(f"{name}: Adam's moments", numbers * 8 // state_share, STEP, case.offloads_states)
         if case.settings.optimizer.average_decay:
             yield Part(f"{name}: averages", numbers * 4 // state_share, STEP, case.offloads_states)
-        yield Part(f"{name}: gradients", numbers * case.weight // (case.ranks if case.stage > 1 else 1), _gradient_moments(case))
+        gradients = numbers * case.weight // (case.ranks if case.stage > 1 else 1)
+        yield Part(f"{name}: gradients", gradients, _gradient_moments(case), case.stage == 3 and case.offloads_states)
 
 
 def _gradient_moments(case: Case) -> tuple[str, ...]:
@@ -84,9 +85,11 @@ def _passing(case: Case) -> Iterator[Part]:
         yield Part("reduce_bucket_size buffers", width if case.on_gpu else min(p, bucket) * w, STEP)
         live, ahead = case.buckets["stage3_max_live_parameters"], case.buckets["stage3_prefetch_bucket_size"]
         gathered = min(case.weights, live) + min(case.weights, ahead)
-        yield Part("gathered weights", gathered * case.compute if case.ranks > 1 else 0, ("backward",))
+        # One rank gathers nothing, but copies what it keeps on the host to its GPU.
+        copied = case.weight if case.offloads_weights and case.on_gpu else 0
+        yield Part("gathered weights", gathered * (case.compute if case.ranks > 1 else copied), ("backward",))
     if case.offloads_states:
-        yield Part("gradients in fp32, host", share * 4, ("reduce", "update"), True)
+        yield Part("gradients in fp32, host", share * 4, STEP if case.stage == 3 else ("reduce", "update"), True)
         return
     if case.stage or w == 2:
         yield Part("gradients as the optimizer takes them", (share if case.stage else p) * 4, ("update",))
