@@ -186,7 +186,8 @@ def test_key_that_stands_twice_in_a_recipe_is_refused(tmp_path):
 def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     text = refusal("finetune_digits")
     assert text.startswith("recipe finetune_digits is for `vitds finetune` (method supervised)")
-    assert text.endswith("recipes for `vitds pretrain` (method idmm): idmm_deit_tiny, idmm_digits, idmm_vit_giant, idmm_vit_huge, idmm_vit_large")
+    names = "idmm_deit_tiny, idmm_digits, idmm_vit_giant, idmm_vit_huge, idmm_vit_large"
+    assert text.endswith(f"recipes for `vitds pretrain` (method idmm): {names}")
 
 
 def test_set_word_without_a_value_shows_the_form(recipe):

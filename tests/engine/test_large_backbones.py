@@ -13,7 +13,9 @@ from vitds.config.load import load_settings, read_settings
 from vitds.models.build import build_backbone
 
 
-@pytest.mark.parametrize(("recipe", "ds_config"), [("idmm_vit_huge", "large_8gpu"), ("idmm_vit_giant", "large_64gpu")])
+@pytest.mark.parametrize(
+    ("recipe", "ds_config"), [("idmm_vit_large", "large_8gpu"), ("idmm_vit_huge", "large_64gpu"), ("idmm_vit_giant", "large_64gpu")]
+)
 def test_as_deep_a_model_trains_and_a_resumed_run_ends_with_the_same_bytes(
     rank_pool, digit_files, tmp_path: Path, recipe: str, ds_config: str
 ) -> None:
@@ -23,11 +25,11 @@ def test_as_deep_a_model_trains_and_a_resumed_run_ends_with_the_same_bytes(
     assert settings.engine.activation_checkpointing and settings.engine.precision == "bf16" and settings.head.kind == "sharded"
 
 
-def test_buckets_that_fill_and_weights_that_come_and_go_change_nothing(rank_pool, digit_files, tmp_path: Path) -> None:
+def test_buckets_that_fill_and_offloaded_weights_that_come_and_go_change_nothing(rank_pool, digit_files, tmp_path: Path) -> None:
     small = shrunk("large_1gpu", "idmm_vit_large", tmp_path)
     losses = trained_and_resumed(rank_pool(2), tmp_path / "small", digit_files, "idmm_vit_large", small)
-    rank_pool(2).run(few_steps, str(tmp_path / "whole"), digit_files, "idmm_vit_large", "large_1gpu")
-    np.testing.assert_allclose(losses, losses_of(tmp_path / "whole"), rtol=1e-4)
+    rank_pool(2).run(few_steps, str(tmp_path / "zero2"), digit_files, "idmm_vit_large", "large_64gpu")
+    np.testing.assert_allclose(losses, losses_of(tmp_path / "zero2"), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ TINY = WIDE | {"embed_dim": 24, "depth": 2, "num_heads": 3}
 
 
 def measured_and_planned(
-    data: str, stage: int, rows: int, options: dict[str, Any], changes: dict[str, Any]
+    data: str, stage: int | str, rows: int, options: dict[str, Any], changes: dict[str, Any]
 ) -> tuple[int, int, str]:
     """Bytes that this rank's process grew by from before the model was built, two steps and a checkpoint long; the plan's; its parts.
 
@@ -52,7 +52,7 @@ def measured_and_planned(
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # what glibc's own rule grows to
 
 
-def _train(file: BetonFile, stage: int, rows: int, changes: dict[str, Any], options: dict[str, Any]) -> MemoryPlan:
+def _train(file: BetonFile, stage: int | str, rows: int, changes: dict[str, Any], options: dict[str, Any]) -> MemoryPlan:
     folder = Path(dist.broadcast_object(tempfile.mkdtemp()))
     with noise_into(folder / "log.txt"):
         trainer, case = built_trainer(file, folder, stage, rows, changes, options)
@@ -63,7 +63,7 @@ def _train(file: BetonFile, stage: int, rows: int, changes: dict[str, Any], opti
 
 
 def built_trainer(
-    file: BetonFile, folder: Path, stage: int, rows: int, changes: dict[str, Any], options: dict[str, Any]
+    file: BetonFile, folder: Path, stage: int | str, rows: int, changes: dict[str, Any], options: dict[str, Any]
 ) -> tuple[Trainer, Case]:
     """A trainer as a training command builds it, and its case."""
     device, ds, given = start_ranks(), load_ds_config(f"zero{stage}"), _settings(changes, options)

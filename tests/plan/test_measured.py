@@ -28,6 +28,7 @@ MORE = [
     (1, 0, 60, NARROW, ACTIVATIONS | {"batch.global_images": 16, "batch.micro_images": 16, "engine.activation_checkpointing": "true"}),
     (1, 2, 60, WIDE, {"batch.micro_images": 4}),
     (1, 3, 60, WIDE, {"batch.micro_images": 8}),
+    (1, "3_offload", 60, WIDE, {"batch.micro_images": 4}),
     (1, 0, 60, WIDE, {"batch.micro_images": 8, "optimizer.average_decay": 0.9}),
     (2, 0, 50_001, WIDE, SHARDED),
     (2, 2, 100_001, WIDE, SHARDED | LEAN_BF16),
@@ -41,7 +42,7 @@ MORE = [
 
 @pytest.mark.parametrize("ranks, stage, rows, backbone, changes", [*CASES, *(pytest.param(*case, marks=at_length) for case in MORE)])
 def test_plan_is_what_a_rank_takes(
-    digit_files: tuple[str, str], ranks: int, stage: int, rows: int, backbone: dict[str, Any], changes: dict[str, Any]
+    digit_files: tuple[str, str], ranks: int, stage: int | str, rows: int, backbone: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     pool = RankPool(ranks)  # of its own: ranks that served other tests hold what those left
     try:

@@ -29,6 +29,8 @@ def largest_micro_on_gpu(backbone: nn.Module, settings: Settings, fits: list[int
     Raises: ResourceError if none does.
     """
     backbone.to(device).train()
+    if settings.engine.activation_checkpointing:
+        backbone.set_grad_checkpointing(True)
     limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
     found = next((images for images in fits if _peak_bytes(backbone, settings, images, device, precision) <= limit), 0)
     backbone.to("cpu")
