@@ -20,7 +20,7 @@ from vitds.engine.memory import backbone_sizes, out_of_memory_told
 from vitds.errors import ResourceError, SettingsError
 from vitds.jobs.plan import plan
 from vitds.models.build import build_backbone
-from vitds.plan.case import BackboneSizes, Case, make_case
+from vitds.plan.case import BackboneSizes, Case, make_case, reduce_bucket
 from vitds.plan.memory import MOMENTS, memory_parts, sums
 from vitds.plan.totals import plan_memory
 from vitds.plan.traffic import step_traffic
@@ -91,11 +91,22 @@ def test_sharded_head_has_a_share_of_rows_and_their_states(optimizer: str, state
     ]
 
 
+def with_bucket(case: Case, numbers: int) -> Case:
+    """As a JSON with this `reduce_bucket_size` makes it."""
+    return dataclasses.replace(case, buckets=case.buckets | {"reduce_bucket_size": numbers})
+
+
 def test_gpu_holds_whole_buckets_and_a_cpu_what_is_put_into_them() -> None:
     name = "reduce_bucket_size buffers"
-    assert bytes_of(case_of(2), name) == [2_000_000_000]
-    assert bytes_of(case_of(2, engine__precision="bf16"), name) == [4_000_000_000]  # gradients that travel in bf16, and others
-    assert bytes_of(case_of(2, on_gpu=False), name) == [4 * 3_501_000]
+    assert bytes_of(with_bucket(case_of(2), 500_000_000), name) == [2_000_000_000]
+    autocast = with_bucket(case_of(2, engine__precision="bf16"), 500_000_000)
+    assert bytes_of(autocast, name) == [4_000_000_000]  # gradients that travel in bf16, and others
+    assert bytes_of(with_bucket(case_of(2, on_gpu=False), 500_000_000), name) == [4 * 3_501_000]
+
+
+def test_buckets_hold_what_is_trained_where_the_json_does_not_say() -> None:
+    assert bytes_of(case_of(2), "reduce_bucket_size buffers") == [4 * 3_501_000]
+    assert reduce_bucket(10**9) == 500_000_000  # DeepSpeed's own value
 
 
 def test_offloaded_states_lie_in_the_hosts_memory_of_a_gpu() -> None:
@@ -197,7 +208,7 @@ def test_allocation_that_fails_is_told_with_the_plan() -> None:
     [
         (case_of(0, views__crop_px=1120, on_gpu=False), "lower batch.micro_images (mix.chunk_images is the least)"),
         (case_of(0, rows=10**7, head__kind="sharded"), "start more ranks, or set head.optimizer=lean"),
-        (case_of(2), "lower zero_optimization.reduce_bucket_size in the DeepSpeed JSON"),
+        (with_bucket(case_of(2), 500_000_000), "lower zero_optimization.reduce_bucket_size in the DeepSpeed JSON"),
         (case_of(0, rows=10**6), "start more ranks with a higher ZeRO stage, as --ds_config zero3"),
     ],
     ids=["crops", "sharded head", "buckets", "states"],

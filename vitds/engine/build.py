@@ -15,6 +15,7 @@ from vitds import dist
 from vitds.config.deepspeed import DsConfig, resolve_ds_config
 from vitds.config.tree import Optimizer, Settings
 from vitds.errors import SettingsError
+from vitds.plan.case import reduce_bucket
 
 
 class SkippableAdamW(torch.optim.AdamW):
@@ -76,6 +77,9 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
     if settings.engine.precision == "fp16" and ds.zero_stage == 0:
         # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on one rank all of them.
         config["zero_optimization"] = {**config.get("zero_optimization", {}), "stage": 1}
+    zero = config.setdefault("zero_optimization", {})
+    if zero.get("reduce_bucket_size", "auto") == "auto":
+        zero["reduce_bucket_size"] = reduce_bucket(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad))
     config["zero_force_ds_cpu_optimizer"] = False  # offloaded states may be torch's
     torch.use_deterministic_algorithms(settings.engine.deterministic)
     if settings.engine.activation_checkpointing:

@@ -79,7 +79,7 @@ class EngineState:
             for key in self._keys(parameter):
                 value = self._get(parameter, key)
                 if owner == dist.rank():
-                    kept[name if key is None else f"{name}.{key}"] = value.detach().clone()
+                    kept[name if key is None else f"{name}.{key}"] = value.detach().to("cpu", copy=True)
         if dist.is_main():
             kept |= dict(self._buffers())
         return kept

@@ -14,6 +14,11 @@ from vitds.plan.vit import Vit
 BUCKETS = {"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e7, "stage3_max_live_parameters": 1e9}
 
 
+def reduce_bucket(numbers: int) -> int:
+    """`reduce_bucket_size` where a JSON leaves it out: all numbers that are trained, for on a GPU the bucket is there whole."""
+    return min(numbers, int(BUCKETS["reduce_bucket_size"]))
+
+
 @dataclass(frozen=True)
 class BackboneSizes:
     """What of a backbone enters.
@@ -108,13 +113,15 @@ def make_case(settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows
     precision = settings.engine.precision
     has_small_weights = precision == "fp16" or ds.enabled_blocks() == ["bf16"]
     zero = ds.values.get("zero_optimization", {})
+    head_numbers = () if is_sharded else (rows * backbone.width, *[rows] * settings.head.bias)
+    defaults = BUCKETS | {"reduce_bucket_size": reduce_bucket(sum(backbone.parameters) + sum(head_numbers))}
     return Case(
         backbone=backbone,
         settings=settings,
         rows=rows,
         ranks=ranks,
         stage=ds.zero_stage,
-        head=() if is_sharded else (rows * backbone.width, *[rows] * settings.head.bias),
+        head=head_numbers,
         shard_rows=-(-rows // ranks) if is_sharded else 0,
         images=micro,
         accumulation=accumulation,
@@ -122,6 +129,6 @@ def make_case(settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows
         compute=4 if precision == "fp32" else 2,
         offloads_states=ds.offloads_optimizer,
         offloads_weights=ds.offloads_parameters,
-        buckets={key: int(value if zero.get(key, "auto") == "auto" else zero[key]) for key, value in BUCKETS.items()},
+        buckets={key: int(value if zero.get(key, "auto") == "auto" else zero[key]) for key, value in defaults.items()},
         on_gpu=on_gpu,
     )

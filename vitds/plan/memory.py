@@ -144,8 +144,7 @@ def _save(case: Case) -> Iterator[Part]:
     owners = dist.spread(sizes, case.ranks)
     most = max(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(case.ranks))
     copies = most * 4 * (4 if case.settings.optimizer.average_decay else 3) + case.backbone.frozen * 4 // case.ranks
-    yield Part("copies for a checkpoint", copies, ("save",))
+    yield Part("copies for a checkpoint", copies, ("save",), on_host=True)
     if case.on_gpu:
-        yield Part("copies for a checkpoint, host", copies, ("save",), True)
         rows = sum(part.bytes for part in _head(case) if part.name.startswith(("sharded head: weight", "sharded head: moments")))
         yield Part("sharded head's rows for a checkpoint, host", rows, ("save",), True)
