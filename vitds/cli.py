@@ -321,6 +321,7 @@ def bench_head(
     ranks: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
     rounds: int = 3,
+    keep_mb: int = 64,
     json: bool = False,
 ) -> None:
     """Time, memory and traffic of the instance head, beside others' ways.
@@ -335,11 +336,13 @@ def bench_head(
         ranks: also spread the rows over so many processes on this machine
         precision: of the products
         rounds: of every way, in turn; the best counts
+        keep_mb: of ours, head.keep_mb: logits up to this size are kept for the backward pass
         json: print one JSON object and nothing else
     """
     from vitds.bench.head import bench_head
 
-    bench_head(rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, rounds=rounds, as_json=json)
+    options = {"ranks": ranks, "precision": precision, "rounds": rounds, "keep_mb": keep_mb}
+    bench_head(rows=rows, dim=dim, batch=batch, **options, as_json=json)
 
 
 def plan(

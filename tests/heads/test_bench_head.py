@@ -63,12 +63,12 @@ def test_what_does_not_fit_into_memory_is_left_out(no_compiler: None, monkeypatc
     assert rows[-1]["ms"] > 0 and rows[-1]["to_naive"] is None
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rounds": 0}], ids=str)
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rounds": 0}, {"keep_mb": -1}], ids=str)
 def test_impossible_numbers_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(SettingsError, match="each from 1 on, a row a rank at least, and ranks that divide the batch"):
+    with pytest.raises(SettingsError, match=r"each from 1 on \(keep_mb from 0\), a row a rank at least, and ranks that divide"):
         bench_head(**({"rows": 100, "dim": 8, "batch": 64} | wrong))
 
 
 def test_ranks_that_end_without_an_answer_are_said() -> None:
     with pytest.raises(ResourceError, match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows"):
-        bench._measure_ranks(10**12, 10**6, 2, 2, "fp32", 1)
+        bench._measure_ranks(2, (10**12, 10**6, 2, "fp32", 1, 0))

@@ -58,9 +58,9 @@ def reference(rows: int, *, bias: bool, label_smoothing: float, temperature: flo
 def dense(rows: int, kept: bool, **options: Any) -> dict[str, np.ndarray]:
     features, targets = make_rows(rows)
     features.requires_grad_()
-    head = DenseHead(rows, WIDTH, **options)
+    head = DenseHead(rows, WIDTH, keep_bytes=1 << 20 if kept else 0, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logsumexp, "make_plan", partial(logsumexp.make_plan, chunk_rows=16, keep_bytes=1 << 20 if kept else 0))
+        patch.setattr(logsumexp, "make_plan", partial(logsumexp.make_plan, chunk_rows=16))
         losses = head(features, targets)
     (losses * targets.weight).sum().backward()
     found = {"losses": losses, "features": features.grad} | {name: value.grad for name, value in head.named_parameters()}
@@ -81,6 +81,17 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 @pytest.mark.parametrize("rows", [50, 3])
 def test_dense_head_equals_cross_entropy(options: dict[str, Any], kept: bool, rows: int) -> None:
     check(dense(rows, kept, **options), reference(rows, **options))
+
+
+@pytest.mark.parametrize("head_of", [DenseHead, ShardedHead])
+@pytest.mark.parametrize(("keep_bytes", "products"), [(4 * M * 50, 1), (4 * M * 50 - 1, 2)], ids=["kept", "recomputed"])
+def test_logits_that_fit_keep_bytes_are_made_once(head_of: type, keep_bytes: int, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(logsumexp, "_logits", lambda *given, real=logsumexp._logits: made.append(1) or real(*given))
+    features, targets = make_rows(50)
+    losses = head_of(50, WIDTH, keep_bytes=keep_bytes, **form())(features.requires_grad_(), targets)
+    (losses if head_of is DenseHead else losses[0]).sum().backward()
+    assert len(made) == products
 
 
 def sharded_on_a_rank(rows: int, options: dict[str, Any], micro_steps: int = 1) -> dict[str, np.ndarray]:

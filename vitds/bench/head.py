@@ -54,24 +54,26 @@ class Contender:
 
 
 def bench_head(
-    *, rows: int, dim: int, batch: int, ranks: int = 1, precision: Literal["fp32", "bf16"] = "fp32", rounds: int = 3, as_json: bool = False
-) -> list[dict[str, Any]]:
+    *, rows: int, dim: int, batch: int, ranks: int = 1, precision: Literal["fp32", "bf16"] = "fp32", rounds: int = 3, keep_mb: int = 64,
+    as_json: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Milliseconds, extra memory and bytes sent of one step of a head.
 
     Args:
         rows: N. dim: D. batch: M, the features of all ranks together. ranks: processes of a sharded head, on this machine.
+        keep_mb: the heads' own `keep_bytes`, in MiB.
     Returns: a dict a contender: ms; ratio to the four bare products; to_three, to_naive and to_chunked; extra_mb, the peak beyond the
         process's memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
     Raises: SettingsError if the ranks do not divide the batch or a number is below 1.
     """
-    if min(rows // ranks if ranks > 0 else 0, dim, batch, rounds) < 1 or batch % ranks:
+    if min(rows // ranks if ranks > 0 else 0, dim, batch, rounds) < 1 or batch % ranks or keep_mb < 0:
         raise SettingsError(
-            f"--rows {rows} --dim {dim} --batch {batch} --ranks {ranks} --rounds {rounds}: each from 1 on, a row a rank at least, "
-            "and ranks that divide the batch"
+            f"--rows {rows} --dim {dim} --batch {batch} --ranks {ranks} --rounds {rounds} --keep_mb {keep_mb}: each from 1 on (keep_mb "
+            "from 0), a row a rank at least, and ranks that divide the batch"
         )
-    measured = _measure_alone(rows, dim, batch, precision, rounds)
+    measured = _measure_alone(rows, dim, batch, precision, rounds, keep_mb << 20)
     if ranks > 1:
-        measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(rows, dim, batch, ranks, precision, rounds)
+        measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(ranks, (rows, dim, batch, precision, rounds, keep_mb << 20))
     four, three, naive, chunked = (measured[name]["ms"] for name in list(measured)[:4])
     table = []
     for name, facts in measured.items():
@@ -84,10 +86,10 @@ def bench_head(
     return table
 
 
-def _measure_alone(rows: int, dim: int, batch: int, precision: str, rounds: int) -> dict[str, dict[str, Any]]:
+def _measure_alone(rows: int, dim: int, batch: int, precision: str, rounds: int, keep_bytes: int) -> dict[str, dict[str, Any]]:
     """All contenders in this process; name -> ms, extra_mb and sent_mb, both in bytes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dense = DenseHead(rows, dim, bias=False, label_smoothing=0.0, seed=0).to(device)
+    dense = DenseHead(rows, dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=keep_bytes).to(device)
     features, targets = _make_batch(rows, dim, batch, device)
     found: dict[str, dict[str, Any]] = {}
     steps = {}
@@ -148,7 +150,7 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
         compiled = backward_of(lambda: cce(features, weight, target, impl="torch_compile"))
         yield Contender("Cut Cross-Entropy's torch_compile", compiled, 3)
     yield Contender("ours dense", backward_of(lambda: (dense(features, targets) * targets.weight).sum()))
-    sharded = ShardedHead(rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0)
+    sharded = ShardedHead(rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0, keep_bytes=dense.keep_bytes)
     sharded.weight = weight
     yield Contender("ours sharded", backward_of(lambda: (sharded(features, targets)[0] * targets.weight).sum()), makes_gradient=False)
 
@@ -200,17 +202,17 @@ def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
 # Ranks ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _measure_ranks(rows: int, dim: int, batch: int, ranks: int, precision: str, rounds: int) -> dict[str, Any]:
+def _measure_ranks(ranks: int, task: tuple[int, int, int, str, int, int]) -> dict[str, Any]:
     """The sharded head on R processes: the slowest rank's time, the largest extra memory, the bytes that a rank sends.
 
     Raises: ResourceError if a rank ends without an answer, which is what running out of memory looks like.
     """
-    context = multiprocessing.get_context("spawn")
+    context, (rows, dim, batch, *_) = multiprocessing.get_context("spawn"), task
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for rank in range(ranks):
             ours, theirs = context.Pipe()
-            options = (rank, ranks, str(Path(folder) / "meeting"), (rows, dim, batch, precision, rounds), theirs)
+            options = (rank, ranks, str(Path(folder) / "meeting"), task, theirs)
             process = context.Process(target=_rank, args=options, daemon=True)
             process.start()
             theirs.close()
@@ -226,15 +228,15 @@ def _measure_ranks(rows: int, dim: int, batch: int, ranks: int, precision: str, 
     return {"ms": 1000 * seconds, "extra_mb": extra, "sent_mb": bytes_sent(batch, dim, ranks)}
 
 
-def _rank(rank: int, ranks: int, meeting: str, task: tuple[int, int, int, str, int], answer: Connection) -> None:
+def _rank(rank: int, ranks: int, meeting: str, task: tuple[int, int, int, str, int, int], answer: Connection) -> None:
     """One process of a sharded head: sends (seconds, extra bytes)."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    rows, dim, batch, precision, rounds = task
+    rows, dim, batch, precision, rounds, keep_bytes = task
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     td.init_process_group("nccl" if device.type == "cuda" else "gloo", store=td.FileStore(meeting, ranks), rank=rank, world_size=ranks)
-    head = ShardedHead(rows, dim, bias=False, label_smoothing=0.0, seed=0).to(device)
+    head = ShardedHead(rows, dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=keep_bytes).to(device)
     features, targets = _make_batch(rows, dim, batch // ranks, device)
     dtype = AUTOCAST.get(precision)
 

@@ -124,6 +124,7 @@ class Head(Section):
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     lazy: bool = False
     rows: Literal["fp32", "bf16"] = "fp32"
+    keep_mb: Annotated[int, Field(ge=0)] = 64
 
     @model_validator(mode="after")
     def _is_sharded_where_it_must_be(self) -> Head:
@@ -145,7 +146,8 @@ class Head(Section):
     def form(self) -> dict[str, Any]:
         """What either kind of head is built with; temperature is None where the head is linear."""
         temperature = self.temperature if self.cosine else None
-        return {"bias": self.bias, "label_smoothing": self.label_smoothing, "temperature": temperature}
+        kept = {"keep_bytes": self.keep_mb << 20}
+        return {"bias": self.bias, "label_smoothing": self.label_smoothing, "temperature": temperature} | kept
 
 
 class Batch(Section):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitds import rng
 from vitds.batch import Targets
-from vitds.heads.logsumexp import check_widths, row_terms
+from vitds.heads.logsumexp import KEEP_BYTES, check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.rng import Purpose
 
@@ -42,13 +42,15 @@ class DenseHead(nn.Module):
     Args:
         rows: N or C. width: D. label_smoothing: eps in [0, 1).
         temperature: of the cosine form, in which features and rows have length one and their products are divided by it; None: linear.
+        keep_bytes: logits up to this size are kept for the backward pass, which then makes no second product of them.
     """
 
     def __init__(
-        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None
-    ) -> None:
+        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None,
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.label_smoothing, self.temperature = label_smoothing, temperature
+        self.label_smoothing, self.temperature, self.keep_bytes = label_smoothing, temperature, keep_bytes
         self.first, self.last = 0, rows  # all of them: as a sharded head says which it holds
         # Parameters of this module itself: under ZeRO-3 the weight is there while this module runs, forward and backward, and only then.
         self.weight = nn.Parameter(initial_rows(0, rows, width, seed))
@@ -64,7 +66,7 @@ class DenseHead(nn.Module):
         target_M2, share_M2 = stacked_targets(targets, rows)
         lse_M, logit_M2, total_M = row_terms(
             scaled_features(features_MD, self.temperature), self.weight, self.bias, target_M2,
-            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None,
+            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None, keep_bytes=self.keep_bytes,
         )  # fmt: skip
         mean_M = None if total_M is None else total_M / rows
         return mixed_smoothed_loss(lse_M, (share_M2 * logit_M2).sum(1), mean_M, self.label_smoothing)

@@ -19,7 +19,7 @@ from vitds.batch import Targets
 from vitds.errors import SettingsError
 from vitds.heads.dense import initial_rows, scaled_features
 from vitds.heads.lazy import LazyRows
-from vitds.heads.logsumexp import check_widths, row_terms
+from vitds.heads.logsumexp import KEEP_BYTES, check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.heads.sampling import drawn_rows
 
@@ -78,7 +78,7 @@ class ShardedHead(nn.Module):
     The backward pass puts the weight's gradient into memory that this module keeps, so that a step needs no second piece of that size.
 
     Args:
-        rows: N over all ranks. width: D. temperature: of the cosine form; None: linear.
+        rows: N over all ranks. width: D. temperature: of the cosine form; None: linear. keep_bytes: as in DenseHead.
         sample_rate: the share of rows that stands for all negatives of a step; 1: all of them.
         dtype: of the weight and its gradient, float32 or bfloat16; biases are float32.
     Raises: SettingsError if there are fewer rows than ranks, or so few that a rank may find none of its own drawn.
@@ -86,7 +86,7 @@ class ShardedHead(nn.Module):
 
     def __init__(
         self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None,
-        sample_rate: float = 1.0, dtype: torch.dtype = torch.float32,
+        sample_rate: float = 1.0, dtype: torch.dtype = torch.float32, keep_bytes: int = KEEP_BYTES,
     ) -> None:  # fmt: skip
         super().__init__()
         if rows < dist.world_size():
@@ -97,7 +97,7 @@ class ShardedHead(nn.Module):
                 f"take {2 * dist.world_size() / rows:.2g} or more, or 1"
             )
         self.rows, self.label_smoothing, self.temperature = rows, label_smoothing, temperature
-        self.sample_rate, self.seed = sample_rate, seed
+        self.sample_rate, self.seed, self.keep_bytes = sample_rate, seed, keep_bytes
         self.first, self.last = row_range(rows, dist.rank(), dist.world_size())
         self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed, dtype))
         self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if bias else None
@@ -131,7 +131,8 @@ class ShardedHead(nn.Module):
             self.gradient = torch.empty_like(self.weight)
         return row_terms(
             x_MD, self.weight, self.bias, local_M2,
-            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None, gradient=self.gradient,
+            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None,
+            gradient=self.gradient, keep_bytes=self.keep_bytes,
         )  # fmt: skip
 
     def _some_rows(self, x_MD: Tensor, local_M2: Tensor, is_own_M2: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,6 +149,8 @@ class ShardedHead(nn.Module):
         if self.temperature is not None:
             weight_kD = nn.functional.normalize(weight_kD, dim=1)
         place_M2 = torch.searchsorted(taken_k, local_M2).clamp_max(len(taken_k) - 1)
-        lse_M, logit_M2, _ = row_terms(x_MD, weight_kD, bias_k + counts_k.log(), place_M2, sums_rows=False, is_cosine=False)
+        lse_M, logit_M2, _ = row_terms(
+            x_MD, weight_kD, bias_k + counts_k.log(), place_M2, sums_rows=False, is_cosine=False, keep_bytes=self.keep_bytes
+        )
         with torch.autocast(x_MD.device.type, enabled=False):
             return lse_M, logit_M2, x_MD @ (counts_k @ weight_kD) + counts_k @ bias_k
