@@ -63,9 +63,12 @@ def test_what_does_not_fit_into_memory_is_left_out(no_compiler: None, monkeypatc
     assert rows[-1]["ms"] > 0 and rows[-1]["to_naive"] is None
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rounds": 0}, {"keep_mb": -1}], ids=str)
+WRONG = [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rounds": 0}, {"keep_mb": -1}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_impossible_numbers_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(SettingsError, match=r"each from 1 on \(keep_mb from 0\), a row a rank at least, and ranks that divide"):
+    with pytest.raises(SettingsError, match=r"each from 1 on \(keep_mb from 0\), a row a rank at least, and ranks that divide the batch"):
         bench_head(**({"rows": 100, "dim": 8, "batch": 64} | wrong))
 
 
