@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 # Where neither folder exists, compiler and loader take the system's.
 NATIVE_FOLDERS = ["$ORIGIN/../../.venv/native/lib", "$ORIGIN/../../../../../native/lib"]
 
-# A plain shared library that Python loads with ctypes. It is declared as an extension so that an ordinary installation compiles it.
+# Plain shared libraries that Python loads with ctypes. They are declared as extensions so that an ordinary installation compiles them.
 pixels = Extension(
     "vitds.kernels._pixels",
     sources=["vitds/kernels/pixels.c"],
@@ -18,4 +18,13 @@ pixels = Extension(
     extra_link_args=[f"-Wl,--no-undefined,-rpath,{':'.join(NATIVE_FOLDERS)}"],
 )
 
-setup(ext_modules=[pixels])
+# Its OpenMP is torch's: that library is loaded before this one and goes by the same name.
+softmax = Extension(
+    "vitds.kernels._softmax",
+    sources=["vitds/kernels/softmax.c"],
+    libraries=["m"],
+    extra_compile_args=["-O3", "-fopenmp"],
+    extra_link_args=["-fopenmp", "-Wl,--no-undefined"],
+)
+
+setup(ext_modules=[pixels, softmax])

@@ -15,7 +15,7 @@ native=$venv/native # OpenCV and libjpeg-turbo, for FFCV and for vitds/kernels/p
 work=$venv/tmp      # emptied at the end
 log=$venv/setup.log
 space_needed_gb=10 # 6.5 stay; 3 of downloads come on top
-sources=(setup.cfg setup.py pyproject.toml constraints.txt launch/setup_env.sh vitds/kernels/pixels.c)
+sources=(setup.cfg setup.py pyproject.toml constraints.txt launch/setup_env.sh vitds/kernels/{pixels,softmax}.c)
 stage_name=
 exec 3>&1 4>&2 # the caller's, while a stage's output goes to the log
 
@@ -197,7 +197,7 @@ import ctypes
 import sys
 import sysconfig
 
-for library in (sysconfig.get_path("platlib") + "/ffcv/_libffcv", sys.argv[1] + "/vitds/kernels/_pixels"):
+for library in (sysconfig.get_path("platlib") + "/ffcv/_libffcv", *(sys.argv[1] + f"/vitds/kernels/_{name}" for name in ("pixels", "softmax"))):
     ctypes.CDLL(library + sysconfig.get_config_var("EXT_SUFFIX"))
 EOF
 }

@@ -163,7 +163,8 @@ def test_wheel_carries_recipes_configurations_and_the_compiled_kernels(tmp_path:
     for folder, pattern in (("recipes", "*.yaml"), ("ds_configs", "*.json"), ("kernels", "*.c")):
         wanted = {f"vitds/{folder}/{path.name}" for path in (ROOT / "vitds" / folder).glob(pattern)}
         assert wanted and wanted <= set(names)
-    assert [name for name in names if name.startswith("vitds/kernels/_pixels") and name.endswith(".so")] != []
+    for kernel in ("_pixels", "_softmax"):
+        assert [name for name in names if name.startswith(f"vitds/kernels/{kernel}") and name.endswith(".so")] != []
     assert not any(name.startswith(("tests", "launch", "ds_configs")) for name in names)
 
 

@@ -3,7 +3,8 @@
 The rows are taken chunk by chunk. Forward: a chunk's logits, its own log-sum-exp. Backward: the logits again, their softmax within the
 chunk, and two products; the factor exp(lse_chunk - lse) that makes it a softmax over all rows is put on the (M, D) sides, which are
 smaller. So M·N numbers pass through the cache and never lie in memory. Where all of them fit KEEP_BYTES the softmaxes are kept instead
-and the product is not repeated. What was tried and measured is in docs/instance_head.md.
+and the product is not repeated. On a CPU the softmax is vitds/kernels/softmax.c. What was tried and measured is in
+docs/instance_head.md.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitds.errors import ShapeError
+from vitds.kernels.softmax import softmax_rows
 
-CPU_CHUNK_NUMBERS = 1 << 18  # logits of a chunk: 1 MB as float32, within the second cache of two cores; four times as many cost 2 to 6 %
+CPU_CHUNK_NUMBERS = {2: 1 << 21, 4: 1 << 19, 8: 1 << 18}  # logits of a chunk by their bytes: they stay in the caches
 GPU_CHUNK_NUMBERS = 1 << 23  # enough tiles for every multiprocessor
 KEEP_BYTES = 64 << 20
 SHORTEST_ROW = 1e-12  # below this length a row is not brought to length one
@@ -136,9 +138,9 @@ def check_widths(features: Tensor, weight: Tensor, bias: Tensor | None = None) -
         raise ShapeError(f"the head has {rows} rows and {bias.shape[0]} biases")
 
 
-def chunk_numbers(device: torch.device) -> int:
+def chunk_numbers(device: torch.device, dtype: torch.dtype = torch.float32) -> int:
     """How many numbers a piece of work should have: few enough for a CPU's cache, enough to fill a GPU."""
-    return GPU_CHUNK_NUMBERS if device.type == "cuda" else CPU_CHUNK_NUMBERS
+    return GPU_CHUNK_NUMBERS if device.type == "cuda" else CPU_CHUNK_NUMBERS[dtype.itemsize]
 
 
 def make_plan(
@@ -160,7 +162,7 @@ def make_plan(
         product = torch.get_autocast_dtype(device)
     if chunk_rows == "auto":
         # The forward pass keeps M numbers a chunk: with sqrt(n) rows in each these are no more than a chunk's logits, however large M is.
-        wanted = max(chunk_numbers(features.device) / max(features.shape), math.sqrt(n))
+        wanted = max(chunk_numbers(features.device, product) / max(features.shape), math.sqrt(n))
         chunk_rows = 16 * (int(wanted) // 16 | 1)  # odd multiples: a power of two between rows maps them to the same cache lines (4 %)
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be 1 or more, got {chunk_rows}")
@@ -180,25 +182,23 @@ class _RowTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         sums = torch.promote_types(plan.product, torch.float32)
         total_D = x_MD.new_zeros(x_MD.shape[1], dtype=sums) if sums_rows else None
-        highest, largest, kept = [], [], []
+        chunks, kept = -(-len(weight_nD) // plan.chunk_rows), []
+        highest_cM, above_cM = (x_MD.new_empty(chunks, len(x_MD), dtype=sums) for _ in range(2))
         with torch.autocast(x_MD.device.type, enabled=False):
             x = x_MD.to(plan.product)
-            scratch, wide = (x.new_empty(0 if plan.keeps else len(x) * plan.chunk_rows, dtype=dtype) for dtype in (plan.product, sums))
-            for span, rows_cD, _ in _chunks(weight_nD, plan):
+            scratch = x.new_empty(0 if plan.keeps else len(x) * plan.chunk_rows)
+            for chunk, (span, rows_cD, _) in enumerate(_chunks(weight_nD, plan)):
                 if total_D is not None:
                     total_D += rows_cD.sum(0, dtype=sums)
-                p_Mc, highest_M, largest_M = _softmax(_logits(x, rows_cD, bias_n, span, scratch), wide)
-                highest.append(highest_M)
-                largest.append(largest_M)
+                logit_Mc = _logits(x, rows_cD, bias_n, span, scratch)
+                _softmax(logit_Mc, highest_cM[chunk], above_cM[chunk], finds=True, stores=plan.keeps)
                 if plan.keeps:
-                    kept.append(p_Mc.to(plan.product))
+                    kept.append(logit_Mc)
         # Log-sum-exps are kept as differences from the highest logit: small numbers, in which rounding does not grow with the logits.
-        highest_cM = torch.stack(highest)
         highest_M = highest_cM.amax(0)
-        above_cM = highest_cM - highest_M - torch.stack(largest).log()
-        above_M = above_cM.logsumexp(0)
+        above_M = (highest_cM - highest_M + above_cM).logsumexp(0)
         ctx.plan = plan
-        ctx.save_for_backward(x_MD, weight_nD, bias_n, picks_MK, above_cM - above_M, *kept)
+        ctx.save_for_backward(x_MD, weight_nD, bias_n, picks_MK, highest_cM, above_cM, highest_M, above_M, *kept)
         ctx.set_materialize_grads(False)
         return highest_M + above_M, None if picks_MK is None else weight_nD[picks_MK], total_D
 
@@ -208,22 +208,21 @@ class _RowTerms(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("linear_logsumexp can be differentiated once: call backward without create_graph")
-        x_MD, weight_nD, bias_n, picks_MK, log_share_cM, *kept = ctx.saved_tensors
+        x_MD, weight_nD, bias_n, picks_MK, highest_cM, above_cM, highest_M, above_M, *kept = ctx.saved_tensors
         plan, (_, needs_weight, needs_bias, *_) = ctx.plan, ctx.needs_input_grad
-        g_lse_M = torch.zeros_like(log_share_cM[0]) if g_lse_M is None else g_lse_M
+        share_cM = (highest_cM - highest_M + above_cM - above_M).exp() * (0.0 if g_lse_M is None else g_lse_M)
         into_nD, adds = _gradient_memory(weight_nD, plan) if needs_weight else (None, False)
         g_bias_n = torch.empty_like(bias_n) if needs_bias else None
-        g_x_MD = torch.zeros_like(x_MD, dtype=log_share_cM.dtype)
+        g_x_MD = torch.zeros_like(x_MD, dtype=share_cM.dtype)
         with torch.autocast(x_MD.device.type, enabled=False):
             x = x_MD.to(plan.product)
             scratch, shared_MD = x.new_empty(0 if kept else len(x) * plan.chunk_rows), torch.empty_like(x)
-            share_cM = log_share_cM.exp() * g_lse_M
             for chunk, (span, rows_cD, length_c1) in enumerate(_chunks(weight_nD, plan)):
                 if kept:
                     p_Mc = kept[chunk]
                 else:
                     p_Mc = _logits(x, rows_cD, bias_n, span, scratch)
-                    torch.softmax(p_Mc, 1, out=p_Mc)
+                    _softmax(p_Mc, highest_cM[chunk], above_cM[chunk], finds=False, stores=True)
                 share_M = share_cM[chunk]
                 g_x_MD.addcmul_(p_Mc @ rows_cD, share_M[:, None])
                 if needs_weight:
@@ -259,17 +258,27 @@ def _logits(x_MD: Tensor, rows_cD: Tensor, bias_n: Tensor | None, span: slice, s
     return torch.addmm(bias_n[span].to(x_MD.dtype), x_MD, rows_cD.T, out=out)
 
 
-def _softmax(logit_Mc: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax within the chunk, in `wide` memory where the logits are not wide themselves; each row's highest logit; its largest share.
+def _softmax(logit_Mc: Tensor, highest_M: Tensor, above_M: Tensor, *, finds: bool, stores: bool) -> None:
+    """Find each row's highest logit and its log-sum-exp above that, or take them as found before; make the logits their softmax.
 
-    torch's softmax is its quickest exponential (0.6 ns a number where exp takes 0.8 on one core with AVX-512); the sum comes back out of
-    the largest share: it is exp(0) / sum.
+    The kernel's numbers are float32 and bfloat16 on a CPU. Elsewhere torch's softmax is its quickest exponential, and the sum comes
+    back out of the largest share: it is exp(0) / sum.
     """
-    if logit_Mc.dtype != wide.dtype:
-        logit_Mc = wide[: logit_Mc.numel()].view(logit_Mc.shape).copy_(logit_Mc) if len(wide) else logit_Mc.to(wide.dtype)
-    highest_M = logit_Mc.amax(1)
-    torch.softmax(logit_Mc, 1, out=logit_Mc)
-    return logit_Mc, highest_M, logit_Mc.amax(1)
+    if logit_Mc.device.type == "cpu" and highest_M.dtype == torch.float32 and logit_Mc.dtype != torch.float16:
+        rows, columns = logit_Mc.shape
+        softmax_rows(
+            logit_Mc.data_ptr(), is_bf16=logit_Mc.dtype == torch.bfloat16, rows=rows, columns=columns, highest=highest_M.data_ptr(),
+            above=above_M.data_ptr(), finds=finds, stores=stores, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return
+    if finds:
+        p_Mc = torch.softmax(logit_Mc, 1, dtype=above_M.dtype)
+        torch.amax(logit_Mc.to(above_M.dtype), 1, out=highest_M)
+        torch.neg(p_Mc.amax(1).log(), out=above_M)
+        if stores:
+            logit_Mc.copy_(p_Mc)
+    else:
+        torch.softmax(logit_Mc, 1, out=logit_Mc)
 
 
 def _gradient_memory(weight_nD: Tensor, plan: Plan) -> tuple[Tensor, bool]:

@@ -121,8 +121,11 @@ def check_ffcv() -> Check:
 
 
 def check_kernels() -> Check:
-    """The pixel kernels of vitds, loaded with libjpeg-turbo."""
-    return _check_library("vitds kernels", Path(__file__).parents[1] / "kernels", "_pixels*.so", "vitds_views")
+    """The kernels of vitds: that of the head, loaded with torch's OpenMP, and those of pixels, loaded with libjpeg-turbo."""
+    importlib.import_module("torch")
+    folder = Path(__file__).parents[1] / "kernels"
+    head = _check_library("vitds kernels", folder, "_softmax*.so", "vitds_softmax")
+    return head if head.state == "broken" else _check_library("vitds kernels", folder, "_pixels*.so", "vitds_views")
 
 
 def _check_library(name: str, folder: Path, pattern: str, function: str) -> Check:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitds.errors import DataError, ResourceError, ShapeError, VitdsError
+from vitds.kernels.library import load_library
 
 RAW, JPEG = 0, 1
 BILINEAR, BICUBIC = 0, 1
@@ -64,18 +65,7 @@ def library() -> ctypes.CDLL:
 
     Raises: ResourceError if the library was not built or cannot be loaded (names the command that builds it).
     """
-    folder = Path(__file__).parent
-    found = sorted(folder.glob("_pixels*.so"))
-    if not found:
-        raise ResourceError(f"The pixel kernels are not built: there is no _pixels*.so in {folder}. Run `bash launch/setup_env.sh`.")
-    try:
-        lib = ctypes.CDLL(str(found[0]))
-    except OSError as error:
-        raise ResourceError(f"The pixel kernels cannot be loaded: {error}. Run `bash launch/setup_env.sh`.") from error
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib
+    return load_library(Path(__file__).parent, "_pixels", _SIGNATURES)
 
 
 def error_text(code: int) -> str:
