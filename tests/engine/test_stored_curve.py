@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from tests.engine.training import signal_after_lines
 from vitds.errors import Stopped
 from vitds.jobs.pretrain import pretrain
+from vitds.kernels import softmax
 from vitds.runs.metrics import read_metrics
 
 STORED = Path(__file__).parents[1] / "assets" / "idmm_digits_losses.json"
@@ -48,6 +50,12 @@ def processor() -> str:
     return ", ".join(f"{name.strip()} {value.strip()}" for name, _, value in lines if name.strip() in names)
 
 
+def compiler() -> str:
+    """What made the head's kernel, as it says itself: another one may sum in another order."""
+    library = Path(softmax.library()._name).read_bytes()
+    return ", ".join(sorted({found.decode() for found in re.findall(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+", library)}))
+
+
 def first_losses(run: str) -> tuple[dict[str, Any], list[float]]:
     """This environment, and the losses; the run is stopped by a signal once it has them."""
     signal_after_lines(Path(run), STEPS)
@@ -55,7 +63,8 @@ def first_losses(run: str) -> tuple[dict[str, Any], list[float]]:
         pretrain(run=run, ds_config="zero0", set=["log.tensorboard=false"])
     except Stopped:
         pass
-    environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor(), "arithmetic": arithmetic()}
+    environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "compiler": compiler()}
+    environment |= {"processor": processor(), "arithmetic": arithmetic()}
     return environment, [line["loss"] for line in read_metrics(Path(run) / "metrics.jsonl")[:STEPS]]
 
 
