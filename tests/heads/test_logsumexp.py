@@ -49,15 +49,17 @@ def test_gradients_pass_a_check_by_differences(keep_bytes: int) -> None:
     torch.autograd.gradcheck(lambda *given: linear_logsumexp(*given, chunk_rows=6, keep_bytes=keep_bytes), inputs(scale=1.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20], ids=["recomputed", "kept"])
-def test_bfloat16_is_summed_in_float32(keep_bytes: int) -> None:
-    tensors = inputs(torch.bfloat16, rows=400, scale=1.0)
+def test_half_precision_is_summed_in_float32(keep_bytes: int, dtype: torch.dtype) -> None:
+    """bfloat16 takes the kernel, float16 torch's softmax, as all numbers do on a GPU."""
+    tensors = inputs(dtype, rows=400, scale=1.0)
     value, *gradients = outcome(lambda *given: linear_logsumexp(*given, chunk_rows=30, keep_bytes=keep_bytes), tensors)
     expected, *expected_gradients = reference(tensors)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), expected, rtol=0, atol=0.02)
     for found, exact, given in zip(gradients, expected_gradients, tensors, strict=True):
-        assert found.dtype == given.dtype == torch.bfloat16
+        assert found.dtype == given.dtype == dtype
         assert (found.double() - exact).norm() < 0.01 * exact.norm()
 
 
