@@ -273,8 +273,8 @@ def _softmax(logit_Mc: Tensor, highest_M: Tensor, above_M: Tensor, *, finds: boo
         return
     if finds:
         p_Mc = torch.softmax(logit_Mc, 1, dtype=above_M.dtype)
-        torch.amax(logit_Mc.to(above_M.dtype), 1, out=highest_M)
-        torch.neg(p_Mc.amax(1).log(), out=above_M)
+        highest_M.copy_(logit_Mc.amax(1))
+        above_M.copy_(-p_Mc.amax(1).log())
         if stores:
             logit_Mc.copy_(p_Mc)
     else:
