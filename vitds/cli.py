@@ -341,8 +341,9 @@ def bench_head(
     """
     from vitds.bench.head import bench_head
 
-    options = {"ranks": ranks, "precision": precision, "rounds": rounds, "keep_mb": keep_mb}
-    bench_head(rows=rows, dim=dim, batch=batch, **options, as_json=json)
+    bench_head(
+        rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, rounds=rounds, keep_mb=keep_mb, as_json=json,
+    )  # fmt: skip
 
 
 def plan(
