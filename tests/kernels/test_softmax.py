@@ -68,6 +68,20 @@ def test_exponentials_are_off_by_two_units_in_the_last_place_at_most() -> None:
     assert exponentials(torch.tensor([0.0, -87.01, -1e30, -torch.inf])).tolist() == [1, 0, 0, 0]
 
 
+def test_exponentials_of_bfloat16_numbers_are_off_by_their_rounding() -> None:
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[(x <= 0) & (x >= -87)]  # all there are
+    exact = x.double().exp()
+    assert ((exponentials(x).double() - exact) / exact).abs().max() <= 2**-8 + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_highest_logit_is_found_whatever_the_signs(dtype: torch.dtype) -> None:
+    for values in ([-3.0, -2.0, -7.0], [0.0, -1e30, -1.0], [-torch.inf, -5.0, 2.0], [1e-30, 1e30, -1e38], [-1e-38, -1.0, -2.0]):
+        logits = torch.tensor(values * 40)[None].to(dtype)
+        assert run(logits)[1] == logits.max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_parts_that_are_known_give_the_same_bits(dtype: torch.dtype) -> None:
     logits = make_logits(5, 77, dtype)
@@ -91,9 +105,10 @@ def test_large_logits_lose_nothing() -> None:
         torch.testing.assert_close(above.double(), moved.double().logsumexp(1) - highest, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
-    logits = make_logits(4, 40, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf], ids=["NaN", "-NaN", "inf"])
+def test_what_is_not_finite_stays_in_its_row(bad: float, dtype: torch.dtype) -> None:
+    logits = make_logits(4, 40, dtype)
     logits[2, 39] = bad
     shares, highest, above = run(logits)
     assert torch.isfinite(highest + above).tolist() == [True, True, False, True]
