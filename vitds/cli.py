@@ -320,6 +320,7 @@ def bench_head(
     batch: int,
     ranks: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
+    bf16_rows: bool = False,
     rounds: int = 3,
     keep_mb: int = 64,
     json: bool = False,
@@ -335,6 +336,7 @@ def bench_head(
         batch: M, the features of one step, of all ranks together
         ranks: also spread the rows over so many processes on this machine
         precision: of the products
+        bf16_rows: rows and their gradient are bfloat16 too, as with head.rows=bf16; float32 otherwise
         rounds: of every way, in turn; the best counts
         keep_mb: of ours, head.keep_mb: logits up to this size are kept for the backward pass
         json: print one JSON object and nothing else
@@ -342,7 +344,8 @@ def bench_head(
     from vitds.bench.head import bench_head
 
     bench_head(
-        rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, rounds=rounds, keep_mb=keep_mb, as_json=json,
+        rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, bf16_rows=bf16_rows, rounds=rounds, keep_mb=keep_mb,
+        as_json=json,
     )  # fmt: skip
 
 

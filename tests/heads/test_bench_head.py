@@ -63,6 +63,16 @@ def test_what_does_not_fit_into_memory_is_left_out(no_compiler: None, monkeypatc
     assert rows[-1]["ms"] > 0 and rows[-1]["to_naive"] is None
 
 
+def test_rows_in_bfloat16_are_measured_too(no_compiler: None) -> None:
+    rows = bench_head(rows=3000, dim=16, batch=64, ranks=2, rounds=1, precision="bf16", bf16_rows=True, as_json=True)
+    assert all(row["ms"] > 0 for row in rows if "not installed" not in row["name"])
+
+
+def test_rows_in_bfloat16_are_refused_with_float32_products() -> None:
+    with pytest.raises(SettingsError, match="--bf16_rows goes with --precision bf16, not fp32"):
+        bench_head(rows=100, dim=8, batch=64, bf16_rows=True)
+
+
 WRONG = [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rounds": 0}, {"keep_mb": -1}]
 
 
@@ -74,4 +84,4 @@ def test_impossible_numbers_are_refused(wrong: dict[str, int]) -> None:
 
 def test_ranks_that_end_without_an_answer_are_said() -> None:
     with pytest.raises(ResourceError, match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows"):
-        bench._measure_ranks(2, (10**12, 10**6, 2, "fp32", 1, 0))
+        bench._measure_ranks(2, bench.Case(10**12, 10**6, 2, "fp32", False, 1, 0))

@@ -18,7 +18,7 @@ from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -53,27 +53,47 @@ class Contender:
     makes_gradient: bool = True
 
 
+class Case(NamedTuple):
+    """What is measured; `bench_head` says what each is."""
+
+    rows: int
+    dim: int
+    batch: int
+    precision: Literal["fp32", "bf16"]
+    bf16_rows: bool
+    rounds: int
+    keep_bytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows and their gradient."""
+        return torch.bfloat16 if self.bf16_rows else torch.float32
+
+
 def bench_head(
-    *, rows: int, dim: int, batch: int, ranks: int = 1, precision: Literal["fp32", "bf16"] = "fp32", rounds: int = 3, keep_mb: int = 64,
-    as_json: bool = False,
+    *, rows: int, dim: int, batch: int, ranks: int = 1, precision: Literal["fp32", "bf16"] = "fp32", bf16_rows: bool = False,
+    rounds: int = 3, keep_mb: int = 64, as_json: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Milliseconds, extra memory and bytes sent of one step of a head.
 
     Args:
         rows: N. dim: D. batch: M, the features of all ranks together. ranks: processes of a sharded head, on this machine.
-        keep_mb: the heads' own `keep_bytes`, in MiB.
+        bf16_rows: rows and their gradient are bfloat16, as with `head.rows`. keep_mb: the heads' own `keep_bytes`, in MiB.
     Returns: a dict a contender: ms; ratio to the four bare products; to_three, to_naive and to_chunked; extra_mb, the peak beyond the
         process's memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
-    Raises: SettingsError if the ranks do not divide the batch or a number is below 1.
+    Raises: SettingsError if the ranks do not divide the batch, a number is below 1, or rows of bfloat16 meet other products.
     """
     if min(rows // ranks if ranks > 0 else 0, dim, batch, rounds) < 1 or batch % ranks or keep_mb < 0:
         raise SettingsError(
             f"--rows {rows} --dim {dim} --batch {batch} --ranks {ranks} --rounds {rounds} --keep_mb {keep_mb}: each from 1 on (keep_mb "
             "from 0), a row a rank at least, and ranks that divide the batch"
         )
-    measured = _measure_alone(rows, dim, batch, precision, rounds, keep_mb << 20)
+    if bf16_rows and precision != "bf16":
+        raise SettingsError(f"--bf16_rows goes with --precision bf16, not {precision}: the other ways multiply in one type alone")
+    case = Case(rows, dim, batch, precision, bf16_rows, rounds, keep_mb << 20)
+    measured = _measure_alone(case)
     if ranks > 1:
-        measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(ranks, (rows, dim, batch, precision, rounds, keep_mb << 20))
+        measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(ranks, case)
     four, three, naive, chunked = (measured[name]["ms"] for name in list(measured)[:4])
     table = []
     for name, facts in measured.items():
@@ -82,19 +102,20 @@ def bench_head(
         for key, other in (("ratio", four), ("to_three", three), ("to_naive", naive), ("to_chunked", chunked)):
             row[key] = round(ms / other, 3) if ms and other else None
         table.append(row | {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")})
-    print_rows(f"head of {rows:,} rows x {dim}, {batch:,} features, {precision}", table, as_json=as_json)
+    kind = f"{precision}, rows too" if bf16_rows else precision
+    print_rows(f"head of {rows:,} rows x {dim}, {batch:,} features, {kind}", table, as_json=as_json)
     return table
 
 
-def _measure_alone(rows: int, dim: int, batch: int, precision: str, rounds: int, keep_bytes: int) -> dict[str, dict[str, Any]]:
+def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
     """All contenders in this process; name -> ms, extra_mb and sent_mb, both in bytes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dense = DenseHead(rows, dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=keep_bytes).to(device)
-    features, targets = _make_batch(rows, dim, batch, device)
+    dense = DenseHead(case.rows, case.dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=case.keep_bytes).to(device, case.dtype)
+    features, targets = _make_batch(case.rows, case.dim, case.batch, device)
     found: dict[str, dict[str, Any]] = {}
     steps = {}
-    for contender in _contenders(dense, features, targets, precision):
-        held = contender.logits * batch * rows * 4
+    for contender in _contenders(dense, features, targets, case.precision):
+        held = contender.logits * case.batch * case.rows * 4
         free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
         if held > 0.8 * free:
             found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict.fromkeys(("ms", "extra_mb", "sent_mb"))
@@ -109,7 +130,7 @@ def _measure_alone(rows: int, dim: int, batch: int, precision: str, rounds: int,
         gradient = contender.makes_gradient * dense.weight.numel() * dense.weight.element_size()
         extra = _extra_bytes(contender.step, [features, dense.weight], device)
         found[contender.name] = {"extra_mb": extra and max(extra - gradient, 0), "sent_mb": 0}
-    for name, seconds in _best_seconds(steps, [features, dense.weight], rounds, device).items():
+    for name, seconds in _best_seconds(steps, [features, dense.weight], case.rounds, device).items():
         found[name]["ms"] = 1000 * seconds
     return found
 
@@ -202,17 +223,17 @@ def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
 # Ranks ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _measure_ranks(ranks: int, task: tuple[int, int, int, str, int, int]) -> dict[str, Any]:
+def _measure_ranks(ranks: int, case: Case) -> dict[str, Any]:
     """The sharded head on R processes: the slowest rank's time, the largest extra memory, the bytes that a rank sends.
 
     Raises: ResourceError if a rank ends without an answer, which is what running out of memory looks like.
     """
-    context, (rows, dim, batch, *_) = multiprocessing.get_context("spawn"), task
+    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for rank in range(ranks):
             ours, theirs = context.Pipe()
-            options = (rank, ranks, str(Path(folder) / "meeting"), task, theirs)
+            options = (rank, ranks, str(Path(folder) / "meeting"), case, theirs)
             process = context.Process(target=_rank, args=options, daemon=True)
             process.start()
             theirs.close()
@@ -220,25 +241,27 @@ def _measure_ranks(ranks: int, task: tuple[int, int, int, str, int, int]) -> dic
         try:
             answers = [pipe.recv() for _, pipe in started]
         except EOFError as error:
-            raise ResourceError(f"one of {ranks} ranks ended without an answer: not enough memory for {rows:,} rows x {dim}?") from error
+            raise ResourceError(
+                f"one of {ranks} ranks ended without an answer: not enough memory for {case.rows:,} rows x {case.dim}?"
+            ) from error
         finally:
             for process, _ in started:
                 process.kill()
     seconds, extra = (max(values) if None not in values else None for values in zip(*answers, strict=True))
-    return {"ms": 1000 * seconds, "extra_mb": extra, "sent_mb": bytes_sent(batch, dim, ranks)}
+    return {"ms": 1000 * seconds, "extra_mb": extra, "sent_mb": bytes_sent(case.batch, case.dim, ranks)}
 
 
-def _rank(rank: int, ranks: int, meeting: str, task: tuple[int, int, int, str, int, int], answer: Connection) -> None:
+def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -> None:
     """One process of a sharded head: sends (seconds, extra bytes)."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    rows, dim, batch, precision, rounds, keep_bytes = task
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     td.init_process_group("nccl" if device.type == "cuda" else "gloo", store=td.FileStore(meeting, ranks), rank=rank, world_size=ranks)
-    head = ShardedHead(rows, dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=keep_bytes).to(device)
-    features, targets = _make_batch(rows, dim, batch // ranks, device)
-    dtype = AUTOCAST.get(precision)
+    options = {"bias": False, "label_smoothing": 0.0, "seed": 0, "dtype": case.dtype, "keep_bytes": case.keep_bytes}
+    head = ShardedHead(case.rows, case.dim, **options).to(device)
+    features, targets = _make_batch(case.rows, case.dim, case.batch // ranks, device)
+    dtype = AUTOCAST.get(case.precision)
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -248,7 +271,7 @@ def _rank(rank: int, ranks: int, meeting: str, task: tuple[int, int, int, str, i
     step()
     extra = _extra_bytes(step, [features, head.weight], device)  # its gradient's memory stays with it and is no part of this
     dist.barrier()
-    answer.send((_best_seconds({"": step}, [features, head.weight], rounds, device)[""], extra))
+    answer.send((_best_seconds({"": step}, [features, head.weight], case.rounds, device)[""], extra))
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------------------
