@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
     "backbone.name": "vit_tiny_patch16_224",
     "backbone.options": "{patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}",
     "backbone.drop_path": 0.2,
+    "head.init": "noise",
     "optimizer.lr_peak": 1e-2,
     "engine.precision": "fp32",
     "engine.compile": "off",

@@ -75,6 +75,6 @@ def built_trainer(
 
 def _settings(changes: dict[str, Any], options: dict[str, Any]) -> Settings:
     own = {"views.crop_px": 32, "batch.global_images": 8, "mix.chunk_images": 2, "engine.compile": "off", "log.tensorboard": "false"}
-    own |= {"backbone.patch_drop": 0.0}
+    own |= {"backbone.patch_drop": 0.0, "head.init": "noise"}
     words = [f"{key}={value}" for key, value in (own | changes).items()]
     return load_settings(recipe="idmm_digits", method="idmm", assignments=words, flags={}, extra={"backbone": {"options": options}})

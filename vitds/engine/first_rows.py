@@ -38,11 +38,12 @@ def set_rows_from_features(
         backbone.to(device), batches,
         mean=settings.views.mean, std=settings.views.std, device=device, autocast=AUTOCAST.get(settings.engine.precision),
     )  # fmt: skip
-    x_nD = found.rows_MD.double()
-    sums = torch.cat([x_nD.sum(0), torch.tensor([x_nD.square().sum(), len(x_nD)])])
+    x_nD = found.rows_MD  # changed in place: a rank may hold a million of them
+    squares = torch.linalg.vector_norm(x_nD, dtype=torch.float64).square()
+    sums = torch.cat([x_nD.sum(0, dtype=torch.float64), torch.tensor([squares, len(x_nD)])])
     *total, squares, images = dist.all_reduce_sum(sums.to(device)).tolist()
     mean_D = torch.tensor(total, dtype=torch.float64) / images
     deviation = (squares / images / len(mean_D) - mean_D.square().mean()).sqrt()
-    rows_nD = torch.zeros(head.weight.shape)
-    rows_nD[found.index_M - head.first] = (INIT_STD * (x_nD - mean_D) / deviation).float()
-    head.weight.copy_(rows_nD)
+    x_nD.sub_(mean_D.float()).mul_(INIT_STD / deviation)
+    head.weight.zero_()
+    head.weight[(found.index_M - head.first).to(device)] = x_nD.to(head.weight)

@@ -149,7 +149,8 @@ def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: in
     batch = settings.batch.model_copy(update={"global_images": images, "micro_images": "auto"})
     file = open_beton(embedded_digits("data")[0])
     epochs = -(-TIMED_STEPS // steps_per_epoch(file.images, images))
-    own = settings.model_copy(update={"batch": batch, "epochs": epochs})
+    head = settings.head.model_copy(update={"init": "noise"})  # of N rows only these have an image whose feature they could be
+    own = settings.model_copy(update={"batch": batch, "epochs": epochs, "head": head})
     *_, seconds = train_steps(own, ds, file, max(rows, file.images), start_ranks(), steps=TIMED_STEPS)
     return images / statistics.median(seconds[1:])
 
