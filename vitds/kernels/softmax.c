@@ -4,7 +4,8 @@
  * wanted, the shares exp(logit - highest - above), with above = log(sum). highest and above stay apart because their sum would lose
  * what is small beside a large logit. A row whose two parts are known already needs the last walk alone.
  *
- * Numbers are float32 or bfloat16; everything in between is float32, with an exponential for each: bfloat16 keeps 8 bits of it. NaN and infinity make their row's sum NaN or infinite, no other.
+ * Numbers are float32 or bfloat16; everything in between is float32, with an exponential for each: bfloat16 keeps 8 bits of it. NaN and
+ * infinity make their row's sum NaN or infinite, no other.
  * Rows are shared out over OpenMP's threads, which are torch's own: its library is the one that is loaded already.
  */
 #include <math.h>
@@ -32,13 +33,13 @@ INLINE float load(const void *row, int is_bf16, int64_t i) {
 }
 
 INLINE void store(void *row, int is_bf16, int64_t i, float value) {
-    uint32_t bits = to_bits(value);             /* a share or NaN: adding to its bits overflows neither */
+    uint32_t bits = to_bits(value);             /* a share or NaN: adding to its bits overflows neither; ties go up */
     if (is_bf16) ((uint16_t *)row)[i] = (uint16_t)((bits + 0x8000) >> 16);
     else ((float *)row)[i] = value;
 }
 
-/* e^x to 8e-6, a few thousandths of what rounding to bfloat16 takes, and near 0 to 2e-7: without log(2) in two parts, and with the polynomial
- * of degree 5 whose relative error on |r| <= 1/2 is the least. Else as below. */
+/* e^x to 8e-6, a few thousandths of what rounding to bfloat16 takes: without log(2) in two parts, and with the polynomial of degree 5 whose
+ * relative error on |r| <= 1/2 is the least. Else as below. */
 INLINE float coarse_exponential(float x) {
     const float shift = 12582912.0f;
     float scaled = x * 1.44269504f, shifted = scaled + shift, r = scaled - (shifted - shift);
