@@ -56,6 +56,8 @@ def make_digit_files(folder: Path) -> tuple[str, str]:
         for label in range(4):
             (folder / split / f"digit {label}").mkdir(parents=True)
             for number, image in enumerate(digits.images[digits.target == label][skip : skip + per_class]):
-                Image.fromarray((image * 15.9).astype(np.uint8)).resize((24, 20)).save(folder / split / f"digit {label}" / f"{number}.png")
+                Image.fromarray((image * 15.9).astype(np.uint8)).resize((24, 20)).save(
+                    folder / split / f"digit {label}" / f"{number}.png"
+                )
         build_beton([folder / split], folder / f"{split}.beton", workers=1)
     return str(folder / "train.beton"), str(folder / "test.beton")

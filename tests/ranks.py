@@ -15,7 +15,13 @@ TIMEOUT_S = 240
 
 
 def _serve(rank: int, ranks: int, meeting: str, pipe: Connection) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_SIZE": str(ranks),
+        "DS_ACCELERATOR": "cpu",
+    }
     log = os.open(Path(meeting).with_name("output"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -61,7 +67,9 @@ class RankPool:
         for rank, pipe in enumerate(self.pipes):
             if not pipe.poll(TIMEOUT_S):
                 self.close()
-                raise TimeoutError(f"rank {rank} of {self.ranks} did not answer in {TIMEOUT_S} s; others said {outcomes}")
+                raise TimeoutError(
+                    f"rank {rank} of {self.ranks} did not answer in {TIMEOUT_S} s; others said {outcomes}"
+                )
             outcomes.append(pipe.recv())
         with open(self.log, "rb") as file:
             file.seek(already_said)

@@ -29,7 +29,15 @@ from rich.table import Table
 from tests.conftest import make_digit_files
 from tests.engine.grid import all_cases, options_of
 from tests.engine.large_backbones import CONFIGS, RECIPES, shrunk, trained_and_resumed
-from tests.engine.training import ROOT, free_port, outcome, rewound, small_run_path, start_rank_process, words_of
+from tests.engine.training import (
+    ROOT,
+    free_port,
+    outcome,
+    rewound,
+    small_run_path,
+    start_rank_process,
+    words_of,
+)
 from tests.ranks import RankPool
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import Run
@@ -44,7 +52,13 @@ KILLED: tuple[dict[str, Any], ...] = (
     {"stage": "2", "head__optimizer": "lean", "optimizer__average_decay": 0.9},
     {"stage": "3_offload", "head__kind": "sharded", "batch__micro_images": 4},
     {"stage": "1", "head__kind": "dense", "batch__micro_images": 4, "checkpoint__every_steps": 7},
-    {"stage": "2", "head__optimizer": "lean", "head__rows": "bf16", "head__sample_rate": 0.5, "head__lazy": True},
+    {
+        "stage": "2",
+        "head__optimizer": "lean",
+        "head__row_dtype": "bf16",
+        "head__sample_rate": 0.5,
+        "head__lazy": True,
+    },
 )
 
 
@@ -59,15 +73,29 @@ class Kill:
     start_s: float | None = None
 
 
-def start(run: Path, data: tuple[str, str], options: dict[str, Any], by_launcher: bool) -> list[subprocess.Popen]:
+def start(
+    run: Path, data: tuple[str, str], options: dict[str, Any], by_launcher: bool
+) -> list[subprocess.Popen]:
     """Two ranks, or the launcher that starts them."""
     words, port = words_of(run, data, epochs=STEPS // 3, **options), free_port()
     if not by_launcher:
         return [start_rank_process(rank, port, words) for rank in range(RANKS)]
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": tools, "OMP_NUM_THREADS": "1"}
-    command = ["deepspeed", "--num_gpus", str(RANKS), "--master_port", str(port), str(ROOT / "launch/pretrain.py"), *words]
-    return [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    command = [
+        "deepspeed",
+        "--num_gpus",
+        str(RANKS),
+        "--master_port",
+        str(port),
+        str(ROOT / "launch/pretrain.py"),
+        *words,
+    ]
+    return [
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    ]
 
 
 def steps_logged(run: Path) -> int:
@@ -82,7 +110,9 @@ def family_of(processes: list[subprocess.Popen]) -> list[psutil.Process]:
     return found
 
 
-def start_and_kill(run: Path, data: tuple[str, str], options: dict[str, Any], victim: str, draw: random.Random) -> Kill | None:
+def start_and_kill(
+    run: Path, data: tuple[str, str], options: dict[str, Any], victim: str, draw: random.Random
+) -> Kill | None:
     """Start the run, kill it, wait until nothing of it is left; None if it came to its end before."""
     resumed_at = max((int(path.name[5:]) for path in list_checkpoints(Run(run).checkpoints)), default=0)
     processes = start(run, data, options, victim == "the launcher")
@@ -103,18 +133,31 @@ def start_and_kill(run: Path, data: tuple[str, str], options: dict[str, Any], vi
     assert not alive, f"{len(alive)} processes outlive the kill of {victim}"
     if Run(run).is_finished:
         return None
-    leaked = [name for name in os.listdir("/dev/shm") if {str(process.pid) for process in family} & set(name.split("_"))]
+    leaked = [
+        name
+        for name in os.listdir("/dev/shm")
+        if {str(process.pid) for process in family} & set(name.split("_"))
+    ]
     assert not leaked, f"shared memory is left: {leaked}"
     saved = max((int(path.name[5:]) for path in list_checkpoints(Run(run).checkpoints)), default=0)
-    return Kill(victim, max(0, logged - saved), time.monotonic() - killed_at, all(process.returncode for process in processes))
+    return Kill(
+        victim,
+        max(0, logged - saved),
+        time.monotonic() - killed_at,
+        all(process.returncode for process in processes),
+    )
 
 
-def killed_run(folder: Path, data: tuple[str, str], options: dict[str, Any], draw: random.Random, most: int, until: float) -> list[Kill]:
+def killed_run(
+    folder: Path, data: tuple[str, str], options: dict[str, Any], draw: random.Random, most: int, until: float
+) -> list[Kill]:
     """One run, killed again and again; then left to its end by the pool and compared by the caller."""
     kills: list[Kill] = []
     while len(kills) < most and time.monotonic() < until:
         kill = start_and_kill(folder, data, options, draw.choice(VICTIMS), draw)
-        starts = [line["time/start_s"] for line in read_metrics(folder / "metrics.jsonl") if "time/start_s" in line]
+        starts = [
+            line["time/start_s"] for line in read_metrics(folder / "metrics.jsonl") if "time/start_s" in line
+        ]
         if kills and starts:
             kills[-1].start_s = starts[-1]
         if kill is None:
@@ -123,7 +166,9 @@ def killed_run(folder: Path, data: tuple[str, str], options: dict[str, Any], dra
     return kills
 
 
-def soak_kills(folder: Path, data: tuple[str, str], pool: RankPool, most: int, until: float, draw: random.Random) -> tuple[list[Kill], int]:
+def soak_kills(
+    folder: Path, data: tuple[str, str], pool: RankPool, most: int, until: float, draw: random.Random
+) -> tuple[list[Kill], int]:
     """Runs of KILLED in turn until there were enough kills or no time is left; the kills and how many runs were compared equal."""
     kills: list[Kill] = []
     runs = 0
@@ -147,14 +192,20 @@ def soak_large(folder: Path, data: tuple[str, str], pool: RankPool, until: float
             for name, config in (("real", ds_config), ("shrunk", shrunk(ds_config, recipe, folder))):
                 if time.monotonic() > until:
                     return f"{done} of {2 * len(RECIPES) * len(CONFIGS)} runs of large backbones, all equal"
-                losses = trained_and_resumed(pool, folder / f"{recipe}-{ds_config}-{name}", data, recipe, config)
+                losses = trained_and_resumed(
+                    pool, folder / f"{recipe}-{ds_config}-{name}", data, recipe, config
+                )
                 first = first or losses
-                assert np.allclose(losses, first, rtol=1e-3), f"{recipe}, {config} has losses {losses}, {CONFIGS[0]} has {first}"
+                assert np.allclose(losses, first, rtol=1e-3), (
+                    f"{recipe}, {config} has losses {losses}, {CONFIGS[0]} has {first}"
+                )
                 done += 1
     return f"{done} runs of large backbones, all equal"
 
 
-def soak_grid(folder: Path, data: tuple[str, str], pools: dict[int, RankPool], until: float, draw: random.Random) -> tuple[int, int]:
+def soak_grid(
+    folder: Path, data: tuple[str, str], pools: dict[int, RankPool], until: float, draw: random.Random
+) -> tuple[int, int]:
     """Cases of the whole grid in random order: how many were equal to the bit, of how many."""
     cases = list(all_cases())
     draw.shuffle(cases)
@@ -171,7 +222,14 @@ def soak_grid(folder: Path, data: tuple[str, str], pools: dict[int, RankPool], u
 
 def show(kills: list[Kill], runs: int, grid: tuple[int, int]) -> None:
     """The tables of docs/reliability.md."""
-    table = Table("killed", "kills", "non-zero exits", "steps lost, most", "all ended after, most", "next start to its first step, median")
+    table = Table(
+        "killed",
+        "kills",
+        "non-zero exits",
+        "steps lost, most",
+        "all ended after, most",
+        "next start to its first step, median",
+    )
     for victim in VICTIMS:
         chosen = [kill for kill in kills if kill.victim == victim]
         starts = [kill.start_s for kill in chosen if kill.start_s is not None]
@@ -184,7 +242,9 @@ def show(kills: list[Kill], runs: int, grid: tuple[int, int]) -> None:
             f"{statistics.median(starts):.1f} s" if starts else "-",
         )
     Console(width=140).print(table)
-    print(f"{runs} killed runs ended with the bytes of runs that nobody killed; {grid[0]} of {grid[1]} cases of the grid, all equal")
+    print(
+        f"{runs} killed runs ended with the bytes of runs that nobody killed; {grid[0]} of {grid[1]} cases of the grid, all equal"
+    )
 
 
 def main() -> None:

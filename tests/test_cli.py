@@ -22,7 +22,9 @@ from vitds.words import call_command, checked_words, help_text
 ROOT = Path(__file__).parents[1]
 
 
-def pack(run: str, *, data: str | None = None, epochs: int | None = None, kind: Literal["a", "b"] | None = None) -> None:
+def pack(
+    run: str, *, data: str | None = None, epochs: int | None = None, kind: Literal["a", "b"] | None = None
+) -> None:
     """Pack a run.
 
     Longer words.
@@ -36,7 +38,9 @@ def pack(run: str, *, data: str | None = None, epochs: int | None = None, kind: 
     CALLS.append((run, data, epochs, kind))
 
 
-def gather(*sources: str, out: str, share: float = 0.5, strict: bool = False, set: tuple[str, ...] = ()) -> None:
+def gather(
+    *sources: str, out: str, share: float = 0.5, strict: bool = False, set: tuple[str, ...] = ()
+) -> None:
     """Gather sources.
 
     Args:
@@ -80,15 +84,28 @@ def printed(capsys):
 
 
 def test_words_and_flags_reach_the_function_as_its_types():
-    assert call(pack, "runs/a", "--epochs", "3", "--data=x.beton", "--kind", "b") == ("runs/a", "x.beton", 3, "b")
-    assert call(gather, "--strict", "a", "--share=0.25", "b", "--out", "c") == (("a", "b"), "c", 0.25, True, ())
+    assert call(pack, "runs/a", "--epochs", "3", "--data=x.beton", "--kind", "b") == (
+        "runs/a",
+        "x.beton",
+        3,
+        "b",
+    )
+    assert call(gather, "--strict", "a", "--share=0.25", "b", "--out", "c") == (
+        ("a", "b"),
+        "c",
+        0.25,
+        True,
+        (),
+    )
 
 
 def test_what_was_not_given_keeps_its_default():
     assert call(pack, "runs/a") == ("runs/a", None, None, None)
 
 
-@pytest.mark.parametrize("text", ["1e5", "007", "True", "None", "[1]", "{a: 1}", "'x'", "a,b", "1.50", "ümlaut", "a b"])
+@pytest.mark.parametrize(
+    "text", ["1e5", "007", "True", "None", "[1]", "{a: 1}", "'x'", "a,b", "1.50", "ümlaut", "a b"]
+)
 def test_text_is_never_read_as_a_number_or_a_list(text):
     assert call(pack, text, "--data", text)[:2] == (text, text)
     assert call(gather, text, text, "--out", text)[:2] == ((text, text), text)
@@ -105,7 +122,11 @@ def test_switch_does_not_swallow_the_next_word():
 
 
 def test_hyphens_serve_for_underscores_and_a_minus_for_a_number():
-    assert checked_words(cli.data_build, ["x", "--out=o", "--test-fraction=0.2"], "") == ["x", "--out=o", "--test_fraction=0.2"]
+    assert checked_words(cli.data_build, ["x", "--out=o", "--test-fraction=0.2"], "") == [
+        "x",
+        "--out=o",
+        "--test_fraction=0.2",
+    ]
     assert call(pack, "r", "--epochs", "-1")[2] == -1
 
 
@@ -140,7 +161,10 @@ def test_mistake_in_sources_switches_and_required_flags():
 
 
 def test_setting_without_its_flag_is_offered_with_it():
-    assert refusal(cli.pretrain, "optimizer.lr_peak=1") == "unexpected word optimizer.lr_peak=1; did you mean --set optimizer.lr_peak=1?"
+    assert (
+        refusal(cli.pretrain, "optimizer.lr_peak=1")
+        == "unexpected word optimizer.lr_peak=1; did you mean --set optimizer.lr_peak=1?"
+    )
 
 
 def test_command_without_flags_says_so():
@@ -159,7 +183,10 @@ def test_command_without_flags_says_so():
         (["eval"], "vitds: eval needs one of top1, knn, linear; see vitds eval --help"),
         (["eval", "knn"], "vitds eval knn: RUN is missing; see vitds eval knn --help"),
         (["pretrain", "--epochz", "3"], "vitds pretrain: unknown flag --epochz; did you mean --epochs?"),
-        (["recipes", "show", "idmm_digit"], "vitds recipes show: recipe idmm_digit is unknown; did you mean idmm_digits?"),
+        (
+            ["recipes", "show", "idmm_digit"],
+            "vitds recipes show: recipe idmm_digit is unknown; did you mean idmm_digits?",
+        ),
     ],
 )
 def test_mistake_is_one_line_on_standard_error_and_exit_2(printed, words, message):
@@ -181,7 +208,11 @@ def failing(error: BaseException):
     [
         (DataError("x.beton is no .beton"), 3, "vitds fail: x.beton is no .beton\n"),
         (KeyboardInterrupt(), 130, "vitds fail: interrupted\n"),
-        (ZeroDivisionError("x"), 1, "vitds fail: unexpected ZeroDivisionError: x. This is a fault of vitds; --debug shows where\n"),
+        (
+            ZeroDivisionError("x"),
+            1,
+            "vitds fail: unexpected ZeroDivisionError: x. This is a fault of vitds; --debug shows where\n",
+        ),
     ],
 )
 def test_failing_command_has_one_line_and_its_exit_status(printed, monkeypatch, error, status, message):
@@ -211,7 +242,9 @@ def test_first_rank_of_a_node_speaks_for_all_about_words_and_settings(printed, m
 def test_overview_lists_every_command(printed, words):
     status, out, _ = printed(*words)
     assert status == 0
-    assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("  ")] == [f"vitds {name}" for name in COMMANDS]
+    assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("  ")] == [
+        f"vitds {name}" for name in COMMANDS
+    ]
 
 
 def test_groups_help_lists_its_commands_only(printed):
@@ -260,10 +293,22 @@ def jobs_called() -> list[tuple[str, str, int, list[str]]]:
     for function in ast.parse(Path(cli.__file__).read_text()).body:
         if not isinstance(function, ast.FunctionDef):
             continue
-        origin = {name.name: node.module for node in ast.walk(function) if isinstance(node, ast.ImportFrom) for name in node.names}
+        origin = {
+            name.name: node.module
+            for node in ast.walk(function)
+            if isinstance(node, ast.ImportFrom)
+            for name in node.names
+        }
         for node in ast.walk(function):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in origin:
-                calls.append((origin[node.func.id], node.func.id, len(node.args), [keyword.arg for keyword in node.keywords]))
+                calls.append(
+                    (
+                        origin[node.func.id],
+                        node.func.id,
+                        len(node.args),
+                        [keyword.arg for keyword in node.keywords],
+                    )
+                )
     return calls
 
 
@@ -275,7 +320,9 @@ def test_every_command_calls_a_job_that_exists_with_arguments_that_it_takes():
         found = [node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
         assert found, f"{module} has no function {name}"
         names = [argument.arg for argument in (*found[0].args, *found[0].kwonlyargs)]
-        assert found[0].kwarg or set(keywords) <= set(names), f"{module}.{name} takes {names}, cli.py gives {keywords}"
+        assert found[0].kwarg or set(keywords) <= set(names), (
+            f"{module}.{name} takes {names}, cli.py gives {keywords}"
+        )
         assert positional <= len(found[0].args)
 
 
@@ -293,14 +340,18 @@ def test_doctor_ends_with_an_error_where_something_is_broken(printed, monkeypatc
 def test_recipes_lists_each_with_one_line(printed):
     status, out, _ = printed("recipes")
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == sorted(path.stem for path in (ROOT / "vitds/recipes").glob("*.yaml"))
+    assert [line.split()[0] for line in out.splitlines()] == sorted(
+        path.stem for path in (ROOT / "vitds/recipes").glob("*.yaml")
+    )
     assert max(map(len, out.splitlines())) <= 100
 
 
 def test_shown_recipe_is_a_recipe_with_the_same_settings(printed, tmp_path):
     status, out, _ = printed("recipes", "show", "idmm_deit_tiny")
     (tmp_path / "mine.yaml").write_text(out)
-    assert status == 0 and out == dump_settings(load_settings(recipe=str(tmp_path / "mine.yaml"), method="idmm", flags={}))
+    assert status == 0 and out == dump_settings(
+        load_settings(recipe=str(tmp_path / "mine.yaml"), command="pretrain", flags={})
+    )
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
@@ -312,7 +363,9 @@ def test_launch_script_is_the_command_without_the_launchers_rank(name):
 
 
 def test_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "vitds", "pretrian"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "vitds", "pretrian"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "did you mean pretrain?" in done.stderr
 
 

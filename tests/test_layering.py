@@ -14,7 +14,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    *("errors", "config", "batch", "rng", "dist", "kernels", "data", "augment", "models", "heads", "methods", "plan", "runs"),
+    *(
+        "errors",
+        "config",
+        "batch",
+        "rng",
+        "dist",
+        "kernels",
+        "data",
+        "augment",
+        "models",
+        "heads",
+        "methods",
+        "plan",
+        "runs",
+    ),
     *("evaluate", "engine", "report", "bench", "jobs", "words", "console", "cli"),
 )
 FRONT = ("__init__.py", "__main__.py")  # of the package itself: above every row
@@ -75,7 +89,12 @@ def loads(package: Path, module: str) -> set[str]:
         file = package.parent.joinpath(*name.split("."))
         file = next((f for f in (file.with_suffix(".py"), file / "__init__.py") if f.exists()), None)
         if name.split(".")[0] == "vitds" and file and name != "vitds":
-            queue += [found for node in ast.parse(file.read_text()).body for _, modules in imports_here(node) for found in modules]
+            queue += [
+                found
+                for node in ast.parse(file.read_text()).body
+                for _, modules in imports_here(node)
+                for found in modules
+            ]
     return {name.split(".")[0] for name in seen if not name.startswith("vitds")}
 
 
@@ -98,7 +117,11 @@ def test_modules_import_only_from_rows_above():
 
 
 def test_every_module_belongs_to_a_row():
-    names = {path.name.removesuffix(".py") for path in (ROOT / "vitds").iterdir() if path.suffix in ("", ".py") and path.name[0] != "_"}
+    names = {
+        path.name.removesuffix(".py")
+        for path in (ROOT / "vitds").iterdir()
+        if path.suffix in ("", ".py") and path.name[0] != "_"
+    }
     assert names - set(ROWS) - {"recipes", "ds_configs"} == set()
 
 
@@ -107,27 +130,40 @@ def test_imports_stand_at_the_top():
 
 
 def test_an_import_from_a_row_below_is_found(tmp_path):
-    package = write(tmp_path, rng="from vitds import dist\n", data__in__a="import vitds.rng\n", engine="from vitds.jobs.x import y\n")
+    package = write(
+        tmp_path,
+        rng="from vitds import dist\n",
+        data__in__a="import vitds.rng\n",
+        engine="from vitds.jobs.x import y\n",
+    )
     assert upward_imports(package) == ["engine.py:1", "rng.py:1"]
 
 
 def test_an_import_inside_a_function_is_found(tmp_path):
-    package = write(tmp_path, cli="def f():\n    import torch\n", rng="import os\ndef f():\n    import torch\n")
+    package = write(
+        tmp_path, cli="def f():\n    import torch\n", rng="import os\ndef f():\n    import torch\n"
+    )
     assert inner_imports(package) == ["rng.py:3"]
 
 
-@pytest.mark.parametrize("module", ["vitds.errors", "vitds.config.load", "vitds.config.deepspeed", "vitds.words", "vitds.cli"])
+@pytest.mark.parametrize(
+    "module", ["vitds.errors", "vitds.config.load", "vitds.config.deepspeed", "vitds.words", "vitds.cli"]
+)
 def test_settings_and_command_line_load_no_torch(module):
     assert loads(ROOT / "vitds", module) & {"torch", "deepspeed", "timm", "ffcv", "numpy"} == set()
 
 
-@pytest.mark.parametrize("module", ["vitds.evaluate.knn", "vitds.evaluate.linear", "vitds.runs.backbone", "vitds.jobs.evaluate"])
+@pytest.mark.parametrize(
+    "module", ["vitds.evaluate.knn", "vitds.evaluate.linear", "vitds.runs.backbone", "vitds.jobs.evaluate"]
+)
 def test_evaluation_loads_no_deepspeed(module):
     assert "torch" in loads(ROOT / "vitds", module)
     assert "deepspeed" not in loads(ROOT / "vitds", module)
 
 
-@pytest.mark.parametrize("statement", ["import vitds", "from vitds.cli import main; main(['pretrain', '--help'])"])
+@pytest.mark.parametrize(
+    "statement", ["import vitds", "from vitds.cli import main; main(['pretrain', '--help'])"]
+)
 def test_help_and_the_bare_import_start_without_torch(statement):
     check = f"{statement}\nimport sys; assert not {{'torch', 'deepspeed', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -16,4 +16,6 @@ def test_every_test_that_is_named_as_a_proof_is_there(page: str) -> None:
     named = [word for word in words if word.strip(".…").count("_") > 3]
     assert len(named) > 5
     patterns = {word: re.escape(word).replace(r"\.\.\.", r"\w*").replace("…", r"\w*") for word in named}
-    assert not [word for word, pattern in patterns.items() if not any(re.fullmatch(pattern, test) for test in TESTS)]
+    assert not [
+        word for word, pattern in patterns.items() if not any(re.fullmatch(pattern, test) for test in TESTS)
+    ]

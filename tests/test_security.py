@@ -29,11 +29,22 @@ ONLY_WRITTEN = ("log.txt", "curve.png", "environment.json")
 
 
 # Files of data sets that are built by name. CIFAR's are published as pickles, with check sums.
-NAMED_SETS = {f"cifar-10-batches-py/{name}": "cifar10" for name in ("batches.meta", "test_batch", "data_batch_1", "data_batch_5")}
+NAMED_SETS = {
+    f"cifar-10-batches-py/{name}": "cifar10"
+    for name in ("batches.meta", "test_batch", "data_batch_1", "data_batch_5")
+}
 NAMED_SETS |= {f"cifar-100-python/{name}": "cifar100" for name in ("meta", "train", "test")}
-NAMED_SETS |= {f"ILSVRC2012_{name}": "imagenet" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz")}
-NAMED_SETS |= {f"stanford_cars/{name}": "cars" for name in ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat")}
-NAMED_SETS |= {"flowers-102/imagelabels.mat": "flowers102", "CUB_200_2011/images.txt": "cub200", "TrainImages.txt": "indoor67"}
+NAMED_SETS |= {
+    f"ILSVRC2012_{name}": "imagenet" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz")
+}
+NAMED_SETS |= {
+    f"stanford_cars/{name}": "cars" for name in ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat")
+}
+NAMED_SETS |= {
+    "flowers-102/imagelabels.mat": "flowers102",
+    "CUB_200_2011/images.txt": "cub200",
+    "TrainImages.txt": "indoor67",
+}
 
 
 def sets(**changes: str) -> list[str]:
@@ -72,10 +83,14 @@ def sound(rank_pool, digit_files: tuple[str, str], tmp_path_factory: pytest.Temp
         for suffix in ("", ".json"):
             shutil.copy(source + suffix, folder / f"{half}.beton{suffix}")
     data = (str(folder / "train.beton"), str(folder / "test.beton"))
-    [said] = rank_pool(1).run(stopped_run, str(folder / "pre"), data, after_lines=1, epochs=1, head__kind="sharded")
+    [said] = rank_pool(1).run(
+        stopped_run, str(folder / "pre"), data, after_lines=1, epochs=1, head__kind="sharded"
+    )
     assert said.startswith("stopped by a signal")
     rank_pool(1).run(small_run_path, str(folder / "fine"), data, method="supervised", epochs=1)
-    (folder / "recipe.yaml").write_text(f"method: idmm\nviews: {{crop_px: 16}}\nbackbone: {{options: {SMALL['backbone.options']}}}\n")
+    (folder / "recipe.yaml").write_text(
+        f"method: idmm\nviews: {{crop_px: 16}}\nbackbone: {{options: {SMALL['backbone.options']}}}\n"
+    )
     (folder / "ds.json").write_text('{"zero_optimization": {"stage": 0}}')
     (folder / "chain.yaml").write_text(f"- {{run: {folder / 'fine'}, command: 'false'}}\n")
     shutil.copy(folder / "fine/backbone.safetensors", folder / "weights.safetensors")
@@ -93,9 +108,24 @@ def sound(rank_pool, digit_files: tuple[str, str], tmp_path_factory: pytest.Temp
 
 def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
     """The commands that read a file of the folder, as words."""
-    train, test, pre, fine, images = (str(folder / name) for name in ("train.beton", "test.beton", "pre", "fine", "images"))
+    train, test, pre, fine, images = (
+        str(folder / name) for name in ("train.beton", "test.beton", "pre", "fine", "images")
+    )
     new = ["--run", str(folder / "new"), "--data", train, "--test", test, "--epochs", "1"]
-    resume = ["pretrain", "--run", pre, "--data", train, "--test", test, "--epochs", "1", *SETS, "--set", "head.kind=sharded"]
+    resume = [
+        "pretrain",
+        "--run",
+        pre,
+        "--data",
+        train,
+        "--test",
+        test,
+        "--epochs",
+        "1",
+        *SETS,
+        "--set",
+        "head.kind=sharded",
+    ]
     build = ["data", "build", "--out", str(folder / "built.beton")]
     preview = ["data", "preview", "--out", str(folder / "preview.png")]
     top = file.relative_to(folder).parts[0]
@@ -104,13 +134,27 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
         return [[*build, name, "--root", str(folder), "--split", split] for split in ("train", "test")]
     if ".beton" in top:
         beton = str(file).removesuffix(".json")
-        of_data = [["data", "info", beton], ["data", "verify", beton], [*preview, beton], [*build, images, "--classes_from", beton]]
+        of_data = [
+            ["data", "info", beton],
+            ["data", "verify", beton],
+            [*preview, beton],
+            [*build, images, "--classes_from", beton],
+        ]
         of_data += [["eval", kind, fine, "--data", test, "--bank", train] for kind in ("knn", "linear")]
-        return [*of_data, resume, *(["bench", kind, "--data", beton] for kind in ("loader", "augment", "step"))]
+        return [
+            *of_data,
+            resume,
+            *(["bench", kind, "--data", beton] for kind in ("loader", "augment", "step")),
+        ]
     return {
         "pre": [["checkpoint", "list", pre], ["checkpoint", "verify", pre], resume]
         + [["eval", "knn", checkpoint], ["finetune", *new, "--init", checkpoint, *FINE_SETS]],
-        "fine": [["eval", "top1", fine], ["eval", "knn", fine], ["eval", "linear", fine], ["chain", str(folder / "chain.yaml")]]
+        "fine": [
+            ["eval", "top1", fine],
+            ["eval", "knn", fine],
+            ["eval", "linear", fine],
+            ["chain", str(folder / "chain.yaml")],
+        ]
         + [["finetune", *new, "--init", fine, *FINE_SETS]],
         "recipe.yaml": [
             ["pretrain", *new, "--recipe", str(file)],
@@ -119,7 +163,10 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
             ["plan", "--rows", "100", "--recipe", str(file), "--set", "head.kind=dense"],
             *(["bench", kind, "--data", train, "--recipe", str(file)] for kind in ("loader", "step")),
         ],
-        "ds.json": [["pretrain", *new, "--ds_config", str(file), *SETS], ["plan", "--rows", "100", "--ds_config", str(file)]]
+        "ds.json": [
+            ["pretrain", *new, "--ds_config", str(file), *SETS],
+            ["plan", "--rows", "100", "--ds_config", str(file)],
+        ]
         + [["bench", "step", "--ds_config", str(file)]],
         "chain.yaml": [["chain", str(file)]],
         "weights.safetensors": [["pretrain", *new, "--init", str(file), *SETS]],
@@ -138,7 +185,9 @@ def plant(file: Path, content: bytes) -> None:
         facts = json.loads(manifest.read_text())
         facts["files"][file.name] = {"bytes": len(content), "sha256": sha256(content).hexdigest()}
         del facts["sha256"]
-        manifest.write_text(json.dumps(facts | {"sha256": sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}))
+        manifest.write_text(
+            json.dumps(facts | {"sha256": sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()})
+        )
 
 
 def payloads(name: str, sign: Path) -> list[bytes]:
@@ -171,7 +220,16 @@ def copied(sound: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "file",
-    ["pre/lock", "fine/head.safetensors", "train.beton", "recipe.yaml", "ds.json", "chain.yaml", "weights.safetensors", "weights.pth"]
+    [
+        "pre/lock",
+        "fine/head.safetensors",
+        "train.beton",
+        "recipe.yaml",
+        "ds.json",
+        "chain.yaml",
+        "weights.safetensors",
+        "weights.pth",
+    ]
     + ["images/digit 0/1.png", "images.tar", "images.tar.gz"],
 )
 def test_the_commands_go_through_on_sound_files(rank_pool, sound: Path, tmp_path: Path, file: str) -> None:
@@ -182,7 +240,11 @@ def test_the_commands_go_through_on_sound_files(rank_pool, sound: Path, tmp_path
 
 def test_no_file_that_a_command_reads_runs_code(rank_pool, sound: Path, tmp_path: Path) -> None:
     sign = tmp_path / "sign"
-    for file in sorted(path.relative_to(sound) for path in sound.rglob("*") if path.is_file() and path.name not in ONLY_WRITTEN):
+    for file in sorted(
+        path.relative_to(sound)
+        for path in sound.rglob("*")
+        if path.is_file() and path.name not in ONLY_WRITTEN
+    ):
         for content in payloads(file.name, sign):
             folder = copied(sound, tmp_path / "planted")
             plant(folder / file, content)
@@ -192,7 +254,9 @@ def test_no_file_that_a_command_reads_runs_code(rank_pool, sound: Path, tmp_path
             assert not sign.exists(), f"{file} ran code"
             said = rank_pool(1).output
             is_named = file.name in said or str(file) in NAMED_SETS and f"{file.parent}/" in said
-            assert 1 not in statuses and (is_named or not any(statuses)), f"{file}: no refusal that names it:\n{statuses}\n{said}"
+            assert 1 not in statuses and (is_named or not any(statuses)), (
+                f"{file}: no refusal that names it:\n{statuses}\n{said}"
+            )
 
 
 HOSTILE = 'it\'s a "run"; touch gone; $(touch gone) `touch gone` | touch gone & * ~ \\ \n#'
@@ -202,20 +266,34 @@ HOSTILE = 'it\'s a "run"; touch gone; $(touch gone) `touch gone` | touch gone & 
     ("script", "words"),
     [
         ("slurm_small.sh", ["--run", HOSTILE, "--data", HOSTILE, "--set", f"views.flip={HOSTILE}"]),
-        ("slurm_imagenet.sh", ["--folders", HOSTILE, "--run", HOSTILE, "--init", HOSTILE, "--local", HOSTILE]),
+        (
+            "slurm_imagenet.sh",
+            ["--folders", HOSTILE, "--run", HOSTILE, "--init", HOSTILE, "--local", HOSTILE],
+        ),
         ("slurm_transfer.sh", ["--run", HOSTILE, "--init", HOSTILE, "--folder", HOSTILE, "--model", HOSTILE]),
         ("single_node.sh", ["--ranks", "1", "pretrain", "--run", HOSTILE, "--set", f"views.flip={HOSTILE}"]),
     ],
 )
-def test_launch_scripts_pass_hostile_words_on_as_they_are(tmp_path: Path, script: str, words: list[str]) -> None:
+def test_launch_scripts_pass_hostile_words_on_as_they_are(
+    tmp_path: Path, script: str, words: list[str]
+) -> None:
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     said = subprocess.run(
-        ["bash", f"launch/{script}", "--dry_run", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["bash", f"launch/{script}", "--dry_run", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     command = 'for word in "$@"; do printf "%s\\0" "$word"; done'
-    shown = "".join(line.partition(" ")[2] + "\n" for line in said.splitlines() if line.startswith(("+ ", "stage ")))
+    shown = "".join(
+        line.partition(" ")[2] + "\n" for line in said.splitlines() if line.startswith(("+ ", "stage "))
+    )
     read_back = subprocess.run(
-        ["bash", "-c", f"set -- {shown.replace(chr(10), ' ')}; {command}"], cwd=tmp_path, capture_output=True, text=True
+        ["bash", "-c", f"set -- {shown.replace(chr(10), ' ')}; {command}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert [word for word in read_back.stdout.split("\0") if HOSTILE in word], read_back.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["launch"]
@@ -229,19 +307,35 @@ def test_launch_scripts_run_nothing_that_stands_in_an_options_name(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["launch"]
 
 
-def test_tensorboard_as_we_say_to_start_it_shows_the_run_to_this_machine_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, scores = tmp_path / HOSTILE.replace("\n", " "), dict.fromkeys(("knn_top1", "finetuned_top1", "scratch_top1", "difference"), 1.0)
+def test_tensorboard_as_we_say_to_start_it_shows_the_run_to_this_machine_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, scores = (
+        tmp_path / HOSTILE.replace("\n", " "),
+        dict.fromkeys(("knn_top1", "finetuned_top1", "scratch_top1", "difference"), 1.0),
+    )
     _print_table(root, scores | {"seconds": dict.fromkeys(("pretrain", "finetune", "scratch"), 1.0)})
     words = shlex.split(capsys.readouterr().out.partition("TensorBoard: ")[2].partition("\npicture:")[0])
     assert words == ["tensorboard", "--logdir", str(root)]
     command = [str(Path(sys.executable).parent / words[0]), *words[1:], "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            while not (doors := [door for door in psutil.Process(process.pid).net_connections() if door.status == psutil.CONN_LISTEN]):
+            while not (
+                doors := [
+                    door
+                    for door in psutil.Process(process.pid).net_connections()
+                    if door.status == psutil.CONN_LISTEN
+                ]
+            ):
                 assert process.poll() is None
                 time.sleep(0.1)
         finally:
             process.kill()
     assert {door.laddr.ip for door in doors} <= {"127.0.0.1", "::1"}
-    ours = [path for folder in ("launch", "docs", "vitds") for path in (ROOT / folder).rglob("*") if path.suffix in (".sh", ".md", ".py")]
+    ours = [
+        path
+        for folder in ("launch", "docs", "vitds")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".sh", ".md", ".py")
+    ]
     assert not [path for path in ours if "--bind_all" in path.read_text() or "--host 0" in path.read_text()]

@@ -20,7 +20,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("launch/setup_env.sh", "launch/quickstart.sh", "tests/run.sh", ".ci/run")
-TOOLS = "awk bash cat date df dirname env find flock grep head mkdir rm sh sha256sum tail touch".split()  # and no apt, compiler, Python
+TOOLS = (
+    "awk bash cat date df dirname env find flock grep head mkdir rm sh sha256sum tail touch".split()
+)  # and no apt, compiler, Python
 
 SetUp = Callable[..., str]
 
@@ -36,8 +38,16 @@ def requirements() -> dict[str, Requirement]:
 
 def pins(python: str) -> dict[str, Requirement]:
     """constraints.txt for a Python version, by name."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    found = [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate({"python_version": python})]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    found = [
+        each
+        for each in map(Requirement, lines)
+        if each.marker is None or each.marker.evaluate({"python_version": python})
+    ]
     assert len(found) == len({each.name for each in found}), "two pins for one package"
     return {each.name: each for each in found}
 
@@ -62,9 +72,16 @@ def set_up(tmp_path: Path) -> SetUp:
             (tools / tool).unlink(missing_ok=True)
             (tools / tool).write_text(f"#!/bin/sh\n{command}\n")
             (tools / tool).chmod(0o755)
-        environment = {"PATH": str(tools), "CC": "gcc", "CXX": "g++"} | ({"VITDS_PYTHON": python} if python else {})
+        environment = {"PATH": str(tools), "CC": "gcc", "CXX": "g++"} | (
+            {"VITDS_PYTHON": python} if python else {}
+        )
         result = subprocess.run(
-            [tools / "bash", project / "launch/setup_env.sh"], env=environment, cwd="/", capture_output=True, text=True, timeout=60
+            [tools / "bash", project / "launch/setup_env.sh"],
+            env=environment,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert result.returncode == 1, result.stdout + result.stderr
         assert not (project / ".venv" / "fingerprint").exists()
@@ -81,7 +98,10 @@ def test_scripts_stop_at_the_first_error(script: str) -> None:
 
 def test_missing_compiler_is_refused_with_the_command_that_installs_it(set_up: SetUp) -> None:
     said = set_up()
-    assert "this system lacks gcc g++" in said and "conda create -n vitds -c conda-forge python=3.11 compilers opencv libjpeg-turbo" in said
+    assert (
+        "this system lacks gcc g++" in said
+        and "conda create -n vitds -c conda-forge python=3.11 compilers opencv libjpeg-turbo" in said
+    )
 
 
 def test_unsupported_python_is_refused_with_its_version(set_up: SetUp, tmp_path: Path) -> None:
@@ -116,12 +136,18 @@ def test_unchanged_environment_is_left_alone() -> None:
     if not stamp.exists():
         pytest.skip("this environment was not made by launch/setup_env.sh")
     before = stamp.stat().st_mtime_ns
-    said = subprocess.run(["bash", ROOT / "launch/setup_env.sh"], cwd="/", capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["bash", ROOT / "launch/setup_env.sh"], cwd="/", capture_output=True, text=True, check=True
+    ).stdout
     assert said == f"environment: {ROOT / '.venv'} is up to date\n" and stamp.stat().st_mtime_ns == before
 
 
 def test_commands_do_not_hold_the_name_of_the_folder() -> None:
-    commands = [path for path in (ROOT / ".venv/bin").glob("*") if path.is_file() and not path.is_symlink() and "activate" not in path.name]
+    commands = [
+        path
+        for path in (ROOT / ".venv/bin").glob("*")
+        if path.is_file() and not path.is_symlink() and "activate" not in path.name
+    ]
     if not (ROOT / ".venv" / "fingerprint").exists():
         pytest.skip("this environment was not made by launch/setup_env.sh")
     assert {"vitds", "deepspeed", "pytest"} <= {path.name for path in commands}
@@ -133,7 +159,9 @@ def test_every_requirement_is_pinned_within_its_range(python: str) -> None:
     pinned = pins(python)
     for name, requirement in requirements().items():
         (pin,) = pinned[name].specifier
-        assert pin.operator == "==" and requirement.specifier.contains(pin.version), f"{requirement} against {pinned[name]}"
+        assert pin.operator == "==" and requirement.specifier.contains(pin.version), (
+            f"{requirement} against {pinned[name]}"
+        )
 
 
 def test_every_folder_of_modules_is_a_package() -> None:
@@ -156,7 +184,18 @@ def test_wheel_carries_recipes_configurations_and_the_compiled_kernels(tmp_path:
     if (native := ROOT / ".venv" / "native").exists():
         (source / ".venv").mkdir()
         (source / ".venv" / "native").symlink_to(native)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path, source]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        tmp_path,
+        source,
+    ]
     subprocess.run(pip, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("vitds-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -164,7 +203,9 @@ def test_wheel_carries_recipes_configurations_and_the_compiled_kernels(tmp_path:
         wanted = {f"vitds/{folder}/{path.name}" for path in (ROOT / "vitds" / folder).glob(pattern)}
         assert wanted and wanted <= set(names)
     for kernel in ("_pixels", "_softmax"):
-        assert [name for name in names if name.startswith(f"vitds/kernels/{kernel}") and name.endswith(".so")] != []
+        assert [
+            name for name in names if name.startswith(f"vitds/kernels/{kernel}") and name.endswith(".so")
+        ] != []
     assert not any(name.startswith(("tests", "launch", "ds_configs")) for name in names)
 
 

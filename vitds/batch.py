@@ -42,7 +42,11 @@ class Targets:
     """Two targets a row, mixed by `lam`, and the row's weight in the step's loss.
 
     The loss of a step is the sum over all rows of all ranks of weight · row loss; a padded row has weight 0, a real row of a
-    group with v views 1 / (v · real images of the step).
+    group with v views 1 / (v · real images of the step). So each group's rows weigh 1 together.
+
+    Attributes:
+        group: number of each row's view group, 0..groups-1.
+        groups: how many there are.
     """
 
     a: Int[Tensor, "M"]
@@ -50,11 +54,20 @@ class Targets:
     lam: Float[Tensor, "M"]
     weight: Float[Tensor, "M"]
     group: Int[Tensor, "M"]
+    groups: int = 1
+
+    def sums_by_group(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, "groups"]:
+        """The weighted sum of the rows' losses in each group, float64."""
+        weighted_M = (losses_M * self.weight).double()
+        return weighted_M.new_zeros(self.groups).index_add(0, self.group, weighted_M)
 
 
 @dataclass(frozen=True)
-class MixedBatch:
-    """What enters the backbone: normalised, mixed images on the training device, rows in the order (chunk, view, image)."""
+class TrainBatch:
+    """What enters the engine: normalised, where the method wants it mixed images on the training device, and their targets.
+
+    Rows stand in the order (chunk, view, image).
+    """
 
     images: Float[Tensor, "M 3 S S"]
     targets: Targets

@@ -175,7 +175,17 @@ def pretrain(
     """
     from vitds.jobs.pretrain import pretrain
 
-    pretrain(recipe=recipe, data=data, test=test, run=run, init=init, ds_config=ds_config, epochs=epochs, seed=seed, set=set)
+    pretrain(
+        recipe=recipe,
+        data=data,
+        test=test,
+        run=run,
+        init=init,
+        ds_config=ds_config,
+        epochs=epochs,
+        seed=seed,
+        set=set,
+    )
 
 
 def finetune(
@@ -208,7 +218,17 @@ def finetune(
     """
     from vitds.jobs.finetune import finetune
 
-    finetune(recipe=recipe, data=data, test=test, run=run, init=init, ds_config=ds_config, epochs=epochs, seed=seed, set=set)
+    finetune(
+        recipe=recipe,
+        data=data,
+        test=test,
+        run=run,
+        init=init,
+        ds_config=ds_config,
+        epochs=epochs,
+        seed=seed,
+        set=set,
+    )
 
 
 def eval_top1(run: str, *, data: str | None = None, json: bool = False) -> None:
@@ -267,7 +287,9 @@ def chain(file: str) -> None:
     chain(file)
 
 
-def bench_loader(*, data: str | None = None, recipe: str | None = None, workers: int = 1, json: bool = False) -> None:
+def bench_loader(
+    *, data: str | None = None, recipe: str | None = None, workers: int = 1, json: bool = False
+) -> None:
     """Images and crops a second and core of the input pipeline.
 
     Beside ours, on the same images and in the same run: the reference (PIL and torchvision), FFCV with one pipeline a view, and FFCV's
@@ -297,7 +319,12 @@ def bench_augment(*, data: str | None = None, json: bool = False) -> None:
 
 
 def bench_step(
-    *, recipe: str | None = None, data: str | None = None, ds_config: str | None = None, rounds: int = 3, json: bool = False
+    *,
+    recipe: str | None = None,
+    data: str | None = None,
+    ds_config: str | None = None,
+    rounds: int = 3,
+    json: bool = False,
 ) -> None:
     """Time of a whole training step, beside a bare loop on synthetic tensors.
 
@@ -336,7 +363,7 @@ def bench_head(
         batch: M, the features of one step, of all ranks together
         ranks: also spread the rows over so many processes on this machine
         precision: of the products
-        bf16_rows: rows and their gradient are bfloat16 too, as with head.rows=bf16; float32 otherwise
+        bf16_rows: rows and their gradient are bfloat16 too, as with head.row_dtype=bf16; float32 otherwise
         rounds: of every way, in turn; the best counts
         keep_mb: of ours, head.keep_mb: logits up to this size are kept for the backward pass
         json: print one JSON object and nothing else

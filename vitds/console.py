@@ -44,7 +44,12 @@ def run_command(commands: Commands, words: Sequence[str]) -> int:
         _report(name, error, str(error), is_debug)
         return error.exit_code
     except Exception as error:
-        _report(name, error, f"unexpected {type(error).__name__}: {error}. This is a fault of vitds; --debug shows where", is_debug)
+        _report(
+            name,
+            error,
+            f"unexpected {type(error).__name__}: {error}. This is a fault of vitds; --debug shows where",
+            is_debug,
+        )
         return 1
 
 
@@ -63,7 +68,9 @@ def find_command(commands: Commands, words: Sequence[str]) -> tuple[str, Command
     if one in commands:
         return f"vitds {one}", commands[one], words[1:]
     if not group:
-        raise UsageError(f"{one}: unknown command; {did_you_mean(one, {name.split()[0] for name in commands})}")
+        raise UsageError(
+            f"{one}: unknown command; {did_you_mean(one, {name.split()[0] for name in commands})}"
+        )
     if not any(word in HELP for word in words):
         raise UsageError(f"{one} needs one of {', '.join(group)}; see vitds {one} --help")
     return f"vitds {one}", None, []

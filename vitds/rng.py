@@ -59,7 +59,10 @@ def words(purpose: Purpose, *key: Key) -> NDArray[np.uint64]:
         word = _mix(word + _GAMMA)
         for part in key:
             array = np.asarray(part)
-            word = _mix((word ^ array.astype(np.int64 if array.dtype.kind != "u" else np.uint64).astype(np.uint64)) + _GAMMA)
+            word = _mix(
+                (word ^ array.astype(np.int64 if array.dtype.kind != "u" else np.uint64).astype(np.uint64))
+                + _GAMMA
+            )
     return np.asarray(word)
 
 

@@ -35,7 +35,10 @@ def call_command(function: Command, words: Sequence[str], command: str) -> None:
     """
     words = checked_words(function, words, command)
     kinds = _kinds(function)
-    is_word = {name: parameter.kind is not parameter.KEYWORD_ONLY for name, parameter in _parameters(function).items()}
+    is_word = {
+        name: parameter.kind is not parameter.KEYWORD_ONLY
+        for name, parameter in _parameters(function).items()
+    }
     named = {name: partial(_convert, kind) for name, kind in kinds.items()}
     fire.decorators.SetParseFns(*(named[name] for name in named if is_word[name]), **named)(function)
     fire.decorators.SetParseFn(str)(function)
@@ -69,7 +72,9 @@ def checked_words(function: Command, words: Sequence[str], command: str) -> list
     return [*plain, *folded]
 
 
-def _sort_words(words: Sequence[str], kinds: dict[str, Any], command: str) -> tuple[list[str], dict[str, list[str]]]:
+def _sort_words(
+    words: Sequence[str], kinds: dict[str, Any], command: str
+) -> tuple[list[str], dict[str, list[str]]]:
     """Plain words, and each flag's values in the order given."""
     plain: list[str] = []
     flags: dict[str, list[str]] = {}
@@ -87,7 +92,9 @@ def _sort_words(words: Sequence[str], kinds: dict[str, Any], command: str) -> tu
         if not equals:
             value = "true" if kinds[name] is bool else next(queue, "--")
             if value.startswith("--"):
-                raise UsageError(f"--{name} needs a value; a value that itself starts with -- is written --{name}=VALUE")
+                raise UsageError(
+                    f"--{name} needs a value; a value that itself starts with -- is written --{name}=VALUE"
+                )
         flags.setdefault(name, []).append(value)
     return plain, flags
 
@@ -101,7 +108,11 @@ def _check_plain(function: Command, plain: list[str], command: str) -> None:
         near = nearest(word.partition("=")[0], _flag_names(function))
         if "=" in word and "set" in _flag_names(function) and not near:
             near = "set"
-        hint = f"; did you mean --{near}{' ' + word if near == 'set' else ''}?" if near else f"; see {command} --help"
+        hint = (
+            f"; did you mean --{near}{' ' + word if near == 'set' else ''}?"
+            if near
+            else f"; see {command} --help"
+        )
         raise UsageError(f"unexpected word {word}{hint}")
     needed = [place for place in places if place.default is place.empty]
     if len(plain) < len(needed):
@@ -135,7 +146,9 @@ def _parameters(function: Command) -> dict[str, inspect.Parameter]:
 
 
 def _flag_names(function: Command) -> list[str]:
-    return [name for name, parameter in _parameters(function).items() if parameter.kind is parameter.KEYWORD_ONLY]
+    return [
+        name for name, parameter in _parameters(function).items() if parameter.kind is parameter.KEYWORD_ONLY
+    ]
 
 
 def _kinds(function: Command) -> dict[str, Any]:
@@ -173,7 +186,9 @@ def help_text(function: Command, command: str) -> str:
     flags += [("--debug", "show the traceback of an error"), ("--help", "show this text")]
     usage += ["[flags]"]
     parts = [f"usage: {' '.join(usage)}", about.strip()]
-    parts += [f"{title}\n{table_text(rows)}" for title, rows in (("words:", words), ("flags:", flags)) if rows]
+    parts += [
+        f"{title}\n{table_text(rows)}" for title, rows in (("words:", words), ("flags:", flags)) if rows
+    ]
     return "\n\n".join(parts)
 
 
@@ -181,7 +196,9 @@ def table_text(rows: Sequence[tuple[str, str]]) -> str:
     """Two columns: names, and what they mean, broken at 110 characters."""
     width = max(len(name) for name, _ in rows) + 4
     return "\n".join(
-        textwrap.fill(text, 110, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width) if text else f"  {name}"
+        textwrap.fill(text, 110, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width)
+        if text
+        else f"  {name}"
         for name, text in rows
     )
 
@@ -195,4 +212,8 @@ def _kind_name(kind: Any) -> str:
 def _default_text(parameter: inspect.Parameter) -> str:
     if parameter.default is parameter.empty:
         return " (required)"
-    return "" if parameter.default is None or parameter.default is False or parameter.default == () else f" (default {parameter.default})"
+    return (
+        ""
+        if parameter.default is None or parameter.default is False or parameter.default == ()
+        else f" (default {parameter.default})"
+    )

@@ -11,15 +11,18 @@ from torch import Tensor
 
 from vitds import rng
 from vitds.augment.mix import draw_cutmix_box, draw_lambda, draw_partners, kind_in_epoch, mix_batch, normalise
-from vitds.batch import CropBatch, MixedBatch
+from vitds.batch import CropBatch, TrainBatch
 from vitds.config.tree import Mix, ViewGroup, Views
 from vitds.rng import Purpose
 
 VIEWS = Views(crop_px=8, groups=(ViewGroup(name="global", views=2), ViewGroup(name="local", views=1)))
 CPU = torch.device("cpu")
+K = 4  # images of a chunk
 
 
-def make_batch(chunks: int = 2, chunk_images: int = 4, padded: int = 0, epoch: int = 1, first_chunk: int = 3) -> CropBatch:
+def make_batch(
+    chunks: int = 2, chunk_images: int = K, padded: int = 0, epoch: int = 1, first_chunk: int = 3
+) -> CropBatch:
     images = chunks * chunk_images
     generator = torch.Generator().manual_seed(0)
     return CropBatch(
@@ -34,12 +37,17 @@ def make_batch(chunks: int = 2, chunk_images: int = 4, padded: int = 0, epoch: i
     )
 
 
-def mix_plainly(batch: CropBatch, mix: Mix, seed: int) -> tuple[list[Tensor], list[tuple[int, int, float, float]]]:
+def mix_plainly(
+    batch: CropBatch, mix: Mix, seed: int
+) -> tuple[list[Tensor], list[tuple[int, int, float, float]]]:
     """Row by row: (image, (target a, target b, lambda, weight))."""
     images, targets = [], []
-    mean, std = torch.tensor(VIEWS.mean).double().view(3, 1, 1), torch.tensor(VIEWS.std).double().view(3, 1, 1)
-    for chunk in range(len(batch.index) // mix.chunk_images):
-        members = range(chunk * mix.chunk_images, (chunk + 1) * mix.chunk_images)
+    mean, std = (
+        torch.tensor(VIEWS.mean).double().view(3, 1, 1),
+        torch.tensor(VIEWS.std).double().view(3, 1, 1),
+    )
+    for chunk in range(len(batch.index) // K):
+        members = range(chunk * K, (chunk + 1) * K)
         view = 0
         for number, group in enumerate(VIEWS.groups):
             rows = [(image, view + v) for v in range(group.views) for image in members]
@@ -58,36 +66,47 @@ def mix_plainly(batch: CropBatch, mix: Mix, seed: int) -> tuple[list[Tensor], li
                     mixed, lam = lam0 * own + (1 - lam0) * other, lam0
                 else:
                     mixed, lam = own.clone(), box.lam
-                    mixed[:, box.top : box.bottom, box.left : box.right] = other[:, box.top : box.bottom, box.left : box.right]
+                    mixed[:, box.top : box.bottom, box.left : box.right] = other[
+                        :, box.top : box.bottom, box.left : box.right
+                    ]
                 weight = float(batch.is_real[image]) / (group.views * batch.real_images)
                 images.append(mixed)
                 targets.append((int(batch.index[image]), int(batch.index[other_image]), lam, weight))
     return images, targets
 
 
-def in_reference_order(mixed: MixedBatch, chunks: int) -> tuple[Tensor, Tensor]:
-    targets = torch.stack([mixed.targets.a, mixed.targets.b, mixed.targets.lam, mixed.targets.weight], 1).double()
+def in_reference_order(mixed: TrainBatch, chunks: int) -> tuple[Tensor, Tensor]:
+    targets = torch.stack(
+        [mixed.targets.a, mixed.targets.b, mixed.targets.lam, mixed.targets.weight], 1
+    ).double()
     return mixed.images.double(), targets
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup"])
 @pytest.mark.parametrize("padded", [0, 3, 6])
 def test_mixing_equals_the_plain_reference(kind: str, padded: int) -> None:
-    batch, mix = make_batch(padded=padded), Mix(kind=kind, chunk_images=4)
-    images, targets = in_reference_order(mix_batch(batch, batch.index, VIEWS, mix, 9, CPU), 2)
+    batch, mix = make_batch(padded=padded), Mix(kind=kind)
+    images, targets = in_reference_order(
+        mix_batch(batch, batch.index, VIEWS, mix, chunk_images=K, seed=9, device=CPU), 2
+    )
     expected_images, expected_targets = mix_plainly(batch, mix, 9)
     assert torch.allclose(images, torch.stack(expected_images), atol=1e-5)
     assert torch.allclose(targets, torch.tensor(expected_targets, dtype=torch.float64), atol=1e-6)
 
 
 def test_mixing_does_not_depend_on_how_chunks_are_spread_over_micro_batches() -> None:
-    mix, whole = Mix(chunk_images=4), make_batch(chunks=2)
-    both = mix_batch(whole, whole.index, VIEWS, mix, 9, CPU)
+    mix, whole = Mix(), make_batch(chunks=2)
+    both = mix_batch(whole, whole.index, VIEWS, mix, chunk_images=K, seed=9, device=CPU)
     for chunk in range(2):
         own = slice(chunk * 4, chunk * 4 + 4)
-        part = CropBatch(whole.crops[own], whole.index[own], whole.label[own], whole.is_real[own], 1, 5, 3 + chunk, 40)
+        part = CropBatch(
+            whole.crops[own], whole.index[own], whole.label[own], whole.is_real[own], 1, 5, 3 + chunk, 40
+        )
         rows = slice(chunk * 12, chunk * 12 + 12)
-        assert torch.equal(mix_batch(part, part.index, VIEWS, mix, 9, CPU).images, both.images[rows])
+        assert torch.equal(
+            mix_batch(part, part.index, VIEWS, mix, chunk_images=K, seed=9, device=CPU).images,
+            both.images[rows],
+        )
 
 
 def test_padded_rows_are_nobodys_partner() -> None:
@@ -98,14 +117,14 @@ def test_padded_rows_are_nobodys_partner() -> None:
 
 def test_the_weights_of_a_group_sum_to_one_over_a_step() -> None:
     batch = make_batch(chunks=10, chunk_images=4)
-    targets = mix_batch(batch, batch.index, VIEWS, Mix(chunk_images=4), 0, CPU).targets
+    targets = mix_batch(batch, batch.index, VIEWS, Mix(), chunk_images=K, seed=0, device=CPU).targets
     for group in (0, 1):
         assert float(targets.weight[targets.group == group].sum()) == pytest.approx(1.0)
 
 
 def test_without_mixing_every_row_is_its_own() -> None:
     batch = make_batch()
-    mixed = mix_batch(batch, batch.label, VIEWS, Mix(kind="none", chunk_images=4), 0, CPU)
+    mixed = mix_batch(batch, batch.label, VIEWS, Mix(kind="none"), chunk_images=K, seed=0, device=CPU)
     assert torch.equal(mixed.targets.a, mixed.targets.b) and torch.all(mixed.targets.lam == 1)
 
 

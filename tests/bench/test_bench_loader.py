@@ -42,7 +42,9 @@ def test_the_loader_table_has_the_agreed_rows(tmp_path, short, capsys):
     assert [row["name"] for row in printed["rows"]] == [row.name for row in rows] == ROWS
     for row in rows:
         assert row.images_per_s > 0 and row.cpu_ms > 0
-        assert row.crops_per_s_core == pytest.approx(6 * row.images_per_s, abs=0.4)  # both are rounded to a tenth
+        assert row.crops_per_s_core == pytest.approx(
+            6 * row.images_per_s, abs=0.4
+        )  # both are rounded to a tenth
         assert row.ratio == pytest.approx(row.images_per_s / rows[0].images_per_s, rel=0.01, abs=0.01)
 
 
@@ -81,13 +83,23 @@ def test_crops_only_has_the_recipes_boxes_and_nothing_else(file, monkeypatch):
 
 def test_the_reference_makes_every_view_complete_and_normalised(file):
     torch.manual_seed(0)
-    settings = load_settings(recipe="idmm_deit_tiny", method=None, flags={})
+    settings = load_settings(recipe="idmm_deit_tiny", command=None, flags={})
     views = ReferenceSet(file, settings.views)[0]
     assert views.shape == (6, 3, 112, 112) and views.dtype == torch.float32 and views.min() < 0 < views.max()
-    steps = [type(step).__name__ for step in view_transform(settings.views, settings.views.groups[0]).transforms]
-    wanted = ["RandomResizedCrop", "RandomApply", "RandomGrayscale", "RandomApply", "RandomHorizontalFlip", "ToTensor", "Normalize"]
+    steps = [
+        type(step).__name__ for step in view_transform(settings.views, settings.views.groups[0]).transforms
+    ]
+    wanted = [
+        "RandomResizedCrop",
+        "RandomApply",
+        "RandomGrayscale",
+        "RandomApply",
+        "RandomHorizontalFlip",
+        "ToTensor",
+        "Normalize",
+    ]
     assert steps == wanted
-    fine = load_settings(recipe="finetune_deit_tiny_224", method=None, flags={}).views
+    fine = load_settings(recipe="finetune_deit_tiny_224", command=None, flags={}).views
     assert "RandAugment" in [type(step).__name__ for step in view_transform(fine, fine.groups[0]).transforms]
 
 
@@ -95,7 +107,9 @@ def test_the_reference_reads_the_files_own_pictures(file):
     mapped = np.memmap(file.path, np.uint8, "r")
     for image in range(12):
         raw = mapped[file.offsets[image] :][: file.sizes[image]].tobytes()
-        ours = decode_stored(raw, bool(file.is_jpeg[image]), int(file.heights[image]), int(file.widths[image]))
+        ours = decode_stored(
+            raw, bool(file.is_jpeg[image]), int(file.heights[image]), int(file.widths[image])
+        )
         np.testing.assert_allclose(np.asarray(open_picture(file, mapped, image), int), ours, atol=2)
 
 
@@ -104,14 +118,25 @@ def test_the_reference_knows_all_fifteen_policy_operations(file):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
     for name, operation in POLICY.items():
         changed = operation(picture, 1.0)
-        assert changed.size == picture.size and changed.tobytes() != picture.tobytes() or name in ("autocontrast", "equalize"), name
+        assert (
+            changed.size == picture.size
+            and changed.tobytes() != picture.tobytes()
+            or name in ("autocontrast", "equalize")
+        ), name
 
 
 def test_the_augment_table_has_every_kernel(tmp_path, short, capsys):
     file = write_file(tmp_path / "x.beton", storage="raw")
     rows = augment.bench_augment(str(file.path), as_json=True)
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]]
-    wanted = {*COLOUR_OPS[1:], "grey", "blur", "resample bilinear", "resample bicubic", *(f"policy {name}" for name in POLICY_OPS[1:])}
+    wanted = {
+        *COLOUR_OPS[1:],
+        "grey",
+        "blur",
+        "resample bilinear",
+        "resample bicubic",
+        *(f"policy {name}" for name in POLICY_OPS[1:]),
+    }
     assert set(names) == wanted and len(names) == len(wanted)
     assert all(row.ms > 0 and row.pil_ms > 0 and row.torchvision_ms > 0 for row in rows)
     augment.bench_augment(str(file.path))
@@ -121,12 +146,14 @@ def test_the_augment_table_has_every_kernel(tmp_path, short, capsys):
 @pytest.mark.parametrize("name", augment.KERNELS)
 def test_what_is_timed_side_by_side_does_the_same(name):
     """Within rounding: PIL blurs by boxes, and torchvision shears bilinearly where PIL and ours do it bicubically."""
-    kernel, crops = augment.KERNELS[name], [np.asarray(Image.fromarray(whole).resize((112, 112))) for whole in PHOTOGRAPHS]
+    kernel, crops = (
+        augment.KERNELS[name],
+        [np.asarray(Image.fromarray(whole).resize((112, 112))) for whole in PHOTOGRAPHS],
+    )
     ours = augment._cut((crops * augment.CROPS)[: augment.CROPS], kernel.plan)[: len(crops), 0].astype(int)
     pil = np.stack([np.asarray(kernel.pil(Image.fromarray(crop))) for crop in crops]).transpose(0, 3, 1, 2)
     theirs = kernel.torchvision(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).numpy()
     assert np.abs(ours - pil).mean() < 1 and np.abs(ours - theirs).mean() < 1.5
-
 
 
 def test_a_folder_of_images_is_built_with_its_jpeg_bytes_as_they_are(tmp_path, monkeypatch):
@@ -135,7 +162,11 @@ def test_a_folder_of_images_is_built_with_its_jpeg_bytes_as_they_are(tmp_path, m
     Image.fromarray(picture(0, 40, 30)).save(tmp_path / "photos" / "cat" / "1.jpg", quality=90)
     built = bench_images("photos")
     offset, size = int(built.offsets[0]), int(built.sizes[0])
-    assert built.images == 1 and built.path.read_bytes()[offset : offset + size] == (tmp_path / "photos" / "cat" / "1.jpg").read_bytes()
+    assert (
+        built.images == 1
+        and built.path.read_bytes()[offset : offset + size]
+        == (tmp_path / "photos" / "cat" / "1.jpg").read_bytes()
+    )
 
 
 def test_without_photographs_the_digits_are_taken(tmp_path, monkeypatch):

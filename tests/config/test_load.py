@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitds.config.load import differences, dump_settings, load_settings, read_settings
+from vitds.config.methods import DEFAULT_METHODS, METHODS
 from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_header, read_recipe
 from vitds.config.tree import Settings
 from vitds.config.yaml_text import dump_yaml, parse_yaml
@@ -32,8 +33,10 @@ def recipe(tmp_path):
     return str(tmp_path / "r.yaml")
 
 
-def load(recipe=None, *assignments, method="idmm", flags=None, **extra) -> Settings:
-    return load_settings(recipe=recipe, method=method, assignments=assignments, flags=flags or {}, extra=extra)
+def load(recipe=None, *assignments, command="pretrain", flags=None, **extra) -> Settings:
+    return load_settings(
+        recipe=recipe, command=command, assignments=assignments, flags=flags or {}, extra=extra
+    )
 
 
 def refusal(*words, **more) -> str:
@@ -46,10 +49,14 @@ def refusal(*words, **more) -> str:
 
 
 def test_without_a_recipe_the_methods_default_on_the_digits():
-    for method, name in DEFAULT_RECIPES.items():
-        settings = load(method=method)
-        assert settings == load(name, method=method)
-        assert (settings.method, settings.data.train, settings.data.test) == (method, "digits", "digits")
+    for command, name in DEFAULT_RECIPES.items():
+        settings = load(command=command)
+        assert settings == load(name, command=command)
+        assert (settings.method, settings.data.train, settings.data.test) == (
+            DEFAULT_METHODS[command],
+            "digits",
+            "digits",
+        )
 
 
 def test_later_source_wins_key_by_key(recipe):
@@ -85,7 +92,9 @@ def test_flags_that_were_not_given_change_nothing(recipe):
 
 
 def test_flags_reach_their_keys(recipe):
-    settings = load(recipe, flags={"data": "a.beton", "test": "b.beton", "init": "runs/a", "epochs": 3, "seed": 5})
+    settings = load(
+        recipe, flags={"data": "a.beton", "test": "b.beton", "init": "runs/a", "epochs": 3, "seed": 5}
+    )
     assert (settings.data.train, settings.data.test, settings.init) == ("a.beton", "b.beton", "runs/a")
     assert (settings.epochs, settings.seed) == (3, 5)
 
@@ -97,22 +106,22 @@ def test_own_data_drops_the_recipes_test_set_which_belongs_to_the_recipes_data(r
 
 
 def test_one_set_word_may_come_as_a_plain_string(recipe):
-    assert load_settings(recipe=recipe, method="idmm", assignments="epochs=3", flags={}).epochs == 3
+    assert load_settings(recipe=recipe, command="pretrain", assignments="epochs=3", flags={}).epochs == 3
 
 
 def test_recipe_without_a_method_is_taken_for_the_command(tmp_path):
     (tmp_path / "r.yaml").write_text("epochs: 3\n")
-    assert load(str(tmp_path / "r.yaml"), method="supervised").method == "supervised"
+    assert load(str(tmp_path / "r.yaml"), command="finetune").method == "supervised"
 
 
 def test_fine_tuning_takes_one_group_of_views():
     word = "views.groups=[{name: a}, {name: b}]"
-    with pytest.raises(SettingsError, match="views.groups: method supervised takes one group, got 2"):
-        load("finetune_digits", word, method="supervised")
+    with pytest.raises(SettingsError, match="views.groups: method supervised takes 1 group, got 2"):
+        load("finetune_digits", word, command="finetune")
 
 
 def test_without_a_method_the_recipe_decides():
-    assert load("finetune_digits", method=None).method == "supervised"
+    assert load("finetune_digits", command=None).method == "supervised"
 
 
 def test_settings_are_frozen(recipe):
@@ -125,18 +134,47 @@ def test_settings_are_frozen(recipe):
 
 @pytest.mark.parametrize(
     "text, value",
-    [("1e-3", 1e-3), ("5E4", 5e4), (".5", 0.5), ("-3", -3), ("off", "off"), ("on", "on"), ("true", True), ("null", None), ("", None)]
-    + [("1:30", "1:30"), ("2026-01-01", "2026-01-01"), ("'3'", "3"), ("[1, 2e0]", [1, 2.0]), ("{a: no}", {"a": "no"})],
+    [
+        ("1e-3", 1e-3),
+        ("5E4", 5e4),
+        (".5", 0.5),
+        ("-3", -3),
+        ("off", "off"),
+        ("on", "on"),
+        ("true", True),
+        ("null", None),
+        ("", None),
+    ]
+    + [
+        ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"),
+        ("'3'", "3"),
+        ("[1, 2e0]", [1, 2.0]),
+        ("{a: no}", {"a": "no"}),
+    ],
 )
 def test_scalar_is_what_a_person_expects(text, value):
     assert parse_yaml(text, "--set") == value and type(parse_yaml(text, "--set")) is type(value)
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs", "Cc"]))
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"]))
+)
 
 
 @settings(deadline=None)
-@given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_", min_size=1), inner, max_size=3)))
+@given(
+    st.recursive(
+        SCALARS,
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_", min_size=1), inner, max_size=3)
+        ),
+    )
+)
 def test_written_yaml_reads_back_to_the_same_values(value):
     assert parse_yaml(dump_yaml(value), "text") == value
 
@@ -162,7 +200,9 @@ def test_missing_recipe_file_is_named():
 
 def test_recipe_that_is_not_yaml_is_named_with_line_and_column(tmp_path):
     (tmp_path / "r.yaml").write_text("epochs: 3\nviews: [1\n")
-    assert refusal(str(tmp_path / "r.yaml")).startswith(f"{tmp_path / 'r.yaml'}:3:1: not valid YAML: expected")
+    assert refusal(str(tmp_path / "r.yaml")).startswith(
+        f"{tmp_path / 'r.yaml'}:3:1: not valid YAML: expected"
+    )
 
 
 def test_recipe_with_a_control_character_is_named_with_its_line(tmp_path):
@@ -180,18 +220,23 @@ def test_recipe_that_is_no_text_or_no_mapping_is_named(tmp_path):
 
 def test_key_that_stands_twice_in_a_recipe_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("epochs: 3\nseed: 1\nepochs: 4\n")
-    assert refusal(str(tmp_path / "r.yaml")) == f"{tmp_path / 'r.yaml'}:3:1: not valid YAML: key epochs stands twice"
+    assert (
+        refusal(str(tmp_path / "r.yaml"))
+        == f"{tmp_path / 'r.yaml'}:3:1: not valid YAML: key epochs stands twice"
+    )
 
 
 def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     text = refusal("finetune_digits")
     assert text.startswith("recipe finetune_digits is for `vitds finetune` (method supervised)")
     names = "idmm_deit_tiny, idmm_digits, idmm_vit_giant, idmm_vit_huge, idmm_vit_large"
-    assert text.endswith(f"recipes for `vitds pretrain` (method idmm): {names}")
+    assert text.endswith(f"recipes for `vitds pretrain`: {names}")
 
 
 def test_set_word_without_a_value_shows_the_form(recipe):
-    assert refusal(recipe, "epochs") == "--set epochs: write --set key=value, as in --set optimizer.lr_peak=1e-3"
+    assert (
+        refusal(recipe, "epochs") == "--set epochs: write --set key=value, as in --set optimizer.lr_peak=1e-3"
+    )
     assert "write --set key=value" in refusal(recipe, "=3")
 
 
@@ -200,7 +245,10 @@ def test_set_value_that_is_not_yaml_is_named(recipe):
 
 
 def test_key_set_to_two_values_is_refused(recipe):
-    assert refusal(recipe, "epochs=3", "epochs=4") == "epochs is set twice: --set epochs=3 and --set epochs=4; leave one out"
+    assert (
+        refusal(recipe, "epochs=3", "epochs=4")
+        == "epochs is set twice: --set epochs=3 and --set epochs=4; leave one out"
+    )
     assert load(recipe, "epochs=3", "epochs=3").epochs == 3
 
 
@@ -219,14 +267,26 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("views.flip=2", "views.flip: must be less than or equal to 1, got 2"),
         ("optimizer.lr_peak=.nan", "optimizer.lr_peak: must be a finite number, got nan"),
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
-        ("method=byol", "method: must be 'idmm' or 'supervised', got 'byol'"),
-        ("batch.micro_images=many", "batch.micro_images: must be 'auto', or must be a valid integer, got 'many'"),
-        ("views.blur_sigma=[3, 1]", "views.blur_sigma: must satisfy 0 < low <= high <= 4 pixels, got [3.0, 1.0]"),
-        ("views.groups=[{name: a, scale: [0.5, 0.2]}]", "views.groups.0.scale: must satisfy 0 < low <= high <= 1, got [0.5, 0.2]"),
+        ("method=byol", "method: must be 'idmm', 'supervised', 'simclr' or 'mocov3', got 'byol'"),
+        (
+            "batch.micro_images=many",
+            "batch.micro_images: must be 'auto', or must be a valid integer, got 'many'",
+        ),
+        (
+            "views.blur_sigma=[3, 1]",
+            "views.blur_sigma: must satisfy 0 < low <= high <= 4 pixels, got [3.0, 1.0]",
+        ),
+        (
+            "views.groups=[{name: a, scale: [0.5, 0.2]}]",
+            "views.groups.0.scale: must satisfy 0 < low <= high <= 1, got [0.5, 0.2]",
+        ),
         ("views.groups=[{name: a}, {name: a}]", "views.groups: group names must differ, got ['a', 'a']"),
         ("schedule=3", "schedule: must be a section with the keys warmup_epochs, got 3"),
         ("views.groups=[{views: 2}]", "views.groups.0.name: must be given"),
-        ("views.groups=[{name: a, scales: 1}]", "views.groups.0.scales: unknown key; did you mean views.groups.0.scale?"),
+        (
+            "views.groups=[{name: a, scales: 1}]",
+            "views.groups.0.scales: unknown key; did you mean views.groups.0.scale?",
+        ),
         ("views.crp_px=3", "views.crp_px: unknown key; did you mean views.crop_px?"),
         ("crop_px=3", "crop_px: unknown key; did you mean views.crop_px?"),
         ("kind=none", "kind: unknown key; did you mean mix.kind or head.kind?"),
@@ -255,8 +315,8 @@ def test_all_mistakes_stand_in_one_message(recipe):
 
 
 def test_rule_between_two_keys_names_both_and_what_fits(recipe):
-    assert refusal(recipe, "batch.global_images=12", "mix.chunk_images=5") == (
-        "batch.global_images 12 is not a multiple of mix.chunk_images 5; chunk_images may be [1, 2, 3, 4, 6, 12]"
+    assert refusal(recipe, "batch.global_images=12", "batch.chunk_images=5") == (
+        "batch.global_images 12 is not a multiple of batch.chunk_images 5; chunk_images may be [1, 2, 3, 4, 6, 12]"
     )
 
 
@@ -264,7 +324,13 @@ def test_rule_between_two_keys_names_both_and_what_fits(recipe):
 
 
 def test_saved_settings_read_back_equal(recipe, tmp_path):
-    settings = load(recipe, "optimizer.eps=1e-9", "optimizer.lr_peak=0.30000000000000004", "engine.compile=off", "init='1e-3'")
+    settings = load(
+        recipe,
+        "optimizer.eps=1e-9",
+        "optimizer.lr_peak=0.30000000000000004",
+        "engine.compile=off",
+        "init='1e-3'",
+    )
     (tmp_path / "settings.yaml").write_text(dump_settings(settings))
     assert read_settings(tmp_path / "settings.yaml") == settings
 
@@ -277,7 +343,9 @@ def test_mistake_in_saved_settings_names_the_file(tmp_path):
 
 
 def test_resume_with_other_settings_names_keys_and_both_values(recipe):
-    assert differences(load(recipe), load(recipe, "epochs=9", "optimizer.lr_peak=1e-3", "backbone.options.depth=2")) == [
+    assert differences(
+        load(recipe), load(recipe, "epochs=9", "optimizer.lr_peak=1e-3", "backbone.options.depth=2")
+    ) == [
         ("epochs", 7, 9),
         ("backbone.options", {"depth": 6, "num_heads": 3}, {"depth": 2, "num_heads": 3}),
         ("optimizer.lr_peak", 0.0005, 0.001),
@@ -285,7 +353,13 @@ def test_resume_with_other_settings_names_keys_and_both_values(recipe):
 
 
 def test_resume_may_change_what_changes_no_number(recipe):
-    free = ["checkpoint.keep=5", "log.tensorboard=false", "eval.every_epochs=1", "data.workers=2", "batch.micro_images=64"]
+    free = [
+        "checkpoint.keep=5",
+        "log.tensorboard=false",
+        "eval.every_epochs=1",
+        "data.workers=2",
+        "batch.micro_images=64",
+    ]
     assert differences(load(recipe), load(recipe, *free)) == []
 
 
@@ -300,27 +374,34 @@ def test_given_auto_stands_for_what_the_run_resolved(recipe):
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
 def test_packaged_recipe_is_valid_and_starts_with_command_time_and_expectation(name):
-    settings = load(name, method=None)
+    settings = load(name, command=None)
     header = read_header(files("vitds") / "recipes" / f"{name}.yaml")
-    command = "vitds pretrain" if settings.method == "idmm" else "vitds finetune"
+    command = f"vitds {METHODS[settings.method].command}"
     assert list(header) == ["Command", "Time", "Expect", "About"]
     assert header["Command"].startswith(f"{command} --recipe {name}")
 
 
 def test_chunks_of_the_digits_recipes_divide_over_the_usual_ranks():
-    for method in DEFAULT_RECIPES:
-        settings = load(method=method)
-        chunks = settings.batch.global_images // settings.mix.chunk_images
+    for command in DEFAULT_RECIPES:
+        settings = load(command=command)
+        chunks = settings.batch.global_images // settings.batch.chunk_images
         assert [ranks for ranks in (1, 2, 3, 4, 6, 8) if chunks % ranks] == []
 
 
 def test_both_arms_of_the_digits_have_one_backbone():
-    assert load(method="idmm").backbone.options == load(method="supervised").backbone.options
+    assert load(command="pretrain").backbone.options == load(command="finetune").backbone.options
 
 
 def test_paper_recipe_has_the_papers_numbers():
     # DeiT-Tiny in the authors' code: 800 epochs, batch 256 over 4 processes, AdamW 5e-4 and 1e-3, 2 + 4 crops of 112 px.
     recipe = read_recipe("idmm_deit_tiny")
-    assert (recipe["epochs"], recipe["batch"]["global_images"], recipe["mix"]["chunk_images"]) == (800, 256, 64)
+    assert (recipe["epochs"], recipe["batch"]["global_images"], recipe["batch"]["chunk_images"]) == (
+        800,
+        256,
+        64,
+    )
     assert (recipe["optimizer"]["lr_peak"], recipe["optimizer"]["weight_decay"]) == (5e-4, 1e-3)
-    assert [(group["views"], group["scale"]) for group in recipe["views"]["groups"]] == [(2, [0.14, 1.0]), (4, [0.05, 0.4])]
+    assert [(group["views"], group["scale"]) for group in recipe["views"]["groups"]] == [
+        (2, [0.14, 1.0]),
+        (4, [0.05, 0.4]),
+    ]

@@ -15,7 +15,9 @@ from vitds.data.images import decode_stored
 def pixels_of(beton: BetonFile, index: int) -> np.ndarray:
     """(H, W, 3) of one stored sample."""
     data = beton.path.read_bytes()[beton.offsets[index] : beton.offsets[index] + beton.sizes[index]]
-    return decode_stored(data, bool(beton.is_jpeg[index]), int(beton.heights[index]), int(beton.widths[index]))
+    return decode_stored(
+        data, bool(beton.is_jpeg[index]), int(beton.heights[index]), int(beton.widths[index])
+    )
 
 
 def build(folder: Path, files: dict[str, bytes], **options: object) -> BetonFile:
@@ -26,4 +28,7 @@ def build(folder: Path, files: dict[str, bytes], **options: object) -> BetonFile
 
 def names(beton: BetonFile) -> dict[str, list[str]]:
     """Findings with the names cut to what stands below the source."""
-    return {kind: [name.split("/set/", 1)[1] for name in found.names] for kind, found in beton.manifest.findings.items()}
+    return {
+        kind: [name.split("/set/", 1)[1] for name in found.names]
+        for kind, found in beton.manifest.findings.items()
+    }

@@ -65,10 +65,19 @@ def class_folders(folder: Path, classes: dict[str, int], make=jpeg, first_seed: 
     """A folder of class folders: name -> number of images, each image of another seed."""
     seeds = iter(range(first_seed, first_seed + sum(classes.values())))
     suffix = "jpg" if make is jpeg else "png"
-    return write_folder(folder, {f"{name}/{i:03d}.{suffix}": make(next(seeds)) for name, count in classes.items() for i in range(count)})
+    return write_folder(
+        folder,
+        {
+            f"{name}/{i:03d}.{suffix}": make(next(seeds))
+            for name, count in classes.items()
+            for i in range(count)
+        },
+    )
 
 
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", extra: list[tarfile.TarInfo] = ()) -> Path:
+def write_tar(
+    path: Path, files: dict[str, bytes], mode: str = "w", extra: list[tarfile.TarInfo] = ()
+) -> Path:
     """A tar of the files, then of members without content (links, folders, devices)."""
     with tarfile.open(path, mode) as tar:
         for name, data in files.items():

@@ -11,17 +11,31 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vitds.config.tree import Batch, Data, Mix, Settings, ViewGroup, Views
+from vitds.config.tree import Batch, Data, Settings, ViewGroup, Views
 from vitds.data.beton import MANIFEST_VERSION, BetonFile, Manifest, open_beton
 from vitds.data.draws import draw_views
 from vitds.data.writer import BetonWriter
 from vitds.kernels.views import JPEG, RAW, cut_views
 
 PHOTOGRAPHS = load_sample_images().images
-SIZES = ((64, 96), (120, 80), (33, 47), (97, 61), (50, 50), (20, 150), (71, 53), (80, 120), (41, 43), (101, 37))
+SIZES = (
+    (64, 96),
+    (120, 80),
+    (33, 47),
+    (97, 61),
+    (50, 50),
+    (20, 150),
+    (71, 53),
+    (80, 120),
+    (41, 43),
+    (101, 37),
+)
 VIEWS = Views(
     crop_px=32,
-    groups=(ViewGroup(name="large", views=2, scale=(0.14, 1.0)), ViewGroup(name="small", views=1, scale=(0.05, 0.4))),
+    groups=(
+        ViewGroup(name="large", views=2, scale=(0.14, 1.0)),
+        ViewGroup(name="small", views=1, scale=(0.05, 0.4)),
+    ),
     colour=0.8,
     brightness=0.8,
     contrast=0.8,
@@ -36,11 +50,15 @@ def picture(number: int, height: int, width: int) -> NDArray[np.uint8]:
     """A part (height, width, 3) of one of the photographs; each number another."""
     photograph = PHOTOGRAPHS[number % 2]
     top, left = number * 37 % (photograph.shape[0] - 160), number * 61 % (photograph.shape[1] - 160)
-    part = Image.fromarray(photograph[top : top + 160, left : left + 160]).resize((width, height), Image.Resampling.BICUBIC)
+    part = Image.fromarray(photograph[top : top + 160, left : left + 160]).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     return np.asarray(part)
 
 
-def write_file(path: Path, *, images: int = 10, storage: str = "jpg", sizes: Sequence[tuple[int, int]] = SIZES) -> BetonFile:
+def write_file(
+    path: Path, *, images: int = 10, storage: str = "jpg", sizes: Sequence[tuple[int, int]] = SIZES
+) -> BetonFile:
     """A .beton of `images` pictures of the given sizes in turn, with labels 0, 1, 2 in turn."""
     shapes = [sizes[number % len(sizes)] for number in range(images)]
     with BetonWriter(path, images) as writer:
@@ -79,10 +97,15 @@ def spoil(file: BetonFile, image: int, part: str = "middle") -> None:
         stream.write(b"\xff\xd9" * (size // 4))
 
 
-def settings_for(*, views: Views = VIEWS, images_a_step: int = 4, chunk: int = 2, seed: int = 5, **data: object) -> Settings:
+def settings_for(
+    *, views: Views = VIEWS, images_a_step: int = 4, chunk: int = 2, seed: int = 5, **data: object
+) -> Settings:
     """A run's settings with small batches; `data` are keys of settings.data."""
     return Settings(
-        seed=seed, views=views, batch=Batch(global_images=images_a_step), mix=Mix(chunk_images=chunk), data=Data.model_validate(data)
+        seed=seed,
+        views=views,
+        batch=Batch(global_images=images_a_step, chunk_images=chunk),
+        data=Data.model_validate(data),
     )
 
 
@@ -90,7 +113,11 @@ def expected_views(file: BetonFile, settings: Settings, image: int, epoch: int) 
     """(V, 3, S, S): the views of one image of one epoch, cut one at a time from the bytes that lie in the file."""
     raw = file.path.read_bytes()[int(file.offsets[image]) : int(file.offsets[image] + file.sizes[image])]
     size = (int(file.heights[image]), int(file.widths[image]))
-    plan = draw_views(settings.views, [size[0]], [size[1]], seed=settings.seed, epoch=epoch, images=np.array([image]))
-    crops, status = cut_views([raw], [JPEG if file.is_jpeg[image] else RAW], [size], plan, settings.views.crop_px)
+    plan = draw_views(
+        settings.views, [size[0]], [size[1]], seed=settings.seed, epoch=epoch, images=np.array([image])
+    )
+    crops, status = cut_views(
+        [raw], [JPEG if file.is_jpeg[image] else RAW], [size], plan, settings.views.crop_px
+    )
     assert status.tolist() == [0]
     return crops[0]

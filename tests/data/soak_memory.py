@@ -25,8 +25,8 @@ def resident_mb() -> float:
 
 def soak(path: str, epochs: int) -> float:
     """MB that the process grew by from epoch EPOCHS / 20 on."""
-    file, settings = open_beton(path), load_settings(recipe="idmm_deit_tiny", method=None, flags={})
-    loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=settings.mix.chunk_images)
+    file, settings = open_beton(path), load_settings(recipe="idmm_deit_tiny", command=None, flags={})
+    loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=settings.batch.chunk_images)
     marks, seen = {epochs * part // 20 for part in range(1, 21)}, []
     for number, _ in enumerate(loader.batches(0, epochs * loader.steps_per_epoch), start=1):
         epoch, within = divmod(number, loader.steps_per_epoch * loader.accumulation)

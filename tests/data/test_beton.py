@@ -30,7 +30,9 @@ from vitds.errors import DataError
 def sound(tmp_path_factory) -> Path:
     """Five JPEG images of three classes."""
     folder = tmp_path_factory.mktemp("sound")
-    build_beton([class_folders(folder / "set", {"ant": 2, "cat": 2, "dog": 1})], folder / "x.beton", storage="jpg")
+    build_beton(
+        [class_folders(folder / "set", {"ant": 2, "cat": 2, "dog": 1})], folder / "x.beton", storage="jpg"
+    )
     return folder / "x.beton"
 
 
@@ -67,7 +69,9 @@ def allocations_of(data: bytearray) -> np.ndarray:
 def test_tables_are_those_of_ffcv():
     types = pytest.importorskip("ffcv.types")
     handlers = [types.RGBImageField(), types.IntField(), types.IntField()]
-    ours = np.dtype([(f"f{i}", SAMPLE[name]) for i, name in enumerate(("image", "index", "label"))], align=True)
+    ours = np.dtype(
+        [(f"f{i}", SAMPLE[name]) for i, name in enumerate(("image", "index", "label"))], align=True
+    )
     assert ours == types.get_metadata_type(handlers)
     assert (HEADER, FIELD, ALLOCATION) == (types.HeaderType, types.FieldDescType, types.ALLOC_TABLE_TYPE)
     assert [types.TYPE_ID_HANDLER[kind] for kind in (2, 1)] == [types.RGBImageField, types.IntField]
@@ -86,7 +90,10 @@ def test_opening_gives_every_image_its_place_size_and_label(sound):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no\.beton: cannot be opened \(No such file or directory\)\. Build it with `vitds data build"):
+    with pytest.raises(
+        DataError,
+        match=r"no\.beton: cannot be opened \(No such file or directory\)\. Build it with `vitds data build",
+    ):
         open_beton(tmp_path / "no.beton")
 
 
@@ -102,7 +109,9 @@ def test_an_empty_file_is_refused(copy):
 
 @pytest.mark.parametrize("content", [b"PNG", jpeg(1), bytes(4000), b"label,image\n" * 99])
 def test_a_file_of_another_kind_is_refused(copy, content):
-    with pytest.raises(DataError, match=r"x\.beton: this is not a \.beton file\. Make one with `vitds data build"):
+    with pytest.raises(
+        DataError, match=r"x\.beton: this is not a \.beton file\. Make one with `vitds data build"
+    ):
         open_beton(copy(lambda data: content))
 
 
@@ -110,13 +119,17 @@ def test_another_format_version_is_refused(copy):
     def change(data):
         header_of(data)["version"] = 3
 
-    with pytest.raises(DataError, match=r"x\.beton: format version 3, vitds reads 2 \(FFCV 1\.0\)\. Build it again"):
+    with pytest.raises(
+        DataError, match=r"x\.beton: format version 3, vitds reads 2 \(FFCV 1\.0\)\. Build it again"
+    ):
         open_beton(copy(change))
 
 
 @pytest.mark.parametrize("keep", [500, 4000, -1, -200])
 def test_a_truncated_file_is_refused(copy, keep):
-    with pytest.raises(DataError, match=r"x\.beton: (truncated: .* The file is damaged: copy it again|its fields are)"):
+    with pytest.raises(
+        DataError, match=r"x\.beton: (truncated: .* The file is damaged: copy it again|its fields are)"
+    ):
         open_beton(copy(lambda data: data[:keep]))
 
 
@@ -127,7 +140,9 @@ def test_a_truncated_header_is_named_as_such(copy):
 
 def test_a_cut_end_names_both_sizes(copy, sound):
     size = sound.stat().st_size
-    with pytest.raises(DataError, match=rf"truncated: the header promises {size} bytes, there are {size - 1}\."):
+    with pytest.raises(
+        DataError, match=rf"truncated: the header promises {size} bytes, there are {size - 1}\."
+    ):
         open_beton(copy(lambda data: data[:-1]))
 
 
@@ -136,16 +151,26 @@ def test_missing_fields_are_named(copy):
         fields = np.frombuffer(data, FIELD, 3, HEADER.itemsize)
         fields["name"][1] = fields["name"][2]
 
-    with pytest.raises(DataError, match=r"its fields are 'image' \(type 2\), 'label' \(type 1\); vitds needs image, index and label"):
+    with pytest.raises(
+        DataError,
+        match=r"its fields are 'image' \(type 2\), 'label' \(type 1\); vitds needs image, index and label",
+    ):
         open_beton(copy(change))
 
 
 def test_a_file_of_stock_ffcv_with_two_fields_is_refused(tmp_path):
     writer = pytest.importorskip("ffcv.writer")
     fields = pytest.importorskip("ffcv.fields")
-    writer = writer.DatasetWriter(str(tmp_path / "two.beton"), {"image": fields.RGBImageField(), "label": fields.IntField()}, num_workers=1)
+    writer = writer.DatasetWriter(
+        str(tmp_path / "two.beton"),
+        {"image": fields.RGBImageField(), "label": fields.IntField()},
+        num_workers=1,
+    )
     writer.from_indexed_dataset([(np.zeros((4, 4, 3), np.uint8), 0)] * 3)
-    with pytest.raises(DataError, match=r"two\.beton: its fields are 'image' \(type 2\), 'label' \(type 1\); vitds needs image, index"):
+    with pytest.raises(
+        DataError,
+        match=r"two\.beton: its fields are 'image' \(type 2\), 'label' \(type 1\); vitds needs image, index",
+    ):
         open_beton(tmp_path / "two.beton")
 
 
@@ -162,7 +187,9 @@ def test_a_wrong_number_of_images_is_refused(copy, count):
     def change(data):
         header_of(data)["num_samples"] = count
 
-    with pytest.raises(DataError, match=r"x\.beton: (truncated: the header promises|the header's 4 images and table at byte)"):
+    with pytest.raises(
+        DataError, match=r"x\.beton: (truncated: the header promises|the header's 4 images and table at byte)"
+    ):
         open_beton(copy(change))
 
 
@@ -170,7 +197,12 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(copy, sound):
     data = bytearray(sound.read_bytes())
     header = {name: int(header_of(data)[name][0]) for name in HEADER.names}
     path = copy(lambda data: data[:-30])
-    with path.open("rb") as file, pytest.raises(DataError, match=r"x\.beton: it became shorter while it was read\. The file is damaged"):
+    with (
+        path.open("rb") as file,
+        pytest.raises(
+            DataError, match=r"x\.beton: it became shorter while it was read\. The file is damaged"
+        ),
+    ):
         file.seek(HEADER.itemsize)
         _read_tables(path, file, len(data), header)
 
@@ -179,13 +211,19 @@ SAMPLE_CHANGES = {
     "its allocation table does not name every image once": lambda s, a: a["sample_id"].__setitem__(1, 0),
     "image 1: its bytes lie outside the file's data": lambda s, a: a["ptr"].__setitem__(1, 0),
     "image 2: its bytes lie outside the file's data": lambda s, a: a["size"].__setitem__(2, 2**64 - 8),
-    "image 3: its pointer differs from the allocation table's": lambda s, a: s["image"]["data_ptr"].__setitem__(3, 2**63),
+    "image 3: its pointer differs from the allocation table's": lambda s, a: s["image"][
+        "data_ptr"
+    ].__setitem__(3, 2**63),
     "image 4: its storage is neither JPEG nor raw": lambda s, a: s["image"]["mode"].__setitem__(4, 2),
     "image 0: its width or height is 0": lambda s, a: s["image"]["width"].__setitem__(0, 0),
     "image 1: its size is not that of its raw pixels": lambda s, a: s["image"]["mode"].__setitem__(1, 1),
-    "image 1: its bytes overlap another image's": lambda s, a: a["size"].__setitem__(0, a["size"][0] + np.uint64(1)),
+    "image 1: its bytes overlap another image's": lambda s, a: a["size"].__setitem__(
+        0, a["size"][0] + np.uint64(1)
+    ),
     "image 2: its index is not its position": lambda s, a: s["index"].__setitem__(2, 3),
-    "image 3: its label is outside 0..2, the range of the manifest's 3 classes": lambda s, a: s["label"].__setitem__(3, 3),
+    "image 3: its label is outside 0..2, the range of the manifest's 3 classes": lambda s, a: s[
+        "label"
+    ].__setitem__(3, 3),
     "image 4: its label is outside 0..2": lambda s, a: s["label"].__setitem__(4, -1),
 }
 
@@ -218,7 +256,10 @@ def test_a_sample_across_a_pages_border_is_refused(copy):
 def test_a_missing_manifest_is_refused(copy):
     path = copy()
     path.with_name("x.beton.json").unlink()
-    with pytest.raises(DataError, match=r"x\.beton\.json: the manifest of x\.beton cannot be read \(No such file.*Copy it along"):
+    with pytest.raises(
+        DataError,
+        match=r"x\.beton\.json: the manifest of x\.beton cannot be read \(No such file.*Copy it along",
+    ):
         open_beton(path)
 
 
@@ -233,8 +274,14 @@ def change_manifest(path: Path, **values: object) -> None:
         ({"images": "many"}, r"x\.beton\.json: images: Input should be a valid integer"),
         ({"extra": 1}, r"x\.beton\.json: extra: Unexpected"),
         ({"mean": [0.1, 0.2]}, r"x\.beton\.json: mean\.2: Field required"),
-        ({"version": 2}, r"x\.beton\.json: manifest version 2, this vitds reads 1\. Build the file again with this vitds"),
-        ({"images": 6}, r"x\.beton\.json: written for 6 images in \d+ bytes, x\.beton has 5 in \d+\. The two files do not belong together"),
+        (
+            {"version": 2},
+            r"x\.beton\.json: manifest version 2, this vitds reads 1\. Build the file again with this vitds",
+        ),
+        (
+            {"images": 6},
+            r"x\.beton\.json: written for 6 images in \d+ bytes, x\.beton has 5 in \d+\. The two files do not belong together",
+        ),
         ({"file_bytes": 7}, r"written for 5 images in 7 bytes"),
     ],
 )
@@ -248,7 +295,9 @@ def test_a_manifest_that_does_not_fit_is_refused(copy, values, message):
 def test_a_manifest_that_is_no_json_is_refused(copy):
     path = copy()
     path.with_name("x.beton.json").write_bytes(b"\xff{")
-    with pytest.raises(DataError, match=r"x\.beton\.json: the whole file: Invalid JSON.*Build the file again"):
+    with pytest.raises(
+        DataError, match=r"x\.beton\.json: the whole file: Invalid JSON.*Build the file again"
+    ):
         load_manifest(path)
 
 
@@ -284,7 +333,11 @@ def mutate(data: bytearray, draw: random.Random) -> bytearray:
         table[name][row] = np.array(value, f"u{bits // 8}").astype(table.dtype[name])
     elif kind < 9:
         for _ in range(draw.randint(1, 8)):
-            places = [draw.randrange(SAMPLES_START + 160), draw.randrange(size), draw.randrange(size - 120, size)]
+            places = [
+                draw.randrange(SAMPLES_START + 160),
+                draw.randrange(size),
+                draw.randrange(size - 120, size),
+            ]
             data[draw.choice(places)] ^= 1 << draw.randrange(8)
     else:
         at = draw.randrange(size)
@@ -304,8 +357,15 @@ def test_a_thousand_mutated_files_are_refused_or_read_within_bounds(copy, sound)
             refused += 1
             assert str(path) in str(error)
             continue
-        start, table = SAMPLES_START + beton.images * SAMPLE.itemsize, int(header_of(data)["alloc_table_ptr"][0])
+        start, table = (
+            SAMPLES_START + beton.images * SAMPLE.itemsize,
+            int(header_of(data)["alloc_table_ptr"][0]),
+        )
         assert beton.images == 5 and set(beton.labels.tolist()) <= {0, 1, 2}
-        assert (beton.offsets >= start).all() and (beton.sizes > 0).all() and (beton.offsets + beton.sizes <= table).all()
+        assert (
+            (beton.offsets >= start).all()
+            and (beton.sizes > 0).all()
+            and (beton.offsets + beton.sizes <= table).all()
+        )
         pixels_changed += not verify_beton(path, workers=1).is_sound  # decodes every sample in compiled code
     assert refused > 500 and pixels_changed > 50

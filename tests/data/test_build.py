@@ -33,16 +33,25 @@ from vitds.errors import DataError, ResourceError, UsageError
 
 def test_a_jpeg_that_needs_no_change_keeps_its_own_bytes(tmp_path):
     grey = encode(Image.fromarray(photo(3)).convert("L"), "JPEG")
-    files = {"a/1.jpg": jpeg(1), "a/2.jpg": jpeg(2, progressive=True), "a/3.jpg": grey, "b/4.jpg": jpeg(4, quality=30, subsampling=0)}
+    files = {
+        "a/1.jpg": jpeg(1),
+        "a/2.jpg": jpeg(2, progressive=True),
+        "a/3.jpg": grey,
+        "b/4.jpg": jpeg(4, quality=30, subsampling=0),
+    }
     beton = build(tmp_path, files, storage="jpg")
     data = beton.path.read_bytes()
-    assert [data[at : at + size] for at, size in zip(beton.offsets, beton.sizes, strict=True)] == list(files.values())
+    assert [data[at : at + size] for at, size in zip(beton.offsets, beton.sizes, strict=True)] == list(
+        files.values()
+    )
 
 
 def test_raw_storage_holds_the_decoded_pixels(tmp_path):
     beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2, 25, 60)}, storage="raw")
     assert not beton.is_jpeg.any()
-    assert np.array_equal(pixels_of(beton, 0), photo(1)) and np.array_equal(pixels_of(beton, 1), photo(2, 25, 60))
+    assert np.array_equal(pixels_of(beton, 0), photo(1)) and np.array_equal(
+        pixels_of(beton, 1), photo(2, 25, 60)
+    )
 
 
 def test_content_hash_does_not_depend_on_storage_of_unchanged_jpegs(tmp_path):
@@ -72,12 +81,24 @@ def test_png_in_jpg_storage_is_encoded_at_the_quality_asked_for(tmp_path):
 
 @pytest.mark.parametrize("storage", ["raw", "jpg"])
 def test_side_is_the_short_side_and_nothing_is_enlarged(tmp_path, storage):
-    files = {"a/1.png": png(1, 80, 60), "a/2.png": png(2, 30, 90), "a/3.png": png(3, 20, 29), "a/4.png": png(4, 30, 30)}
+    files = {
+        "a/1.png": png(1, 80, 60),
+        "a/2.png": png(2, 30, 90),
+        "a/3.png": png(3, 20, 29),
+        "a/4.png": png(4, 30, 30),
+    }
     beton = build(tmp_path, files, storage=storage, side_px=30)
-    assert list(zip(beton.widths.tolist(), beton.heights.tolist(), strict=True)) == [(40, 30), (30, 90), (20, 29), (30, 30)]
+    assert list(zip(beton.widths.tolist(), beton.heights.tolist(), strict=True)) == [
+        (40, 30),
+        (30, 90),
+        (20, 29),
+        (30, 30),
+    ]
     assert beton.manifest.side_px == 30
     reference = Image.fromarray(photo(1, 80, 60)).resize((40, 30), Image.Resampling.BICUBIC)
-    assert np.abs(pixels_of(beton, 0).astype(int) - np.asarray(reference)).mean() <= (0 if storage == "raw" else 12)
+    assert np.abs(pixels_of(beton, 0).astype(int) - np.asarray(reference)).mean() <= (
+        0 if storage == "raw" else 12
+    )
 
 
 def test_a_jpeg_larger_than_side_is_reduced_from_its_pixels(tmp_path):
@@ -124,15 +145,27 @@ def test_the_bytes_of_a_file_do_not_depend_on_the_number_of_workers(tmp_path):
 def read_with_stock_ffcv(path: Path, os_cache: bool, order: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All images, indices and labels through ffcv.Loader as it comes, sorted by index."""
     loader = pytest.importorskip("ffcv.loader")
-    options = {"num_workers": 1, "drop_last": False, "os_cache": os_cache, "order": loader.OrderOption[order], "seed": 0}
-    batches = [[part.numpy().copy() for part in batch] for batch in loader.Loader(str(path), batch_size=3, **options)]
+    options = {
+        "num_workers": 1,
+        "drop_last": False,
+        "os_cache": os_cache,
+        "order": loader.OrderOption[order],
+        "seed": 0,
+    }
+    batches = [
+        [part.numpy().copy() for part in batch] for batch in loader.Loader(str(path), batch_size=3, **options)
+    ]
     images, index, label = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     order_of = np.argsort(index[:, 0])
     return images[order_of], index[order_of, 0], label[order_of, 0]
 
 
 def test_stock_ffcv_reads_raw_files_pixel_for_pixel(tmp_path):
-    beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2), "b/3.png": png(3), "b/bad.png": b"", "c/4.png": png(4)}, storage="raw")
+    beton = build(
+        tmp_path,
+        {"a/1.png": png(1), "a/2.png": png(2), "b/3.png": png(3), "b/bad.png": b"", "c/4.png": png(4)},
+        storage="raw",
+    )
     images, index, label = read_with_stock_ffcv(beton.path, True, "SEQUENTIAL")
     assert np.array_equal(images, np.stack([photo(seed) for seed in (1, 2, 3, 4)]))
     assert index.tolist() == [0, 1, 2, 3] and label.tolist() == [0, 0, 1, 2]
@@ -155,7 +188,9 @@ def test_stock_ffcv_reads_images_larger_than_its_usual_page(tmp_path):
 
 
 def test_an_image_of_more_than_two_gibibytes_is_refused(tmp_path):
-    message = r"x\.beton: an image of 2147483649 bytes, FFCV's most is 2147483648\. Use --side or --storage jpg"
+    message = (
+        r"x\.beton: an image of 2147483649 bytes, FFCV's most is 2147483648\. Use --side or --storage jpg"
+    )
     with BetonWriter(tmp_path / "x.beton", 1) as writer, pytest.raises(DataError, match=message):
         writer.add(bytes((1 << 31) + 1), is_jpeg=False, height=1, width=1, label=0)
 
@@ -168,7 +203,10 @@ def test_test_fraction_gives_every_class_its_share(tmp_path):
     built = build_beton([source], tmp_path / "x.beton", test_fraction=0.2)
     train, test = (open_beton(path) for path, _ in built)
     assert [path.name for path, _ in built] == ["x-train.beton", "x-test.beton"]
-    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == ([16, 8, 2, 1], [4, 2, 1])
+    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == (
+        [16, 8, 2, 1],
+        [4, 2, 1],
+    )
     assert train.manifest.classes == test.manifest.classes == ("ant", "bee", "cat", "dog")
     assert (train.manifest.split, test.manifest.split) == ("train", "test")
     assert train.manifest.findings["single"].names == ("dog",)
@@ -178,13 +216,21 @@ def test_test_fraction_gives_every_class_its_share(tmp_path):
 
 def test_test_fraction_draws_the_same_images_each_time(tmp_path):
     source = class_folders(tmp_path / "set", {"ant": 20})
-    hashes = [[manifest.content_hash for _, manifest in build_beton([source], tmp_path / "x.beton", test_fraction=0.5)] for _ in range(2)]
+    hashes = [
+        [
+            manifest.content_hash
+            for _, manifest in build_beton([source], tmp_path / "x.beton", test_fraction=0.5)
+        ]
+        for _ in range(2)
+    ]
     assert hashes[0] == hashes[1]
 
 
 def test_test_fraction_splits_images_without_labels(tmp_path):
     source = write_folder(tmp_path / "set", {f"{i}.png": png(i) for i in range(10)})
-    assert [manifest.images for _, manifest in build_beton([source], tmp_path / "x.beton", test_fraction=0.3)] == [7, 3]
+    assert [
+        manifest.images for _, manifest in build_beton([source], tmp_path / "x.beton", test_fraction=0.3)
+    ] == [7, 3]
 
 
 def test_a_duplicate_in_the_other_half_is_named(tmp_path):
@@ -207,13 +253,22 @@ def test_classes_from_another_file_number_the_labels(tmp_path):
 
 def test_classes_that_the_other_file_lacks_are_named(tmp_path):
     train = build(tmp_path / "train", {"ant/1.png": png(1)})
-    with pytest.raises(DataError, match=r"set: 2 of its 3 classes are not among the 1 of .*x\.beton \(--classes_from\), first 'bee'\."):
-        build(tmp_path / "test", {"ant/1.png": png(1), "bee/1.png": png(1), "cow/1.png": png(2)}, classes_from=train.path)
+    with pytest.raises(
+        DataError,
+        match=r"set: 2 of its 3 classes are not among the 1 of .*x\.beton \(--classes_from\), first 'bee'\.",
+    ):
+        build(
+            tmp_path / "test",
+            {"ant/1.png": png(1), "bee/1.png": png(1), "cow/1.png": png(2)},
+            classes_from=train.path,
+        )
 
 
 def test_classes_for_images_without_labels_are_refused(tmp_path):
     train = build(tmp_path / "train", {"ant/1.png": png(1)})
-    with pytest.raises(DataError, match=r"its images have no labels, so --classes_from has nothing to number\. Leave it out"):
+    with pytest.raises(
+        DataError, match=r"its images have no labels, so --classes_from has nothing to number\. Leave it out"
+    ):
         build(tmp_path / "test", {"1.png": png(1)}, classes_from=train.path)
 
 
@@ -250,14 +305,19 @@ def test_folders_on_the_way_to_out_are_made(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=r"file/x\.beton: cannot be written \(.*\)\. Free space or permissions there, or choose"):
+    with pytest.raises(
+        ResourceError,
+        match=r"file/x\.beton: cannot be written \(.*\)\. Free space or permissions there, or choose",
+    ):
         build_beton([class_folders(tmp_path / "set", {"a": 1})], tmp_path / "file" / "x.beton")
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path):
     source = class_folders(tmp_path / "set", {"a": 9}, png)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the kernel refuses longer files, as a full disk would
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20_000, hard)
+    )  # the kernel refuses longer files, as a full disk would
     try:
         with pytest.raises(ResourceError, match=r"x\.beton: cannot be written \(File too large\)"):
             build_beton([source], tmp_path / "out" / "x.beton", storage="raw")
@@ -287,11 +347,15 @@ def partial_of(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_build_leaves_no_half_file_and_no_process(tmp_path, sent):
-    source = write_folder(tmp_path / "set", dict.fromkeys((f"a/{i}.png" for i in range(200)), png(0, 600, 500)))
+    source = write_folder(
+        tmp_path / "set", dict.fromkeys((f"a/{i}.png" for i in range(200)), png(0, 600, 500))
+    )
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-c", BUILD, str(source), str(tmp_path / "out" / "x.beton")]
     here = Path(__file__).parents[2]
-    process = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size > 1e6 for path in partial_of(tmp_path / "out")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -300,4 +364,6 @@ def test_an_interrupted_build_leaves_no_half_file_and_no_process(tmp_path, sent)
     process.communicate(timeout=60)  # ends only when every worker has closed its end of the pipes
     assert process.returncode != 0
     left = [path.name for path in (tmp_path / "out").iterdir()]
-    assert left == [] if sent == signal.SIGINT else not any(name.endswith((".beton", ".json")) for name in left)
+    assert (
+        left == [] if sent == signal.SIGINT else not any(name.endswith((".beton", ".json")) for name in left)
+    )

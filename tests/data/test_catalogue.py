@@ -40,7 +40,9 @@ class SmallCifar(datasets.CIFAR10):
 
 def small(name: str, train: int, test: int, classes: int, gather: Callable | None = None) -> NamedSet:
     entry = CATALOGUE[name]
-    return replace(entry, counts={"train": train, "test": test}, classes=classes, gather=gather or entry.gather)
+    return replace(
+        entry, counts={"train": train, "test": test}, classes=classes, gather=gather or entry.gather
+    )
 
 
 def make_flowers(root: Path) -> NamedSet:
@@ -53,16 +55,28 @@ def make_flowers(root: Path) -> NamedSet:
 
 def make_pets(root: Path) -> NamedSet:
     base = root / "oxford-iiit-pet"
-    write_folder(base / "images", {f"{name}.jpg": jpeg(1) for name in ("Abyssinian_2", "Abyssinian_1", "great_dane_9", "great_dane_3")})
-    trainval, test = b"Abyssinian_2 1 1 1\nAbyssinian_1 1 1 1\ngreat_dane_9 2 2 1\n", b"Abyssinian_1 1 1 1\ngreat_dane_3 2 2 1\n"
+    write_folder(
+        base / "images",
+        {f"{name}.jpg": jpeg(1) for name in ("Abyssinian_2", "Abyssinian_1", "great_dane_9", "great_dane_3")},
+    )
+    trainval, test = (
+        b"Abyssinian_2 1 1 1\nAbyssinian_1 1 1 1\ngreat_dane_9 2 2 1\n",
+        b"Abyssinian_1 1 1 1\ngreat_dane_3 2 2 1\n",
+    )
     write_folder(base / "annotations", {"trainval.txt": trainval, "test.txt": test})
     return small("pets", 3, 2, 2)
 
 
 def make_dtd(root: Path) -> NamedSet:
     base = root / "dtd" / "dtd"
-    write_folder(base / "images", {f"{name}/{name}_{i}.jpg": jpeg(i) for name in ("banded", "dotted") for i in range(3)})
-    rows = {f"{split}1.txt": f"banded/banded_{i}.jpg\ndotted/dotted_{i}.jpg\n".encode() for i, split in enumerate(("train", "val", "test"))}
+    write_folder(
+        base / "images",
+        {f"{name}/{name}_{i}.jpg": jpeg(i) for name in ("banded", "dotted") for i in range(3)},
+    )
+    rows = {
+        f"{split}1.txt": f"banded/banded_{i}.jpg\ndotted/dotted_{i}.jpg\n".encode()
+        for i, split in enumerate(("train", "val", "test"))
+    }
     write_folder(base / "labels", rows)
     return small("dtd", 4, 2, 2)
 
@@ -82,9 +96,19 @@ def make_aircraft(root: Path) -> NamedSet:
 def make_cars(root: Path) -> NamedSet:
     base = root / "stanford_cars"
     kind = [("fname", object), ("class", np.uint8)]
-    write_folder(base, {f"cars_{split}/{i:05d}.jpg": jpeg(i) for split, count in (("train", 3), ("test", 2)) for i in range(count)})
+    write_folder(
+        base,
+        {
+            f"cars_{split}/{i:05d}.jpg": jpeg(i)
+            for split, count in (("train", 3), ("test", 2))
+            for i in range(count)
+        },
+    )
     (base / "devkit").mkdir()
-    savemat(base / "devkit" / "cars_meta.mat", {"class_names": np.array(["AM General Hummer", "Acura RL"], object)})
+    savemat(
+        base / "devkit" / "cars_meta.mat",
+        {"class_names": np.array(["AM General Hummer", "Acura RL"], object)},
+    )
     train = np.array([("00000.jpg", 2), ("00001.jpg", 1), ("00002.jpg", 1)], kind)
     savemat(base / "devkit" / "cars_train_annos.mat", {"annotations": train})
     savemat(base / "cars_test_annos_withlabels.mat", {"annotations": train[:2]})
@@ -107,7 +131,13 @@ def make_cub200(root: Path) -> NamedSet:
 
 def make_indoor67(root: Path) -> NamedSet:
     write_folder(root / "Images", {f"{name}/{i}.jpg": jpeg(i) for name in ("attic", "bar") for i in range(3)})
-    write_folder(root, {"TrainImages.txt": b"bar/0.jpg\r\nattic/1.jpg\r\nattic/0.jpg\r\n", "TestImages.txt": b"attic/2.jpg\nbar/2.jpg\n"})
+    write_folder(
+        root,
+        {
+            "TrainImages.txt": b"bar/0.jpg\r\nattic/1.jpg\r\nattic/0.jpg\r\n",
+            "TestImages.txt": b"attic/2.jpg\nbar/2.jpg\n",
+        },
+    )
     return small("indoor67", 3, 2, 2)
 
 
@@ -141,10 +171,19 @@ def make_imagenet_archives(root: Path) -> NamedSet:
         inner[packed.name] = packed.read_bytes()
         packed.unlink()
     write_tar(root / "ILSVRC2012_img_train.tar", inner)
-    write_tar(root / "ILSVRC2012_img_val.tar", {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(9 + i) for i in (2, 1)})
+    write_tar(
+        root / "ILSVRC2012_img_val.tar", {f"ILSVRC2012_val_0000000{i}.JPEG": jpeg(9 + i) for i in (2, 1)}
+    )
     meta = io.BytesIO()
     kind = [("ILSVRC2012_ID", np.uint16), ("WNID", object), ("words", object), ("num_children", np.uint16)]
-    savemat(meta, {"synsets": np.array([(1, WNIDS[1], "goldfish", 0), (2, WNIDS[0], "tench", 0), (3, "n00000000", "fish", 2)], kind)})
+    savemat(
+        meta,
+        {
+            "synsets": np.array(
+                [(1, WNIDS[1], "goldfish", 0), (2, WNIDS[0], "tench", 0), (3, "n00000000", "fish", 2)], kind
+            )
+        },
+    )
     kit = "ILSVRC2012_devkit_t12/data"
     files = {f"{kit}/meta.mat": meta.getvalue(), f"{kit}/ILSVRC2012_validation_ground_truth.txt": b"1\n2\n"}
     write_tar(root / "ILSVRC2012_devkit_t12.tar.gz", files, "w:gz")
@@ -207,7 +246,10 @@ def test_a_set_is_read_as_its_publisher_ships_it(tmp_path, make):
 def test_train_and_test_number_the_classes_alike(tmp_path):
     for make in EXPECTED:
         entry = make(tmp_path / make.__name__)
-        both = [load_named(name_of(make), tmp_path / make.__name__, split, Findings(), entry=entry).classes for split in entry.counts]
+        both = [
+            load_named(name_of(make), tmp_path / make.__name__, split, Findings(), entry=entry).classes
+            for split in entry.counts
+        ]
         assert both[0] == both[1]
 
 
@@ -237,14 +279,20 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "dtd/dtd/images/dotted/dotted_1.jpg").unlink()
     with pytest.raises(DataError) as caught:
         load_named("dtd", tmp_path, "train", Findings(), entry=entry)
-    assert "split train has 3 images of 2 classes, published are 4 of 2. 1 files of its lists are missing: " in str(caught.value)
+    assert (
+        "split train has 3 images of 2 classes, published are 4 of 2. 1 files of its lists are missing: "
+        in str(caught.value)
+    )
     assert "dotted_1.jpg. Fetch or unpack dtd/dtd/images/ and dtd/dtd/labels/ again." in str(caught.value)
 
 
 def test_class_folders_that_are_not_full_are_named(tmp_path):
     entry = make_imagenet_folders(tmp_path)
     (tmp_path / "train" / WNIDS[0] / "000.jpg").unlink()
-    with pytest.raises(DataError, match=r"split train has 2 images of 2 classes, published are 3 of 2\. Smallest classes: n01440764 \(1\)"):
+    with pytest.raises(
+        DataError,
+        match=r"split train has 2 images of 2 classes, published are 3 of 2\. Smallest classes: n01440764 \(1\)",
+    ):
         load_named("imagenet", tmp_path, "train", Findings(), entry=entry)
 
 
@@ -262,17 +310,29 @@ def test_an_unknown_split_is_refused(tmp_path):
 
 
 def test_a_download_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--download: cars cannot be fetched by a program\. Put stanford_cars/cars_train/.* by hand"):
+    with pytest.raises(
+        UsageError,
+        match=r"--download: cars cannot be fetched by a program\. Put stanford_cars/cars_train/.* by hand",
+    ):
         load_named("cars", tmp_path, "train", Findings(), download=True)
 
 
 def test_a_download_that_fails_is_an_error_with_the_reason(tmp_path):
     entry = small("flowers102", 1, 1, 1, partial(_listed, SmallFlowers, TRAIN_AND_VAL))
-    with pytest.raises(DataError, match=r"flowers102: .*Connection refused.*Under --root there must be flowers-102/jpg/"):
+    with pytest.raises(
+        DataError, match=r"flowers102: .*Connection refused.*Under --root there must be flowers-102/jpg/"
+    ):
         load_named("flowers102", tmp_path, "train", Findings(), download=True, entry=entry)
 
 
-KAGGLE = {"train/1/a.jpg": b"", "train/2/b.jpg": b"", "train/2/c.jpg": b"", "valid/1/d.jpg": b"", "test/e.jpg": b"", "test/f.jpg": b""}
+KAGGLE = {
+    "train/1/a.jpg": b"",
+    "train/2/b.jpg": b"",
+    "train/2/c.jpg": b"",
+    "valid/1/d.jpg": b"",
+    "test/e.jpg": b"",
+    "test/f.jpg": b"",
+}
 
 
 @pytest.mark.parametrize("where", ["", "flower_data", "flowers-102/jpg"])
@@ -281,20 +341,33 @@ def test_the_kaggle_copy_of_flowers_is_recognised_with_the_consequence(tmp_path,
     real = CATALOGUE["flowers102"].lookalikes[0]
     assert real.counts == (6552, 818, 819)
     entry = replace(CATALOGUE["flowers102"], lookalikes=(replace(real, counts=(3, 1, 2)),))
-    with pytest.raises(DataError, match=r"this is the Kaggle copy of Flowers-102 \(6,552 / 818 / 819 images\), not .*not comparable"):
+    with pytest.raises(
+        DataError,
+        match=r"this is the Kaggle copy of Flowers-102 \(6,552 / 818 / 819 images\), not .*not comparable",
+    ):
         load_named("flowers102", tmp_path, "train", Findings(), entry=entry)
 
 
-@pytest.mark.parametrize("files", [[f"jpg/image_{i:04d}.jpg" for i in range(1360)], [f"{c}/{i}.jpg" for c in range(17) for i in range(80)]])
+@pytest.mark.parametrize(
+    "files",
+    [[f"jpg/image_{i:04d}.jpg" for i in range(1360)], [f"{c}/{i}.jpg" for c in range(17) for i in range(80)]],
+)
 def test_the_seventeen_class_flowers_are_recognised(tmp_path, files):
     write_folder(tmp_path / "17flowers", dict.fromkeys(files, b""))
-    with pytest.raises(DataError, match=r"this is the 17-class Flowers set \(1,360 images\), another data set"):
+    with pytest.raises(
+        DataError, match=r"this is the 17-class Flowers set \(1,360 images\), another data set"
+    ):
         load_named("flowers102", tmp_path, "train", Findings())
 
 
 def test_flowers_with_wrong_counts_are_checked_for_lookalikes_too(tmp_path):
-    entry = replace(make_flowers(tmp_path), counts={"train": 9, "test": 2}, lookalikes=(Lookalike((6,), "six flowers."),))
-    with pytest.raises(DataError, match=r"flowers102: .*: this is six flowers\. Put flowers-102/jpg/.* under --root, or build this one as"):
+    entry = replace(
+        make_flowers(tmp_path), counts={"train": 9, "test": 2}, lookalikes=(Lookalike((6,), "six flowers."),)
+    )
+    with pytest.raises(
+        DataError,
+        match=r"flowers102: .*: this is six flowers\. Put flowers-102/jpg/.* under --root, or build this one as",
+    ):
         load_named("flowers102", tmp_path, "train", Findings(), entry=entry)
 
 
@@ -303,6 +376,9 @@ def test_a_tar_within_a_tar_is_listed_by_places_in_the_outer_file(tmp_path):
     outer = write_tar(tmp_path / "outer.tar", {"before": b"x" * 5000, "inner.tar": inner, "after": b"y"})
     place = {member.name: member for member in list_members(outer)}["inner.tar"]
     data = outer.read_bytes()
-    assert [data[m.offset : m.offset + m.size] for m in list_members(outer, place.offset)] == [b"1" * 700, b"2"]
+    assert [data[m.offset : m.offset + m.size] for m in list_members(outer, place.offset)] == [
+        b"1" * 700,
+        b"2",
+    ]
     with tarfile.open(outer) as tar:
         assert tar.getnames() == ["before", "inner.tar", "after"]

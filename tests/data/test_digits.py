@@ -31,19 +31,32 @@ def test_grey_levels_are_spread_over_the_whole_range():
     for image in digit_images("test").images[:50]:
         scan = PIXELS[int(image.member)]
         assert np.array_equal(image.pixels, np.repeat(np.floor(scan * 255 / 16 + 0.5)[:, :, None], 3, axis=2))
-    assert {pixel for image in digit_images("train").images for pixel in (image.pixels.min(), image.pixels.max())} >= {0, 255}
+    assert {
+        pixel for image in digit_images("train").images for pixel in (image.pixels.min(), image.pixels.max())
+    } >= {0, 255}
 
 
 def test_the_split_is_the_same_for_everyone(tmp_path):
     train, test = embedded_digits(tmp_path)
-    assert open_beton(train).manifest.content_hash == "sha256:8051820246a51eda27c4374ca673100e8f681e0a32f327c4be71ed3529a12e91"
-    assert open_beton(test).manifest.content_hash == "sha256:ba16ff40b5a8062870f13a538ed098f77700de290f2f8c2dc0f51d786d325c11"
+    assert (
+        open_beton(train).manifest.content_hash
+        == "sha256:8051820246a51eda27c4374ca673100e8f681e0a32f327c4be71ed3529a12e91"
+    )
+    assert (
+        open_beton(test).manifest.content_hash
+        == "sha256:ba16ff40b5a8062870f13a538ed098f77700de290f2f8c2dc0f51d786d325c11"
+    )
 
 
 def test_one_half_or_both_are_built(tmp_path):
     assert [path.name for path, _ in build_digits(tmp_path / "d.beton")] == ["d-train.beton", "d-test.beton"]
     ((path, manifest),) = build_digits(tmp_path / "d.beton", split="test")
-    assert (path.name, manifest.images, manifest.split, manifest.sources) == ("d.beton", 901, "test", ("digits",))
+    assert (path.name, manifest.images, manifest.split, manifest.sources) == (
+        "d.beton",
+        901,
+        "test",
+        ("digits",),
+    )
     assert open_beton(path).manifest.classes == tuple("0123456789")
 
 
@@ -53,7 +66,10 @@ def test_another_split_is_refused(tmp_path):
 
 
 def test_a_test_fraction_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--test_fraction: the digits have a fixed split\. Leave it out, or choose a half with --split"):
+    with pytest.raises(
+        UsageError,
+        match=r"--test_fraction: the digits have a fixed split\. Leave it out, or choose a half with --split",
+    ):
         build_digits(tmp_path / "d.beton", test_fraction=0.5)
 
 

@@ -16,10 +16,15 @@ from vitds.data.draws import centre_views, draw_views
 from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS
 
 COUNT = 20_000
-CRITICAL = 1.63 * (2 / COUNT) ** 0.5  # two samples of 20,000 from one distribution are further apart with probability 1 %
+CRITICAL = (
+    1.63 * (2 / COUNT) ** 0.5
+)  # two samples of 20,000 from one distribution are further apart with probability 1 %
 JITTER = {"colour": 0.8, "brightness": 0.8, "contrast": 0.6, "saturation": 0.4, "hue": 0.2}
 IDMM = Views(
-    groups=(ViewGroup(name="large", views=2, scale=(0.14, 1.0)), ViewGroup(name="small", views=4, scale=(0.05, 0.4))),
+    groups=(
+        ViewGroup(name="large", views=2, scale=(0.14, 1.0)),
+        ViewGroup(name="small", views=4, scale=(0.05, 0.4)),
+    ),
     grey=0.2,
     blur=0.5,
     **JITTER,
@@ -28,7 +33,9 @@ IDMM = Views(
 
 def draw_many(views, height=300, width=400, count=COUNT, seed=0, epoch=0):
     """(count,) rows of VIEW_PLAN: one view of each of `count` images of one size."""
-    return draw_views(views, np.full(count, height), np.full(count, width), seed=seed, epoch=epoch, images=np.arange(count))[:, 0]
+    return draw_views(
+        views, np.full(count, height), np.full(count, width), seed=seed, epoch=epoch, images=np.arange(count)
+    )[:, 0]
 
 
 def one_group(low, high, **changes):
@@ -40,7 +47,9 @@ def one_group(low, high, **changes):
 def test_boxes_are_distributed_as_torchvisions(scale, height, width):
     torch.manual_seed(0)
     picture = torch.empty(3, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(picture, list(scale), [3 / 4, 4 / 3]) for _ in range(COUNT)])
+    theirs = np.array(
+        [RandomResizedCrop.get_params(picture, list(scale), [3 / 4, 4 / 3]) for _ in range(COUNT)]
+    )
     ours = draw_many(one_group(*scale), height, width)
     ours = np.stack([ours[name] for name in ("top", "left", "height", "width")], axis=1)
     quantities = {
@@ -58,7 +67,10 @@ def test_boxes_are_distributed_as_torchvisions(scale, height, width):
 def test_jitter_factors_are_distributed_as_torchvisions():
     torch.manual_seed(0)
     jitter = ColorJitter(0.8, 0.6, 0.4, 0.2)
-    drawn = [ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(COUNT)]
+    drawn = [
+        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        for _ in range(COUNT)
+    ]
     ours = draw_many(IDMM)
     for place, name in enumerate(("brightness", "contrast", "saturation", "hue"), start=1):
         assert ks_2samp(ours[name], [row[place] for row in drawn]).statistic < CRITICAL, name
@@ -70,21 +82,27 @@ def test_jitter_is_applied_with_its_probability_in_each_of_24_orders_alike():
     assert skipped / COUNT == pytest.approx(0.2, abs=0.01)
     assert len(orders) == 24 and all(sorted(order) == [1, 2, 3, 4] for order in orders)
     expected = (COUNT - skipped) / 24
-    assert sum((count - expected) ** 2 / expected for count in orders.values()) < 49.7  # chi-squared, 23 degrees of freedom, 0.1 %
+    assert (
+        sum((count - expected) ** 2 / expected for count in orders.values()) < 49.7
+    )  # chi-squared, 23 degrees of freedom, 0.1 %
 
 
 def test_an_operation_without_strength_is_left_out_of_the_order():
     rows = draw_many(Views(colour=1.0, contrast=0.5, hue=0.1), count=200)
     assert {tuple(sorted(order)) for order in rows["colour_order"].tolist()} == {(0, 0, 2, 4)}
     rows = draw_many(Views(colour=0.0, contrast=0.5), count=200)
-    assert not rows["colour_order"].any() and (rows["contrast"] == 1).all() and (rows["brightness"] == 1).all()
+    assert (
+        not rows["colour_order"].any() and (rows["contrast"] == 1).all() and (rows["brightness"] == 1).all()
+    )
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_flip_grey_and_blur_come_with_their_probabilities(probability):
     rows = draw_many(Views(flip=probability, grey=probability, blur=probability))
     for name in ("flip", "grey", "blur_sigma"):
-        assert (rows[name] > 0).mean() == pytest.approx(probability, abs=0.01 if 0 < probability < 1 else 0), name
+        assert (rows[name] > 0).mean() == pytest.approx(
+            probability, abs=0.01 if 0 < probability < 1 else 0
+        ), name
 
 
 def test_blur_sigma_is_uniform_in_its_range():
@@ -100,16 +118,29 @@ def test_views_of_an_image_are_independent_and_follow_their_group():
     for first in range(6):
         for second in range(first):
             for name in ("top", "brightness", "hue", "flip"):
-                assert abs(np.corrcoef(plan[name][:, first], plan[name][:, second])[0, 1]) < 0.06, (name, first, second)
+                assert abs(np.corrcoef(plan[name][:, first], plan[name][:, second])[0, 1]) < 0.06, (
+                    name,
+                    first,
+                    second,
+                )
 
 
 def test_a_draw_depends_on_seed_epoch_image_and_view_only_not_on_its_batch():
     heights, widths = np.arange(200, 300), np.arange(300, 200, -1)
     whole = draw_views(IDMM, heights, widths, seed=7, epoch=3, images=np.arange(100))
     some = np.array([93, 4, 4, 50])
-    np.testing.assert_array_equal(draw_views(IDMM, heights[some], widths[some], seed=7, epoch=3, images=some), whole[some])
-    many_epochs = draw_views(IDMM, heights[some], widths[some], seed=7, epoch=np.array([3, 3, 2, 3]), images=some)
-    assert [np.array_equal(many_epochs[row], whole[image]) for row, image in enumerate(some)] == [True, True, False, True]
+    np.testing.assert_array_equal(
+        draw_views(IDMM, heights[some], widths[some], seed=7, epoch=3, images=some), whole[some]
+    )
+    many_epochs = draw_views(
+        IDMM, heights[some], widths[some], seed=7, epoch=np.array([3, 3, 2, 3]), images=some
+    )
+    assert [np.array_equal(many_epochs[row], whole[image]) for row, image in enumerate(some)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
     for seed, epoch in ((7, 4), (8, 3), (3, 7)):
         other = draw_views(IDMM, heights, widths, seed=seed, epoch=epoch, images=np.arange(100))
         assert (other["brightness"] == whole["brightness"]).sum() == 0
@@ -118,20 +149,36 @@ def test_a_draw_depends_on_seed_epoch_image_and_view_only_not_on_its_batch():
 def test_stored_draws_have_not_changed():
     """A run repeats itself on any machine and in any later version: these numbers stay."""
     row = draw_views(IDMM, [375], [500], seed=1, epoch=2, images=np.array([5]))[0, 3]
-    assert [int(row[name]) for name in ("top", "left", "height", "width", "flip", "grey")] == [78, 17, 238, 221, 0, 1]
+    assert [int(row[name]) for name in ("top", "left", "height", "width", "flip", "grey")] == [
+        78,
+        17,
+        238,
+        221,
+        0,
+        1,
+    ]
     assert row["colour_order"].tolist() == [3, 2, 1, 4]
     factors = [row[name] for name in ("brightness", "contrast", "saturation", "hue", "blur_sigma")]
-    np.testing.assert_array_equal(factors, np.float32([0.43279874, 1.1445453, 1.3062375, -0.043546144, 0.528352]))
+    np.testing.assert_array_equal(
+        factors, np.float32([0.43279874, 1.1445453, 1.3062375, -0.043546144, 0.528352])
+    )
 
 
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 10**6))
 def test_boxes_lie_in_pictures_of_any_shape(height, width, image):
     plan = draw_views(IDMM, [height], [width], seed=0, epoch=0, images=np.array([image]))[0]
-    assert (plan["top"] >= 0).all() and (plan["left"] >= 0).all() and (plan["height"] > 0).all() and (plan["width"] > 0).all()
+    assert (
+        (plan["top"] >= 0).all()
+        and (plan["left"] >= 0).all()
+        and (plan["height"] > 0).all()
+        and (plan["width"] > 0).all()
+    )
     assert (plan["top"] + plan["height"] <= height).all() and (plan["left"] + plan["width"] <= width).all()
 
 
-@pytest.mark.parametrize(("height", "width", "box"), [(1, 50, (0, 24, 1, 1)), (50, 1, (24, 0, 1, 1)), (10, 500, (0, 243, 10, 13))])
+@pytest.mark.parametrize(
+    ("height", "width", "box"), [(1, 50, (0, 24, 1, 1)), (50, 1, (24, 0, 1, 1)), (10, 500, (0, 243, 10, 13))]
+)
 def test_a_picture_too_long_for_any_box_gives_the_central_one_as_torchvision(height, width, box):
     row = draw_many(one_group(0.9, 1.0), height, width, count=1)[0]
     assert tuple(int(row[name]) for name in ("top", "left", "height", "width")) == box
@@ -141,7 +188,11 @@ def test_a_picture_too_long_for_any_box_gives_the_central_one_as_torchvision(hei
 def test_the_filter_and_size_of_the_recipe_are_in_the_plan():
     for name, code in (("bilinear", BILINEAR), ("bicubic", BICUBIC)):
         rows = draw_many(Views(crop_px=96, filter=name), count=3)
-        assert (rows["filter"] == code).all() and (rows["resized_height"] == 96).all() and (rows["resized_width"] == 96).all()
+        assert (
+            (rows["filter"] == code).all()
+            and (rows["resized_height"] == 96).all()
+            and (rows["resized_width"] == 96).all()
+        )
         assert not rows["out_top"].any() and not rows["out_left"].any()
 
 
@@ -162,7 +213,9 @@ def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(height, widt
 def test_the_evaluation_of_a_very_long_picture_sees_its_central_part(height, width):
     row = centre_views(448, [height], [width])[0, 0]
     assert max(row["resized_height"], row["resized_width"]) <= 65_535
-    assert abs(2 * row["top"] + row["height"] - height) <= 1 and abs(2 * row["left"] + row["width"] - width) <= 1
+    assert (
+        abs(2 * row["top"] + row["height"] - height) <= 1 and abs(2 * row["left"] + row["width"] - width) <= 1
+    )
 
 
 POLICY = draw_many(Views(policy="randaugment"), count=40_000)
@@ -189,7 +242,10 @@ def test_policy_takes_two_of_fifteen_operations_alike_each_with_probability_one_
         ("rotate", set(np.float32([30 / 9 * m for m in range(1, 10)]))),
         ("solarize", set(np.float32([256 - 256 / 9 * m for m in range(1, 10)]))),
         ("shear_x", set(np.float32([sign * 0.3 / 9 * m for m in range(1, 10) for sign in (-1, 1)]))),
-        ("translate_y", set(np.float32([sign * 150 / 331 / 9 * m for m in range(1, 10) for sign in (-1, 1)]))),
+        (
+            "translate_y",
+            set(np.float32([sign * 150 / 331 / 9 * m for m in range(1, 10) for sign in (-1, 1)])),
+        ),
         ("contrast", set(np.float32([1 + sign * m / 10 for m in range(1, 10) for sign in (-1, 1)]))),
     ],
 )
@@ -201,4 +257,3 @@ def test_policy_signs_are_even_and_the_cutout_centre_uniform():
     assert (policy_values("shear_x") > 0).mean() == pytest.approx(0.5, abs=0.05)
     for axis in range(2):
         assert kstest(POLICY["cutout_centre"][:, axis], "uniform").statistic < 1.63 / 40_000**0.5
-

@@ -29,7 +29,10 @@ def collect(file, run, start_step=0, stop_step=6, *, rank=0, ranks=1, micro=2):
     return [
         {
             "crops": batch.crops.clone(),
-            **{name: getattr(batch, name) for name in ("index", "label", "is_real", "epoch", "step", "first_chunk", "real_images")},
+            **{
+                name: getattr(batch, name)
+                for name in ("index", "label", "is_real", "epoch", "step", "first_chunk", "real_images")
+            },
         }
         for batch in loader.batches(start_step, stop_step)
     ]
@@ -44,13 +47,20 @@ def assert_same(ours, theirs):
 
 def test_batches_hold_the_planned_views_of_the_ordered_images(file):
     run = settings_for()
-    batches = collect(file, run)  # 2 epochs of 3 steps of 2 micro batches; the last step of an epoch has 2 real images
-    assert [(batch["epoch"], batch["step"], batch["first_chunk"]) for batch in batches[::2]] == [(s // 3, s, 0) for s in range(6)]
+    batches = collect(
+        file, run
+    )  # 2 epochs of 3 steps of 2 micro batches; the last step of an epoch has 2 real images
+    assert [(batch["epoch"], batch["step"], batch["first_chunk"]) for batch in batches[::2]] == [
+        (s // 3, s, 0) for s in range(6)
+    ]
     assert [batch["first_chunk"] for batch in batches] == [0, 1] * 6
     assert [batch["real_images"] for batch in batches[::2]] == [4, 4, 2] * 2
     for epoch in range(2):
         own = batches[6 * epoch : 6 * epoch + 6]
-        assert torch.cat([batch["index"][batch["is_real"]] for batch in own]).tolist() == epoch_order(10, 5, epoch).tolist()
+        assert (
+            torch.cat([batch["index"][batch["is_real"]] for batch in own]).tolist()
+            == epoch_order(10, 5, epoch).tolist()
+        )
         assert torch.cat([batch["is_real"] for batch in own]).tolist() == [True] * 10 + [False] * 2
         for batch in own:
             assert batch["label"].tolist() == [file.labels[index] for index in batch["index"]]
@@ -90,7 +100,9 @@ def test_epochs_differ_and_the_same_seed_repeats(file):
         by_epoch[batch["epoch"]] |= zip(batch["index"].tolist(), batch["crops"], strict=True)
     assert not any(torch.equal(by_epoch[0][image], by_epoch[1][image]) for image in range(10))
     other = collect(file, settings_for(seed=6))
-    assert not torch.equal(torch.cat([batch["index"] for batch in first]), torch.cat([batch["index"] for batch in other]))
+    assert not torch.equal(
+        torch.cat([batch["index"] for batch in first]), torch.cat([batch["index"] for batch in other])
+    )
 
 
 def test_data_order_pages_takes_the_page_order(file):
@@ -102,7 +114,9 @@ def test_data_order_pages_takes_the_page_order(file):
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_image_is_seen_once_an_epoch_whatever_the_shape_of_the_run(tmp_path_factory, data):
-    images, ranks, accumulation, chunks, chunk = (data.draw(st.integers(1, high)) for high in (10, 4, 3, 2, 3))
+    images, ranks, accumulation, chunks, chunk = (
+        data.draw(st.integers(1, high)) for high in (10, 4, 3, 2, 3)
+    )
     file = write_file(tmp_path_factory.mktemp("any") / "x.beton", images=images)
     micro = chunks * chunk
     run = settings_for(images_a_step=ranks * accumulation * micro, chunk=chunk)
@@ -121,7 +135,9 @@ def test_fewer_images_than_ranks_leave_some_ranks_only_padding(tmp_path):
     batches = [collect(file, run, 0, 2, rank=rank, ranks=4, micro=1) for rank in range(4)]
     assert [batch["is_real"].tolist() for own in batches for batch in own] == [[True]] * 6 + [[False]] * 2
     for batch in batches[3]:
-        np.testing.assert_array_equal(batch["crops"][0], expected_views(file, run, int(batch["index"][0]), batch["epoch"]))
+        np.testing.assert_array_equal(
+            batch["crops"][0], expected_views(file, run, int(batch["index"][0]), batch["epoch"])
+        )
 
 
 @pytest.mark.parametrize("storage", ["jpg", "raw"])
@@ -137,7 +153,14 @@ def test_pictures_of_any_shape_give_crops(tmp_path, storage):
 
 
 def test_one_fine_tuning_view_comes_with_policy_and_bicubic(file):
-    views = Views(crop_px=48, filter="bicubic", groups=(ViewGroup(name="train"),), policy="randaugment", colour=0.4, brightness=0.4)
+    views = Views(
+        crop_px=48,
+        filter="bicubic",
+        groups=(ViewGroup(name="train"),),
+        policy="randaugment",
+        colour=0.4,
+        brightness=0.4,
+    )
     run = settings_for(views=views)
     for batch in collect(file, run, 0, 2):
         assert batch["crops"].shape == (2, 1, 3, 48, 48)
@@ -169,7 +192,10 @@ def test_evaluation_views_are_pils_bicubic_resize_and_centre_crop(file):
 
 
 def test_evaluation_goes_through_the_file_in_order_with_a_short_last_batch(file):
-    batches = [(batch.index.tolist(), batch.label.tolist(), len(batch.crops)) for batch in eval_batches(file, VIEWS, batch_images=4)]
+    batches = [
+        (batch.index.tolist(), batch.label.tolist(), len(batch.crops))
+        for batch in eval_batches(file, VIEWS, batch_images=4)
+    ]
     assert batches == [([0, 1, 2, 3], [0, 1, 2, 0], 4), ([4, 5, 6, 7], [1, 2, 0, 1], 4), ([8, 9], [2, 0], 2)]
 
 
@@ -185,5 +211,8 @@ def test_evaluation_ranks_share_the_chosen_images_without_overlap(file, ranks):
 
 
 def test_evaluation_pixels_do_not_depend_on_workers(file):
-    one, two = ([batch.crops.clone() for batch in eval_batches(file, VIEWS, batch_images=4, workers=workers)] for workers in (1, 2))
+    one, two = (
+        [batch.crops.clone() for batch in eval_batches(file, VIEWS, batch_images=4, workers=workers)]
+        for workers in (1, 2)
+    )
     assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))

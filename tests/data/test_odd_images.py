@@ -49,13 +49,21 @@ CONVERTED = {
     "grey.png": (encode(GREY, "PNG"), ["grey"], np.repeat(GREY[..., None], 3, 2)),
     "black_and_white.png": (encode(Image.fromarray(GREY).convert("1"), "PNG"), ["grey"], None),
     "deep.png": (grey16_png(LEVELS), ["grey", "deep"], np.repeat(LEVELS[..., None] / 257, 3, 2)),
-    "deep.tif": (encode(Image.fromarray(LEVELS), "TIFF"), ["grey", "deep"], np.repeat(LEVELS[..., None] / 257, 3, 2)),
+    "deep.tif": (
+        encode(Image.fromarray(LEVELS), "TIFF"),
+        ["grey", "deep"],
+        np.repeat(LEVELS[..., None] / 257, 3, 2),
+    ),
     "deep.pgm": (PORTABLE_GREY, ["grey", "deep"], np.repeat(LEVELS[..., None] / 257, 3, 2)),
     "palette.png": (encode(PALETTE, "PNG"), ["palette"], np.asarray(PALETTE.convert("RGB"))),
     "palette.gif": (encode(PALETTE, "GIF"), ["palette"], np.asarray(PALETTE.convert("RGB"))),
     "alpha.png": (encode(with_alpha(8), "PNG"), ["transparent"], on_white(with_alpha(8))),
     "grey_alpha.png": (encode(GREY_ALPHA, "PNG"), ["grey", "transparent"], on_white(GREY_ALPHA)),
-    "colour_key.png": (encode(photo(9), "PNG", transparency=tuple(photo(9)[0, 0].tolist())), ["transparent"], None),
+    "colour_key.png": (
+        encode(photo(9), "PNG", transparency=tuple(photo(9)[0, 0].tolist())),
+        ["transparent"],
+        None,
+    ),
     "cmyk.jpg": (cmyk_jpeg(10), ["cmyk"], photo(10)),
     "plain.webp": (encode(photo(11), "WEBP", lossless=True), [], photo(11)),
     "plain.bmp": (encode(photo(12), "BMP"), [], photo(12)),
@@ -69,7 +77,9 @@ def test_an_odd_image_becomes_rgb_and_is_named(tmp_path, name):
     assert names(beton) == {kind: [f"a/{name}"] for kind in kinds}
     assert beton.images == 2
     if expected is not None:
-        difference = np.abs(pixels_of(beton, sorted([name, "ordinary.png"]).index(name)) - expected.astype(float))
+        difference = np.abs(
+            pixels_of(beton, sorted([name, "ordinary.png"]).index(name)) - expected.astype(float)
+        )
         assert difference.max() <= 1.01 if name != "cmyk.jpg" else difference.mean() < 6
 
 
@@ -105,7 +115,11 @@ def test_a_photograph_is_turned_upright_as_its_exif_tag_says(tmp_path, orientati
 
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.fromarray(photo(seed)) for seed in (1, 2)]
-    beton = build(tmp_path, {"a/1.webp": encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)}, storage="raw")
+    beton = build(
+        tmp_path,
+        {"a/1.webp": encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)},
+        storage="raw",
+    )
     assert names(beton) == {"animated": ["a/1.webp"]}
     assert np.array_equal(pixels_of(beton, 0), photo(1))
 
@@ -144,7 +158,11 @@ LEFT_OUT = {
 def test_an_image_that_cannot_be_used_is_left_out_and_named_with_the_reason(tmp_path, name):
     data, kind = LEFT_OUT[name]
     options = {"side_px": 300} if name != "long.png" else {}
-    files = {"a/0.png": png(7), f"a/{name}": data if name != "long.png" else encode(Image.new("RGB", (70000, 1)), "PNG"), "b/z.png": png(9)}
+    files = {
+        "a/0.png": png(7),
+        f"a/{name}": data if name != "long.png" else encode(Image.new("RGB", (70000, 1)), "PNG"),
+        "b/z.png": png(9),
+    }
     beton = build(tmp_path, files, storage="raw", **options)
     (found,) = names(beton).values()
     assert list(names(beton)) == [kind] and len(found) == 1
@@ -157,7 +175,9 @@ def test_a_file_that_vanished_is_left_out(tmp_path):
     packed = write_tar(tmp_path / "set.tar", {"cat/9.jpg": jpeg(9)})
     images = scan_sources([source, packed], Findings(), tmp_path).images
     packed.unlink()
-    assert store_image(images[2], Storing("raw", None, 90)) == LeftOut("unreadable", "No such file or directory")
+    assert store_image(images[2], Storing("raw", None, 90)) == LeftOut(
+        "unreadable", "No such file or directory"
+    )
 
 
 UNUSABLE = {"not_image", "truncated", "damaged", "too_large", "range_unknown"}
@@ -167,7 +187,9 @@ def test_random_damage_never_ends_a_build(tmp_path):
     draw = np.random.default_rng(0)
     files = {}
     for i in range(300):
-        data = bytearray([jpeg(1), png(2), encode(PALETTE, "GIF"), grey16_png(LEVELS), encode(photo(3), "TIFF")][i % 5])
+        data = bytearray(
+            [jpeg(1), png(2), encode(PALETTE, "GIF"), grey16_png(LEVELS), encode(photo(3), "TIFF")][i % 5]
+        )
         for at in draw.integers(0, len(data), draw.integers(1, 30)):
             data[at] = draw.integers(256)
         files[f"a/{i}.jpg"] = bytes(data)
@@ -177,13 +199,25 @@ def test_random_damage_never_ends_a_build(tmp_path):
 
 
 def test_names_in_any_script_are_ordinary(tmp_path):
-    beton = build(tmp_path, {"котик/фото 1.png": png(1), "猫/写真.png": png(2), "قط/صورة.png": png(3), "a[red]b/'quote\".png": png(4)})
+    beton = build(
+        tmp_path,
+        {
+            "котик/фото 1.png": png(1),
+            "猫/写真.png": png(2),
+            "قط/صورة.png": png(3),
+            "a[red]b/'quote\".png": png(4),
+        },
+    )
     assert beton.manifest.classes == ("a[red]b", "котик", "قط", "猫")
     assert beton.manifest.findings == {}
 
 
 def test_exact_duplicates_are_kept_and_named(tmp_path):
-    beton = build(tmp_path, {"a/1.png": png(1), "a/2.png": png(2), "b/3.bmp": encode(photo(1), "BMP"), "b/4.png": png(1)}, storage="raw")
+    beton = build(
+        tmp_path,
+        {"a/1.png": png(1), "a/2.png": png(2), "b/3.bmp": encode(photo(1), "BMP"), "b/4.png": png(1)},
+        storage="raw",
+    )
     assert beton.images == 4
     assert [name.split(" = ")[0] for name in names(beton)["duplicate"]] == ["b/3.bmp", "b/4.png"]
     assert all(name.endswith("set/a/1.png") for name in names(beton)["duplicate"])
@@ -196,7 +230,10 @@ def test_a_class_of_which_nothing_is_left_stays_in_the_list_and_is_named(tmp_pat
 
 
 def test_a_build_of_which_nothing_is_left_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"x\.beton: none of the 2 images can be used, the first: .*a/1\.png .*Nothing was written"):
+    with pytest.raises(
+        DataError,
+        match=r"x\.beton: none of the 2 images can be used, the first: .*a/1\.png .*Nothing was written",
+    ):
         build(tmp_path, {"a/1.png": b"", "a/2.png": b"x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
@@ -208,7 +245,10 @@ def test_strict_turns_what_was_odd_into_an_error_and_writes_nothing(tmp_path, na
     if name.startswith("plain"):
         assert build(tmp_path, files, strict=True).images == 2
         return
-    with pytest.raises(DataError, match=rf"--strict: 1 x .*\(first: .*a/{name}.*\)\. Nothing was written\. Mend or remove these images"):
+    with pytest.raises(
+        DataError,
+        match=rf"--strict: 1 x .*\(first: .*a/{name}.*\)\. Nothing was written\. Mend or remove these images",
+    ):
         build(tmp_path, files, strict=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
@@ -218,7 +258,13 @@ def test_strict_names_every_kind(tmp_path):
     with pytest.raises(DataError, match=r"1 x a class folder without images"):
         build(tmp_path, {"a/1.png": png(1)}, strict=True)
     (tmp_path / "set" / "empty").rmdir()
-    files = {"a/1.png": png(1), "a/2.png": png(1), "a/3.png": b"", "a/4.jpg": cmyk_jpeg(3), "a/5.jpg": cmyk_jpeg(4)}
+    files = {
+        "a/1.png": png(1),
+        "a/2.png": png(1),
+        "a/3.png": b"",
+        "a/4.jpg": cmyk_jpeg(3),
+        "a/5.jpg": cmyk_jpeg(4),
+    }
     with pytest.raises(DataError) as caught:
         build(tmp_path, files, strict=True)
     for part in ("1 x left out: not an image", "1 x same content as another image", "2 x CMYK, now RGB"):

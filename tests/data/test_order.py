@@ -19,7 +19,12 @@ def plans(draw):
 
 def all_ranks(order, ranks, accumulation, micro, start_step=0):
     """(R, T, B) index and is_real of all ranks."""
-    step = {"global_images": ranks * accumulation * micro, "ranks": ranks, "micro_images": micro, "start_step": start_step}
+    step = {
+        "global_images": ranks * accumulation * micro,
+        "ranks": ranks,
+        "micro_images": micro,
+        "start_step": start_step,
+    }
     index, is_real = zip(*(rank_positions(order, rank=rank, **step) for rank in range(ranks)), strict=True)
     return np.stack(index), np.stack(is_real)
 
@@ -39,7 +44,9 @@ def test_padding_repeats_a_real_image_of_the_last_step_and_fills_it(plan):
     index, is_real = all_ranks(order, ranks, accumulation, micro)
     by_step = is_real.reshape(ranks, -1, accumulation, micro).sum(axis=(0, 2, 3))
     global_images = ranks * accumulation * micro
-    assert (by_step[:-1] == global_images).all() and by_step[-1] == images - global_images * (len(by_step) - 1) > 0
+    assert (by_step[:-1] == global_images).all() and by_step[-1] == images - global_images * (
+        len(by_step) - 1
+    ) > 0
     assert set(index[~is_real]) <= {order[-1]}
 
 
@@ -66,7 +73,10 @@ def test_an_epoch_begun_in_the_middle_is_the_rest_of_the_whole_one(plan, data):
     images, ranks, accumulation, micro, _ = plan
     order = epoch_order(images, 1, 2)
     start = data.draw(st.integers(0, steps_per_epoch(images, ranks * accumulation * micro)))
-    whole, rest = all_ranks(order, ranks, accumulation, micro), all_ranks(order, ranks, accumulation, micro, start)
+    whole, rest = (
+        all_ranks(order, ranks, accumulation, micro),
+        all_ranks(order, ranks, accumulation, micro, start),
+    )
     for all_steps, late in zip(whole, rest, strict=True):
         np.testing.assert_array_equal(all_steps[:, start * accumulation :], late)
 
@@ -77,7 +87,12 @@ def test_one_two_and_four_ranks_see_the_same_images_in_each_step(images, quarter
     seen = []
     for ranks in (1, 2, 4):
         index, is_real = all_ranks(order, ranks, 1, 4 * quarter // ranks)
-        seen.append((np.moveaxis(index, 0, 1).reshape(index.shape[1], -1), np.moveaxis(is_real, 0, 1).reshape(index.shape[1], -1)))
+        seen.append(
+            (
+                np.moveaxis(index, 0, 1).reshape(index.shape[1], -1),
+                np.moveaxis(is_real, 0, 1).reshape(index.shape[1], -1),
+            )
+        )
     for other in seen[1:]:
         np.testing.assert_array_equal(seen[0], other)
 
@@ -123,17 +138,23 @@ def test_page_order_differs_by_epoch_and_mixes_within_a_run():
     assert first_runs[0] != first_runs[1]
 
 
-@pytest.mark.parametrize(("ranks", "micro", "accumulation"), [(1, 256, 1), (1, 64, 4), (2, 64, 2), (4, 64, 1), (2, 128, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "micro", "accumulation"), [(1, 256, 1), (1, 64, 4), (2, 64, 2), (4, 64, 1), (2, 128, 1)]
+)
 def test_a_step_divides_into_ranks_and_micro_batches(ranks, micro, accumulation):
     assert accumulation_steps(256, chunk_images=64, ranks=ranks, micro_images=micro) == accumulation
 
 
 def test_ranks_that_do_not_divide_a_step_are_refused_with_those_that_do():
-    with pytest.raises(SettingsError, match=r"3 ranks cannot share the 4 chunks of a step .*Start \[1, 2, 4\] ranks"):
+    with pytest.raises(
+        SettingsError, match=r"3 ranks cannot share the 4 chunks of a step .*Start \[1, 2, 4\] ranks"
+    ):
         accumulation_steps(256, chunk_images=64, ranks=3, micro_images=64)
 
 
 @pytest.mark.parametrize("micro", [32, 96, 192])
 def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do(micro):
-    with pytest.raises(SettingsError, match=rf"batch.micro_images {micro} does not cut .*it may be \[64, 128\]"):
+    with pytest.raises(
+        SettingsError, match=rf"batch.micro_images {micro} does not cut .*it may be \[64, 128\]"
+    ):
         accumulation_steps(256, chunk_images=64, ranks=2, micro_images=micro)

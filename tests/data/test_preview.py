@@ -19,8 +19,8 @@ views:
   groups: [{{name: large, views: {views}, scale: [0.14, 1.0]}}]
   colour: 0.8
   hue: 0.2
-mix: {{kind: {kind}, chunk_images: 4}}
-batch: {{global_images: 8}}
+mix: {{kind: {kind}}}
+batch: {{global_images: 8, chunk_images: 4}}
 """
 
 
@@ -32,7 +32,7 @@ def page_of(tmp_path):
         file, recipe = write_file(tmp_path / "x.beton"), tmp_path / "recipe.yaml"
         recipe.write_text(RECIPE.format(kind=kind, method=method, views=views))
         page = np.asarray(Image.open(preview(file.path, recipe=str(recipe), out=tmp_path / "page.png")))
-        return page, file, load_settings(recipe=str(recipe), method=None, flags={})
+        return page, file, load_settings(recipe=str(recipe), command=None, flags={})
 
     return draw
 
@@ -53,9 +53,17 @@ def test_the_upper_band_holds_the_loaders_views(page_of):
 
 def test_the_lower_band_holds_the_same_views_where_nothing_is_mixed_and_others_where_it_is(page_of):
     page, *_ = page_of("none")
-    assert all(np.array_equal(cell(page, row, 0, view), cell(page, row, 1, view)) for row in range(4) for view in range(2))
+    assert all(
+        np.array_equal(cell(page, row, 0, view), cell(page, row, 1, view))
+        for row in range(4)
+        for view in range(2)
+    )
     page, *_ = page_of("mixup")
-    assert any(not np.array_equal(cell(page, row, 0, view), cell(page, row, 1, view)) for row in range(4) for view in range(2))
+    assert any(
+        not np.array_equal(cell(page, row, 0, view), cell(page, row, 1, view))
+        for row in range(4)
+        for view in range(2)
+    )
 
 
 def test_a_supervised_recipe_has_one_view(page_of, capsys):
@@ -66,7 +74,9 @@ def test_a_supervised_recipe_has_one_view(page_of, capsys):
 
 def test_small_crops_are_enlarged_by_whole_factors():
     crops = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16), np.uint8)
-    image = ImagePreview("a", np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 8, 8]], np.int32), crops, crops, ("1.00 of a",))
+    image = ImagePreview(
+        "a", np.zeros((8, 8, 3), np.uint8), np.array([[0, 0, 8, 8]], np.int32), crops, crops, ("1.00 of a",)
+    )
     page = np.asarray(draw_preview([image], ["only 0"], [0], "title"))
     np.testing.assert_array_equal(cell(page, 0, 0, 0)[::8, ::8], crops[0].transpose(1, 2, 0))
 

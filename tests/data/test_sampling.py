@@ -17,7 +17,12 @@ CLASSES = tuple(f"n{i:03d}" for i in range(40))
 def whole() -> ImageSet:
     """40 classes with 12 to 14 images each."""
     members = [(name, f"{name}/{j}.JPEG") for i, name in enumerate(CLASSES) for j in range(12 + i % 3)]
-    return ImageSet([SourceImage(f"/data/{member}", member, name) for name, member in members], CLASSES, ("/data",), "train")
+    return ImageSet(
+        [SourceImage(f"/data/{member}", member, name) for name, member in members],
+        CLASSES,
+        ("/data",),
+        "train",
+    )
 
 
 def members(images: ImageSet) -> list[str]:
@@ -39,12 +44,17 @@ def test_so_many_classes_with_all_their_images(whole):
 def test_so_many_images_of_the_whole_pool(whole):
     small = draw_sample(whole, Sample(total=100))
     assert len(small.images) == 100
-    assert len(set(Counter(image.class_name for image in small.images).values())) > 1  # not balanced, by intent
+    assert (
+        len(set(Counter(image.class_name for image in small.images).values())) > 1
+    )  # not balanced, by intent
 
 
 def test_classes_are_drawn_before_images(whole):
     small = draw_sample(whole, Sample(classes=5, per_class=3))
-    assert Counter(image.class_name for image in small.images) == dict.fromkeys(small.classes, 3) and len(small.classes) == 5
+    assert (
+        Counter(image.class_name for image in small.images) == dict.fromkeys(small.classes, 3)
+        and len(small.classes) == 5
+    )
     assert len(draw_sample(whole, Sample(classes=5, total=11)).images) == 11
 
 
@@ -56,13 +66,19 @@ def test_a_sample_keeps_the_order_of_the_whole_set(whole):
 
 
 def test_a_sample_is_a_function_of_the_seed(whole):
-    drawn = {seed: [members(draw_sample(whole, Sample(per_class=5, seed=seed))) for _ in range(2)] for seed in (0, 1)}
+    drawn = {
+        seed: [members(draw_sample(whole, Sample(per_class=5, seed=seed))) for _ in range(2)]
+        for seed in (0, 1)
+    }
     assert drawn[0][0] == drawn[0][1] and drawn[1][0] == drawn[1][1] and drawn[0][0] != drawn[1][0]
 
 
 def test_classes_draw_independently_of_each_other(whole):
     small = draw_sample(whole, Sample(per_class=4))
-    chosen = {name: tuple(member.split("/")[1] for member in members(small) if member.startswith(name)) for name in CLASSES}
+    chosen = {
+        name: tuple(member.split("/")[1] for member in members(small) if member.startswith(name))
+        for name in CLASSES
+    }
     assert len(set(chosen.values())) > 20
 
 
@@ -98,7 +114,10 @@ def test_more_than_there_is_is_refused(whole, sample, message):
         ({"per_class": 0}, r"--per_class 0: must be at least 1\."),
         ({"classes": -1}, r"--classes -1: must be at least 1\."),
         ({"per_class": 1, "total": 1}, r"--per_class and --total exclude each other"),
-        ({"list": "x", "total": 1}, r"--list names the images, so --classes, --per_class and --total have nothing to draw"),
+        (
+            {"list": "x", "total": 1},
+            r"--list names the images, so --classes, --per_class and --total have nothing to draw",
+        ),
     ],
 )
 def test_samples_that_make_no_sense_are_refused(values, message):
@@ -113,9 +132,15 @@ def test_a_missing_list_is_refused(whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("n000/0.JPEG\nn000/99.JPEG\n", "1 of its 2 images are not in the set, first n000/99.JPEG"), ("\n", "it names no image")],
+    [
+        ("n000/0.JPEG\nn000/99.JPEG\n", "1 of its 2 images are not in the set, first n000/99.JPEG"),
+        ("\n", "it names no image"),
+    ],
 )
 def test_a_list_that_does_not_fit_is_refused(whole, tmp_path, text, message):
     (tmp_path / "x.list").write_text(text)
-    with pytest.raises(DataError, match=rf"--list .*x\.list: {message}.*Give a list that a build of this set and split has written"):
+    with pytest.raises(
+        DataError,
+        match=rf"--list .*x\.list: {message}.*Give a list that a build of this set and split has written",
+    ):
         draw_sample(whole, Sample(list=tmp_path / "x.list"))

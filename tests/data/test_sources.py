@@ -49,13 +49,20 @@ def test_images_are_sorted_by_class_name_then_by_path(tmp_path, scan):
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_a_tar_is_found_to_hold_what_its_folder_holds(tmp_path, scan, mode):
     suffix = ".tar" + mode[1:].replace(":", ".")
-    images, _ = scan(write_tar(tmp_path / f"set{suffix}", {f"./{name}": data for name, data in SOME.items()}, mode))
+    images, _ = scan(
+        write_tar(tmp_path / f"set{suffix}", {f"./{name}": data for name, data in SOME.items()}, mode)
+    )
     assert members(images) == ORDER
     assert [read_bytes(image) for image in images.images] == [SOME[name] for name in ORDER]
 
 
 def test_the_folder_around_a_tars_class_folders_is_no_class(tmp_path, scan):
-    images, _ = scan(write_tar(tmp_path / "set.tar", {f"my/set/{name}": data for name, data in SOME.items() if "deep" not in name}))
+    images, _ = scan(
+        write_tar(
+            tmp_path / "set.tar",
+            {f"my/set/{name}": data for name, data in SOME.items() if "deep" not in name},
+        )
+    )
     assert images.classes == ("ant", "cat")
 
 
@@ -100,20 +107,32 @@ def test_a_name_that_is_no_text_is_shown_with_escapes(tmp_path, scan):
 
 def test_split_takes_the_folder_of_that_name(tmp_path, scan):
     files = {"train/cat/1.jpg": b"", "train/dog/2.jpg": b"", "val/cat/3.jpg": b""}
-    for source in (write_folder(tmp_path / "set", files), write_tar(tmp_path / "set.tar", {f"wrap/{name}": b"" for name in files})):
+    for source in (
+        write_folder(tmp_path / "set", files),
+        write_tar(tmp_path / "set.tar", {f"wrap/{name}": b"" for name in files}),
+    ):
         images, _ = scan(source, split="train")
-        assert members(images) == ["cat/1.jpg", "dog/2.jpg"] and images.classes == ("cat", "dog") and images.split == "train"
+        assert (
+            members(images) == ["cat/1.jpg", "dog/2.jpg"]
+            and images.classes == ("cat", "dog")
+            and images.split == "train"
+        )
 
 
 def test_folders_that_are_splits_are_not_taken_for_classes(tmp_path, scan):
     source = write_folder(tmp_path / "set", {"train/cat/1.jpg": b"", "test/cat/3.jpg": b""})
-    with pytest.raises(DataError, match=r"set: its folders test, train look like splits, not classes\. Choose one with --split"):
+    with pytest.raises(
+        DataError,
+        match=r"set: its folders test, train look like splits, not classes\. Choose one with --split",
+    ):
         scan(source)
 
 
 def test_an_unknown_split_is_refused_with_what_there_is(tmp_path, scan):
     source = write_folder(tmp_path / "set", {"train/cat/1.jpg": b"", "val/cat/3.jpg": b""})
-    with pytest.raises(DataError, match=r"set: there is no folder 'test' with images in it for --split; there are train, val"):
+    with pytest.raises(
+        DataError, match=r"set: there is no folder 'test' with images in it for --split; there are train, val"
+    ):
         scan(source, split="test")
 
 
@@ -143,7 +162,10 @@ def test_links_are_followed_and_those_that_lead_out_are_named(tmp_path, scan):
     images, findings = scan(source)
     assert members(images) == ["cat/000.jpg", "cat/far.jpg", "cat/near.jpg", "dog/1.jpg"]
     assert findings.counts == {"link_outside": 2}
-    assert sorted(findings.names["link_outside"]) == [f"{source}/cat/far.jpg -> {outside}/far.jpg", f"{source}/dog -> {outside}/more"]
+    assert sorted(findings.names["link_outside"]) == [
+        f"{source}/cat/far.jpg -> {outside}/far.jpg",
+        f"{source}/dog -> {outside}/more",
+    ]
 
 
 def test_links_to_nowhere_and_in_circles_are_left_out(tmp_path, scan):
@@ -159,7 +181,9 @@ def test_links_to_nowhere_and_in_circles_are_left_out(tmp_path, scan):
 
 
 def test_a_folder_that_cannot_be_read_is_named(scan):
-    with tempfile.TemporaryDirectory() as folder:  # not under tmp_path, whose parents are for their owner alone
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # not under tmp_path, whose parents are for their owner alone
         os.chmod(folder, 0o755)
         source = class_folders(Path(folder) / "set", {"cat": 1, "dog": 1})
         (source / "dog").chmod(0)
@@ -172,22 +196,38 @@ def test_a_folder_that_cannot_be_read_is_named(scan):
             os.seteuid(user)
         (source / "dog").chmod(0o700)
     assert members(images) == ["cat/000.jpg"]
-    assert findings.names == {"unreadable": [f"{source}/dog (Permission denied)"], "empty_class": [f"{source}/dog"]}
+    assert findings.names == {
+        "unreadable": [f"{source}/dog (Permission denied)"],
+        "empty_class": [f"{source}/dog"],
+    }
 
 
 def test_tar_members_that_lead_outside_and_links_are_refused(tmp_path, scan):
-    extra = [tar_member("cat/l.jpg", tarfile.SYMTYPE, "/etc/passwd"), tar_member("cat/h.jpg", tarfile.LNKTYPE, "cat/1.jpg")]
-    source = write_tar(tmp_path / "set.tar", {"cat/1.jpg": b"", "../up.jpg": b"", "/root.jpg": b"", "cat/../../x.jpg": b""}, extra=extra)
+    extra = [
+        tar_member("cat/l.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        tar_member("cat/h.jpg", tarfile.LNKTYPE, "cat/1.jpg"),
+    ]
+    source = write_tar(
+        tmp_path / "set.tar",
+        {"cat/1.jpg": b"", "../up.jpg": b"", "/root.jpg": b"", "cat/../../x.jpg": b""},
+        extra=extra,
+    )
     images, findings = scan(source)
     assert members(images) == ["cat/1.jpg"]
     assert findings.names["archive_link"] == [f"{source}:cat/l.jpg", f"{source}:cat/h.jpg"]
-    assert findings.names["archive_outside"] == [f"{source}:../up.jpg", f"{source}:/root.jpg", f"{source}:cat/../../x.jpg"]
+    assert findings.names["archive_outside"] == [
+        f"{source}:../up.jpg",
+        f"{source}:/root.jpg",
+        f"{source}:cat/../../x.jpg",
+    ]
 
 
 def test_pipes_and_devices_are_no_images(tmp_path, scan):
     source = class_folders(tmp_path / "set", {"cat": 1})
     os.mkfifo(source / "cat" / "pipe.jpg")
-    packed = write_tar(tmp_path / "set.tar", {"cat/1.jpg": b""}, extra=[tar_member("cat/pipe.jpg", tarfile.FIFOTYPE)])
+    packed = write_tar(
+        tmp_path / "set.tar", {"cat/1.jpg": b""}, extra=[tar_member("cat/pipe.jpg", tarfile.FIFOTYPE)]
+    )
     assert members(scan(source)[0]) == ["cat/000.jpg"]
     assert members(scan(packed)[0]) == ["cat/1.jpg"]
 
@@ -202,7 +242,10 @@ def test_the_later_of_two_tar_members_of_one_name_counts(tmp_path, scan):
 def test_a_tar_that_was_cut_short_is_refused(tmp_path, scan, keep):
     source = write_tar(tmp_path / "set.tar", {"cat/1.jpg": bytes(1000), "cat/2.jpg": bytes(2000)})
     source.write_bytes(source.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"set\.tar: (not a tar|damaged at byte|cut short inside).*Fetch or make the archive again"):
+    with pytest.raises(
+        DataError,
+        match=r"set\.tar: (not a tar|damaged at byte|cut short inside).*Fetch or make the archive again",
+    ):
         scan(source)
 
 
@@ -216,7 +259,9 @@ def test_a_tar_with_a_damaged_header_in_its_middle_is_refused(tmp_path, scan):
 
 
 def test_random_damage_to_a_tar_is_refused_or_read_within_bounds(tmp_path):
-    original = write_tar(tmp_path / "set.tar", {f"cat/{i}.jpg": bytes(700 * i) for i in range(4)}).read_bytes()
+    original = write_tar(
+        tmp_path / "set.tar", {f"cat/{i}.jpg": bytes(700 * i) for i in range(4)}
+    ).read_bytes()
     draw = random.Random(0)
     refused = 0
     for _ in range(500):
@@ -246,7 +291,10 @@ def test_damaged_compression_is_refused(tmp_path, scan):
 
 def test_an_archive_that_cannot_be_read_is_refused_with_the_reason(tmp_path, scan):
     (tmp_path / "set.tar.bz2").write_bytes(b"BZh9 but not really" * 9)
-    with pytest.raises(DataError, match=r"set\.tar\.bz2: cannot be read \(Invalid data stream\)\. Check the file and the free space"):
+    with pytest.raises(
+        DataError,
+        match=r"set\.tar\.bz2: cannot be read \(Invalid data stream\)\. Check the file and the free space",
+    ):
         scan(tmp_path / "set.tar.bz2")
 
 
@@ -268,13 +316,22 @@ def test_a_source_that_is_neither_folder_nor_tar_is_refused(tmp_path, scan):
 
 
 def test_a_source_without_images_is_refused_with_what_is_there_instead(tmp_path, scan):
-    with pytest.raises(DataError, match=r"set: there are no images \(\.avif .*\)\. 2 files have other extensions, for example .*\.heic"):
+    with pytest.raises(
+        DataError,
+        match=r"set: there are no images \(\.avif .*\)\. 2 files have other extensions, for example .*\.heic",
+    ):
         scan(write_folder(tmp_path / "set", {"cat/1.heic": b"", "cat/2.heic": b""}))
 
 
 def test_flat_and_class_folder_sources_do_not_mix(tmp_path, scan):
-    flat, classes = write_folder(tmp_path / "flat", {"1.jpg": b""}), write_folder(tmp_path / "classes", {"cat/1.jpg": b""})
-    with pytest.raises(DataError, match=r"flat holds images without class folders, .*classes class folders\. Build them as two files"):
+    flat, classes = (
+        write_folder(tmp_path / "flat", {"1.jpg": b""}),
+        write_folder(tmp_path / "classes", {"cat/1.jpg": b""}),
+    )
+    with pytest.raises(
+        DataError,
+        match=r"flat holds images without class folders, .*classes class folders\. Build them as two files",
+    ):
         scan(flat, classes)
 
 

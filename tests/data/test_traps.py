@@ -51,7 +51,11 @@ def all_equal(ours, theirs):
 
 
 def cutting_threads():
-    return [thread for thread in threading.enumerate() if type(thread).__name__ == "RunIterator" or thread.name.startswith("vitds-cut")]
+    return [
+        thread
+        for thread in threading.enumerate()
+        if type(thread).__name__ == "RunIterator" or thread.name.startswith("vitds-cut")
+    ]
 
 
 # ---------------------------------------------------------------------------------- an exception in a pipeline (INFRA D 1)
@@ -84,7 +88,9 @@ def test_a_plan_that_is_wrong_is_never_taken_for_a_damaged_image(file, monkeypat
         return plans
 
     monkeypatch.setattr("vitds.data.loader.draw_views", outside)
-    with pytest.raises(ShapeError, match=r"x.beton, image \d: a plan's box or window reaches outside its picture"):
+    with pytest.raises(
+        ShapeError, match=r"x.beton, image \d: a plan's box or window reaches outside its picture"
+    ):
         next(loader_of(file, settings_for(damaged="skip")).batches(0, 3))
 
 
@@ -173,7 +179,10 @@ def test_a_damaged_image_is_fatal_by_default_and_named(damaged):
 def test_a_skipped_image_is_not_real_grey_named_once_and_disturbs_no_other(damaged, caplog):
     loader = loader_of(damaged, settings_for(damaged="skip"))
     with caplog.at_level(logging.WARNING):
-        batches = [(batch.index, batch.is_real, batch.crops.clone(), batch.real_images) for batch in loader.batches(0, 6)]
+        batches = [
+            (batch.index, batch.is_real, batch.crops.clone(), batch.real_images)
+            for batch in loader.batches(0, 6)
+        ]
     for place, (index, is_real, crops, _) in enumerate(batches):
         for row, image in enumerate(index.tolist()):
             if image == 3:
@@ -181,7 +190,11 @@ def test_a_skipped_image_is_not_real_grey_named_once_and_disturbs_no_other(damag
             else:
                 np.testing.assert_array_equal(crops[row], expected_views(damaged, RUN, image, place // 6))
     assert sum(int(is_real.sum()) for _, is_real, _, _ in batches) == 18
-    assert [real for _, _, _, real in batches[::2]] == [4, 4, 2] * 2  # the step's divisor stays as the order has it
+    assert [real for _, _, _, real in batches[::2]] == [
+        4,
+        4,
+        2,
+    ] * 2  # the step's divisor stays as the order has it
     assert list(loader.damaged) == [3]
     assert [record.getMessage() for record in caplog.records] == [
         f"{damaged.path}: image 3 is left out: {loader.damaged[3]} (1 so far)"
@@ -206,7 +219,9 @@ def test_a_jpeg_of_another_size_than_recorded_is_seen_and_named(tmp_path):
     with file.path.open("r+b") as stream:
         stream.seek(start)
         stream.write(picture)
-    with pytest.raises(DataError, match=r"image 1: the picture's size differs from the one that was recorded"):
+    with pytest.raises(
+        DataError, match=r"image 1: the picture's size differs from the one that was recorded"
+    ):
         list(eval_batches(file, VIEWS, batch_images=2))
 
 
@@ -237,7 +252,9 @@ def test_epochs_0_1_0_from_one_loader_are_equal_different_equal(file):
         for batch in loader.batches(3 * epoch, 3 * epoch + 3):
             epochs[-1] |= zip(batch.index.tolist(), batch.crops.clone(), strict=True)
     for image in range(10):
-        assert torch.equal(epochs[0][image], epochs[2][image]) and not torch.equal(epochs[0][image], epochs[1][image])
+        assert torch.equal(epochs[0][image], epochs[2][image]) and not torch.equal(
+            epochs[0][image], epochs[1][image]
+        )
 
 
 def test_nothing_goes_stale_over_many_starts_and_collections(file):
@@ -260,11 +277,15 @@ def stock_batches(loader):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_operation_works_in_stock_ffcv_over_epochs(file, num_workers):
     def plan_views(images, epochs):
-        return draw_views(RUN.views, file.heights[images], file.widths[images], seed=RUN.seed, epoch=epochs, images=images)
+        return draw_views(
+            RUN.views, file.heights[images], file.widths[images], seed=RUN.seed, epoch=epochs, images=images
+        )
 
     operation = CutViews(file, plan_views, views=RUN.views.count, crop_px=RUN.views.crop_px)
     pipelines = {"image": PipelineSpec("image", decoder=operation), "index": None, "label": None}
-    loader = ffcv.Loader(str(file.path), batch_size=4, num_workers=num_workers, drop_last=False, pipelines=pipelines)
+    loader = ffcv.Loader(
+        str(file.path), batch_size=4, num_workers=num_workers, drop_last=False, pipelines=pipelines
+    )
     for epoch in (0, 1, 0):
         operation.epoch = epoch
         crops, status = (np.concatenate(parts) for parts in zip(*stock_batches(loader), strict=True))
@@ -278,7 +299,10 @@ def test_the_operation_works_in_stock_ffcv_over_epochs(file, num_workers):
 
 def test_training_and_evaluation_run_at_once_with_several_workers_each(file):
     run = settings_for(workers=2)
-    alone = crops_of(loader_of(file, run).batches(0, 12)), crops_of(eval_batches(file, VIEWS, batch_images=2, workers=2))
+    alone = (
+        crops_of(loader_of(file, run).batches(0, 12)),
+        crops_of(eval_batches(file, VIEWS, batch_images=2, workers=2)),
+    )
     training, together = loader_of(file, run).batches(0, 12), ([], [])
     for batch in training:
         together[0].append(batch.crops.clone())
@@ -355,7 +379,13 @@ for batch in TrainLoader(file, settings, rank=0, ranks=1, micro_images=2).batche
 
 
 def run_script(script, *arguments, **options):
-    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
 
 
 def test_a_process_whose_training_fails_ends_at_once_with_the_error(file):
@@ -373,4 +403,3 @@ def test_ctrl_c_ends_the_process_in_order(file):
         _, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130) and errors.strip().endswith("KeyboardInterrupt")
     assert "Exception ignored" not in errors and errors.count("Traceback") == 1
-

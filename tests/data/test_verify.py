@@ -17,7 +17,9 @@ from vitds.errors import DataError
 @pytest.fixture(params=["jpg", "raw"])
 def built(request, tmp_path) -> Path:
     """Seven images of two classes, in each storage."""
-    build_beton([class_folders(tmp_path / "set", {"cat": 4, "dog": 3})], tmp_path / "x.beton", storage=request.param)
+    build_beton(
+        [class_folders(tmp_path / "set", {"cat": 4, "dog": 3})], tmp_path / "x.beton", storage=request.param
+    )
     return tmp_path / "x.beton"
 
 
@@ -56,7 +58,9 @@ def test_samples_that_cannot_be_decoded_are_named_by_index(tmp_path, workers):
         flip_byte(tmp_path / "x.beton", int(beton.offsets[index]))
     verdict = verify_beton(tmp_path / "x.beton", workers=workers)
     assert list(verdict.undecodable) == [1, 5]
-    assert all(reason.endswith("the JPEG data are damaged or end early.") for reason in verdict.undecodable.values())
+    assert all(
+        reason.endswith("the JPEG data are damaged or end early.") for reason in verdict.undecodable.values()
+    )
     assert verdict.content_hash is None and not verdict.is_sound
 
 

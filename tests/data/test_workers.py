@@ -41,13 +41,17 @@ def die_at_ninety(number: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2, None])
 def test_results_come_in_order_with_their_items(workers):
-    assert list(work_through(slow_square, range(250), workers=workers)) == [(number, number * number) for number in range(250)]
+    assert list(work_through(slow_square, range(250), workers=workers)) == [
+        (number, number * number) for number in range(250)
+    ]
 
 
 def test_only_a_bounded_number_of_results_waits(tmp_path):
     taken = work_through(functools.partial(note, tmp_path / "done"), range(10_000), workers=2)
     assert [next(taken)[0] for _ in range(5)] == [0, 1, 2, 3, 4]
-    time.sleep(0.5)  # the workers go on as far as they may: 2 tasks of 8 each, beside the one that is being taken
+    time.sleep(
+        0.5
+    )  # the workers go on as far as they may: 2 tasks of 8 each, beside the one that is being taken
     assert 5 <= (tmp_path / "done").stat().st_size <= 5 * 8
     taken.close()  # ends in order, long before ten thousand are done
 
@@ -58,7 +62,10 @@ def test_an_error_of_the_function_reaches_the_caller():
 
 
 def test_the_death_of_a_worker_is_an_error_and_not_a_wait():
-    with pytest.raises(ResourceError, match=r"a worker process died: out of memory \(try fewer --workers\), or, where a script"):
+    with pytest.raises(
+        ResourceError,
+        match=r"a worker process died: out of memory \(try fewer --workers\), or, where a script",
+    ):
         list(work_through(die_at_ninety, range(200), workers=2))
 
 
@@ -75,6 +82,10 @@ def test_progress_with_counts_and_time_left_is_shown_on_a_terminal_and_nowhere_e
     os.close(its_end)
     shown = os.read(terminal, 1 << 16).decode()
     os.close(terminal)
-    assert "building x.beton" in shown and "20/20" in shown and "left 0:00:00" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert (
+        "building x.beton" in shown
+        and "20/20" in shown
+        and "left 0:00:00" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    )
     piped = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, timeout=60, check=True)
     assert piped.stderr == piped.stdout == b""

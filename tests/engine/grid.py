@@ -20,13 +20,26 @@ DIMENSIONS: dict[str, tuple[Any, ...]] = {
     "frozen": ("nothing", "a part", "the backbone"),
 }
 FROZEN = {
-    "vit": {"nothing": "[]", "a part": "[patch_embed, blocks.1.attn]", "the backbone": "[cls_token, pos_embed, patch_embed, blocks, norm]"},
-    "resnet": {"nothing": "[]", "a part": "[conv1, layer2]", "the backbone": "[conv1, bn1, layer1, layer2, layer3, layer4]"},
+    "vit": {
+        "nothing": "[]",
+        "a part": "[patch_embed, blocks.1.attn]",
+        "the backbone": "[cls_token, pos_embed, patch_embed, blocks, norm]",
+    },
+    "resnet": {
+        "nothing": "[]",
+        "a part": "[conv1, layer2]",
+        "the backbone": "[conv1, bn1, layer1, layer2, layer3, layer4]",
+    },
 }
 Case = dict[str, Any]
 HEADS = {
     "lean": {"head__kind": "sharded", "head__optimizer": "lean"},
-    "lazy_bf16": {"head__optimizer": "lean", "head__rows": "bf16", "head__sample_rate": 0.5, "head__lazy": True},
+    "lazy_bf16": {
+        "head__optimizer": "lean",
+        "head__row_dtype": "bf16",
+        "head__sample_rate": 0.5,
+        "head__lazy": True,
+    },
 }
 
 
@@ -37,7 +50,9 @@ def all_cases() -> Iterator[Case]:
     """
     for values in product(*DIMENSIONS.values()):
         case = dict(zip(DIMENSIONS, values, strict=True))
-        is_refused = case["precision"] == "bf16_parameters" and (case["stage"] == "0" or case["backbone"] == "resnet")
+        is_refused = case["precision"] == "bf16_parameters" and (
+            case["stage"] == "0" or case["backbone"] == "resnet"
+        )
         is_refused |= case["frozen"] == "the backbone" and case["head"] != "dense"
         if not is_refused and (case["method"] == "idmm" or case["head"] == "dense"):
             yield case

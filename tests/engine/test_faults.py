@@ -22,7 +22,16 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.data.small_files import write_file
-from tests.engine.training import ROOT, free_port, outcome, small_run, small_run_path, start_rank_process, stopped_run, words_of
+from tests.engine.training import (
+    ROOT,
+    free_port,
+    outcome,
+    small_run,
+    small_run_path,
+    start_rank_process,
+    stopped_run,
+    words_of,
+)
 from vitds.config.tree import Settings
 from vitds.data.order import epoch_order
 from vitds.engine.live import Live
@@ -33,7 +42,10 @@ from vitds.runs.metrics import read_metrics
 
 LONG = {"epochs": 4000}
 # A step takes long enough to be met by two signals, and its activations are too large for memory that was given back before.
-HEAVY = LONG | {"views__crop_px": 112, "backbone__options": "{patch_size: 8, embed_dim: 192, depth: 2, num_heads: 3}"}
+HEAVY = LONG | {
+    "views__crop_px": 112,
+    "backbone__options": "{patch_size: 8, embed_dim: 192, depth: 2, num_heads: 3}",
+}
 
 
 @pytest.fixture
@@ -56,7 +68,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 700 KiB, which takes two checkpoints of a small run."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]).returncode
+    ):
         pytest.skip("no small disk can be mounted here; it needs root")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -69,7 +84,9 @@ def wait_for_lines(run: Path, lines: int, *processes: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(rank_pool, digit_files, start_rank, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(
+    rank_pool, digit_files, start_rank, tmp_path: Path
+) -> None:
     options = {"epochs": 4, "checkpoint__every_steps": 1, "head__kind": "sharded"}
     rank_pool(2).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
     run, port = tmp_path / "run", free_port()
@@ -79,8 +96,15 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(ran
     pids = [str(rank.pid) for rank in ranks]
     _, said = ranks[0].communicate(timeout=60)
     told = said.splitlines()[-1]
-    assert ranks[0].returncode == 6 and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a word" in told, said
-    assert told.startswith("vitds pretrain (rank 0): after ") and "Traceback" not in said and "fault of vitds" not in said
+    assert (
+        ranks[0].returncode == 6
+        and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a word" in told
+    ), said
+    assert (
+        told.startswith("vitds pretrain (rank 0): after ")
+        and "Traceback" not in said
+        and "fault of vitds" not in said
+    )
     rank_pool(2).run(small_run_path, str(run), digit_files, **options)
     assert outcome(run) == outcome(tmp_path / "whole")
     assert not [name for name in os.listdir("/dev/shm") if set(name.split("_")) & set(pids)]
@@ -100,7 +124,10 @@ def test_a_rank_that_cannot_read_its_data_says_so_and_ends_the_others(start_rank
     cause = said[1].splitlines()[-1].removeprefix("vitds pretrain (rank 1): ")
     assert f"image {image}" in cause
     for other in (said[0], said[2]):
-        assert f" rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: {cause.rstrip('.')}. This rank ends with it" in other
+        assert (
+            f" rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: {cause.rstrip('.')}. This rank ends with it"
+            in other
+        )
         assert "rank 0 (process" not in other and "rank 2 (process" not in other
     assert not any("Traceback" in text for text in said)
 
@@ -113,17 +140,31 @@ def test_a_rank_that_hangs_says_where_and_ends_the_others(digit_files, start_ran
     said = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [6, 6], said
     step = int(said[1].partition("rank 1 hangs: step ")[2].split()[0])
-    assert f"rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: rank 1 hangs: step {step} has taken" in said[0]
-    assert step in (len(read_metrics(run / "metrics.jsonl")) + ahead for ahead in (-1, 0)) and " in hang\n" in said[1]
+    assert (
+        f"rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: rank 1 hangs: step {step} has taken"
+        in said[0]
+    )
+    assert (
+        step in (len(read_metrics(run / "metrics.jsonl")) + ahead for ahead in (-1, 0))
+        and " in hang\n" in said[1]
+    )
 
 
-def test_a_second_run_on_the_same_port_is_refused_and_the_first_goes_on(digit_files, start_rank, tmp_path: Path) -> None:
+def test_a_second_run_on_the_same_port_is_refused_and_the_first_goes_on(
+    digit_files, start_rank, tmp_path: Path
+) -> None:
     first, port = tmp_path / "first", free_port()
     ranks = [start_rank(rank, port, words_of(first, digit_files, **LONG)) for rank in range(2)]
     wait_for_lines(first, 1, *ranks)
-    late, early = (start_rank(rank, port, words_of(tmp_path / "second", digit_files, **LONG)) for rank in (1, 0))
+    late, early = (
+        start_rank(rank, port, words_of(tmp_path / "second", digit_files, **LONG)) for rank in (1, 0)
+    )
     _, said = early.communicate(timeout=120)
-    assert early.returncode == 6 and f"could not meet on 127.0.0.1 port {port}" in said and f"--master_port {port + 1}" in said
+    assert (
+        early.returncode == 6
+        and f"could not meet on 127.0.0.1 port {port}" in said
+        and f"--master_port {port + 1}" in said
+    )
     late.kill()  # as its launcher does
     wait_for_lines(first, len(read_metrics(first / "metrics.jsonl")) + 5, *ranks)
     ranks[0].send_signal(signal.SIGUSR1)
@@ -138,7 +179,11 @@ def test_a_rank_whose_peer_was_killed_before_they_met_does_not_wait_for_it_for_l
     port = free_port()
     alone = start_rank(rank, port, words_of(tmp_path / "run", digit_files, **LONG), meeting_s=3.0)
     _, said = alone.communicate(timeout=120)
-    assert alone.returncode == 6 and f"the ranks could not meet on 127.0.0.1 port {port}" in said and "Either one ended before" in said
+    assert (
+        alone.returncode == 6
+        and f"the ranks could not meet on 127.0.0.1 port {port}" in said
+        and "Either one ended before" in said
+    )
 
 
 def numerics_error(run: str, data: tuple[str, str], **options) -> str:
@@ -147,7 +192,9 @@ def numerics_error(run: str, data: tuple[str, str], **options) -> str:
     return str(caught.value)
 
 
-def test_a_loss_that_stays_not_finite_ends_the_run_and_spares_the_good_checkpoints(rank_pool, digit_files, tmp_path: Path) -> None:
+def test_a_loss_that_stays_not_finite_ends_the_run_and_spares_the_good_checkpoints(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
     options = {"epochs": 100, "optimizer__lr_peak": 1e38, "checkpoint__every_steps": 1, "checkpoint__keep": 2}
     said = rank_pool(2).run(numerics_error, str(tmp_path / "run"), digit_files, **options)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -156,20 +203,44 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_spares_the_good_checkpoin
     first_images = epoch_order(52, seed=0, epoch=(last["step"] + 1) // 3)
     assert f"with images [{first_images[(last['step'] + 1) % 3 * 24]}, " in said[0]
     skips = [line["step"] for line in lines if line["skipped"] > 0]
-    saved = [json.loads((path / "manifest.json").read_text()) for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
-    assert len(saved) == 2 and all(facts["step"] <= skips[0] and facts["skipped_in_a_row"] == 0 for facts in saved)
+    saved = [
+        json.loads((path / "manifest.json").read_text())
+        for path in list_checkpoints(tmp_path / "run" / "checkpoints")
+    ]
+    assert len(saved) == 2 and all(
+        facts["step"] <= skips[0] and facts["skipped_in_a_row"] == 0 for facts in saved
+    )
     weights = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[0] / "model-0-of-2.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 
 
-@pytest.mark.parametrize("launcher", [("deepspeed", "--num_gpus", "2"), ("torchrun", "--nproc_per_node", "2")], ids=lambda words: words[0])
-def test_a_killed_launcher_leaves_nothing_behind_and_the_run_is_saved(digit_files, tmp_path: Path, launcher: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "launcher",
+    [("deepspeed", "--num_gpus", "2"), ("torchrun", "--nproc_per_node", "2")],
+    ids=lambda words: words[0],
+)
+def test_a_killed_launcher_leaves_nothing_behind_and_the_run_is_saved(
+    digit_files, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
     run = tmp_path / "run"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     dashes = ["--"] * (launcher[0] == "torchrun")  # else it takes --run for one of its own flags
-    command = [*launcher, "--master_port", str(free_port()), *dashes, str(ROOT / "launch/pretrain.py"), *words_of(run, digit_files, **LONG)]
+    command = [
+        *launcher,
+        "--master_port",
+        str(free_port()),
+        *dashes,
+        str(ROOT / "launch/pretrain.py"),
+        *words_of(run, digit_files, **LONG),
+    ]
     with open(tmp_path / "said", "w") as said:
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
+        )
     try:
         wait_for_lines(run, 2, process)
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
@@ -177,19 +248,30 @@ def test_a_killed_launcher_leaves_nothing_behind_and_the_run_is_saved(digit_file
     finally:
         process.kill()
         process.wait()
-    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=45)
+    gone, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=45
+    )
     for survivor in alive:
         survivor.kill()
     assert not alive
     assert list_checkpoints(run / "checkpoints"), (tmp_path / "said").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(rank_pool, digit_files, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name
+)
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(
+    rank_pool, digit_files, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
-    said = rank_pool(2).run(stopped_run, str(run), digit_files, after_lines=2, number=number, on_rank=1, **LONG)
+    said = rank_pool(2).run(
+        stopped_run, str(run), digit_files, after_lines=2, number=number, on_rank=1, **LONG
+    )
     step = len(read_metrics(run / "metrics.jsonl"))
-    assert said == [f"stopped by a signal after step {step} of 12000, saved; the same command goes on from there"] * 2
+    assert (
+        said
+        == [f"stopped by a signal after step {step} of 12000, saved; the same command goes on from there"] * 2
+    )
     assert list_checkpoints(run / "checkpoints")[-1].name == f"step-{step:08d}"
 
 
@@ -209,7 +291,9 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(digit_files, start_rank
     run = tmp_path / "run"
     process = start_rank(0, free_port(), words_of(run, digit_files, **HEAVY), ranks=1)
     wait_for_lines(run, 1, process)
-    resource.prlimit(process.pid, resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))  # less than it has: it gets no more
+    resource.prlimit(
+        process.pid, resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY)
+    )  # less than it has: it gets no more
     _, said = process.communicate(timeout=60)
     assert process.returncode == 6 and "out of memory on cpu. By the plan this run takes" in said, said
     assert "batch.micro_images (now 24)" in said and "Traceback" not in said
@@ -221,7 +305,9 @@ def disk_error(run: str, data: tuple[str, str], **options) -> str:
     return str(caught.value)
 
 
-def test_a_disk_that_fills_up_in_a_save_ends_all_and_the_run_goes_on(rank_pool, digit_files, small_disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_in_a_save_ends_all_and_the_run_goes_on(
+    rank_pool, digit_files, small_disk: Path, tmp_path: Path
+) -> None:
     options = {"epochs": 3, "checkpoint__every_steps": 1, "checkpoint__keep": 9}
     rank_pool(2).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
     run = small_disk / "run"
@@ -237,7 +323,9 @@ def test_a_disk_too_full_for_a_line_of_metrics_is_told(small_disk: Path) -> None
     live = Live(Run(small_disk), Settings(), steps_done=0, total_steps=9, steps_per_epoch=3)
     with pytest.raises(OSError, match="No space left"):
         (small_disk / "filler").write_bytes(bytes(1 << 20))
-    with pytest.raises(ResourceError, match="no space left on the disk of .*; free some and start the same command again"):
+    with pytest.raises(
+        ResourceError, match="no space left on the disk of .*; free some and start the same command again"
+    ):
         for step in range(100):
             live.step({"step": step, "epoch": 0, "loss": 1.0, "time/images_per_s": 1.0, "filled": "x" * 4096})
     live.close()
@@ -252,4 +340,6 @@ def settings_error(run: str, data: tuple[str, str], **options) -> str:
 def test_bf16_parameters_are_refused_where_a_batchnorm_is(rank_pool, digit_files, tmp_path: Path) -> None:
     options = {"stage": 1, "precision": "bf16_parameters", "backbone": "resnet"}
     said = rank_pool(1).run(settings_error, str(tmp_path / "run"), digit_files, **options)[0]
-    assert "bf16.enabled makes the parameters bf16" in said and "resnet18" in said and "torch_autocast" in said
+    assert (
+        "bf16.enabled makes the parameters bf16" in said and "resnet18" in said and "torch_autocast" in said
+    )

@@ -31,22 +31,50 @@ def first_weights() -> dict[str, torch.Tensor]:
 
 def kept(run: Path, before: dict[str, torch.Tensor]) -> set[str]:
     """The names of the weights that are as before, to the bit."""
-    return {name for name, value in load_file(run / "backbone.safetensors").items() if torch.equal(value, before[name])}
+    return {
+        name
+        for name, value in load_file(run / "backbone.safetensors").items()
+        if torch.equal(value, before[name])
+    }
 
 
 @pytest.mark.parametrize("stage", ["0", "3_offload"])
-def test_frozen_parts_keep_their_first_weights_and_the_rest_trains(rank_pool, digit_files, tmp_path: Path, stage: str) -> None:
-    rank_pool(2).run(small_run_path, str(tmp_path / "run"), digit_files, stage=stage, backbone__frozen=PART, optimizer__average_decay=0.9)
+def test_frozen_parts_keep_their_first_weights_and_the_rest_trains(
+    rank_pool, digit_files, tmp_path: Path, stage: str
+) -> None:
+    rank_pool(2).run(
+        small_run_path,
+        str(tmp_path / "run"),
+        digit_files,
+        stage=stage,
+        backbone__frozen=PART,
+        optimizer__average_decay=0.9,
+    )
     expected = {name for name in first_weights() if name.startswith(("patch_embed.", "blocks.1.attn."))}
     assert kept(tmp_path / "run", first_weights()) == expected
 
 
-def test_a_wholly_frozen_backbone_is_a_linear_probe_by_gradient(rank_pool, digit_files, tmp_path: Path) -> None:
-    pretrained = Path(rank_pool(2).run(small_run_path, str(tmp_path / "pre"), digit_files, epochs=1, backbone__frozen=PART)[0])
-    options = {"method": "supervised", "init": str(pretrained), "backbone__frozen": WHOLE, "epochs": 4, "stage": "2"}
+def test_a_wholly_frozen_backbone_is_a_linear_probe_by_gradient(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
+    pretrained = Path(
+        rank_pool(2).run(small_run_path, str(tmp_path / "pre"), digit_files, epochs=1, backbone__frozen=PART)[
+            0
+        ]
+    )
+    options = {
+        "method": "supervised",
+        "init": str(pretrained),
+        "backbone__frozen": WHOLE,
+        "epochs": 4,
+        "stage": "2",
+    }
     run = Path(rank_pool(2).run(small_run_path, str(tmp_path / "fine"), digit_files, **options)[0])
     before = load_file(pretrained / "backbone.safetensors")
-    assert kept(run, before) == set(before) and load_file(run / "head.safetensors")["weight"].std() > 1.2 * INIT_STD
+    assert (
+        kept(run, before) == set(before)
+        and load_file(run / "head.safetensors")["weight"].std() > 1.2 * INIT_STD
+    )
     assert 0 <= Run(tmp_path / "fine").summary["top1"] <= 100
 
 
@@ -64,26 +92,39 @@ def test_a_run_with_frozen_parts_goes_on_with_other_ranks_and_stages(
 ) -> None:
     options |= {"checkpoint__every_steps": 2, "checkpoint__keep": 9, "batch__micro_images": 4}
     (ranks, stage), (ranks_after, stage_after), (ranks_back, stage_back) = before, after, back
-    expected = rank_pool(ranks).run(small_losses, str(tmp_path / "whole"), digit_files, stage=stage, **options)[0]
+    expected = rank_pool(ranks).run(
+        small_losses, str(tmp_path / "whole"), digit_files, stage=stage, **options
+    )[0]
     first = rewound(tmp_path / "whole", tmp_path / "first", 2)
     rank_pool(ranks_after).run(small_losses, str(first), digit_files, stage=stage_after, **options)
     second = rewound(first, tmp_path / "second", 4)
     losses = rank_pool(ranks_back).run(small_losses, str(second), digit_files, stage=stage_back, **options)[0]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert kept(second, load_file(tmp_path / "whole/backbone.safetensors")) >= kept(second, first_weights()) != set()
+    assert (
+        kept(second, load_file(tmp_path / "whole/backbone.safetensors"))
+        >= kept(second, first_weights())
+        != set()
+    )
 
 
 def test_a_part_that_the_backbone_does_not_have_is_refused_with_near_ones() -> None:
-    with pytest.raises(SettingsError, match=r"backbone.frozen 'patch_embd': no parameter's name begins so; there are patch_embed"):
+    with pytest.raises(
+        SettingsError,
+        match=r"backbone.frozen 'patch_embd': no parameter's name begins so; there are patch_embed",
+    ):
         build_backbone(Backbone(frozen=("patch_embd",)), crop_px=32, seed=0)
-    with pytest.raises(SettingsError, match=r"begins so; there are blocks, cls_token, norm, patch_embed, pos_embed"):
+    with pytest.raises(
+        SettingsError, match=r"begins so; there are blocks, cls_token, norm, patch_embed, pos_embed"
+    ):
         build_backbone(Backbone(frozen=("x",)), crop_px=32, seed=0)
 
 
 def test_block_1_is_not_block_10() -> None:
     frozen = [
         name
-        for name, value in build_backbone(Backbone(frozen=("blocks.1",)), crop_px=32, seed=0).named_parameters()
+        for name, value in build_backbone(
+            Backbone(frozen=("blocks.1",)), crop_px=32, seed=0
+        ).named_parameters()
         if not value.requires_grad
     ]
     assert frozen and all(name.startswith("blocks.1.") for name in frozen)

@@ -23,21 +23,32 @@ from vitds.engine.probes import Probes
 from vitds.heads import DenseHead
 from vitds.models.build import build_backbone
 
-TINY = ["views.crop_px=16", "backbone.name=vit_tiny_patch16_224", "backbone.options={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}"]
+TINY = [
+    "views.crop_px=16",
+    "backbone.name=vit_tiny_patch16_224",
+    "backbone.options={patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}",
+]
 
 
 @pytest.mark.parametrize("options", [{"head__lr_scale": 4}, {"head__init": "features"}], ids=str)
-def test_losses_are_the_same_dense_and_sharded(rank_pool, digit_files, tmp_path: Path, options: dict[str, Any]) -> None:
-    plain, expected = (rank_pool(1).run(small_losses, str(tmp_path / str(len(more))), digit_files, **more)[0] for more in ({}, options))
+def test_losses_are_the_same_dense_and_sharded(
+    rank_pool, digit_files, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    plain, expected = (
+        rank_pool(1).run(small_losses, str(tmp_path / str(len(more))), digit_files, **more)[0]
+        for more in ({}, options)
+    )
     assert abs(np.subtract(plain, expected)).max() > 1e-3
     for ranks, stage, kind in ((2, 2, "dense"), (2, 3, "dense"), (2, 1, "sharded")):
         run = str(tmp_path / f"{stage}{kind}")
-        found = rank_pool(ranks).run(small_losses, run, digit_files, stage=stage, head__kind=kind, **options)[0]
+        found = rank_pool(ranks).run(small_losses, run, digit_files, stage=stage, head__kind=kind, **options)[
+            0
+        ]
         np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
 def test_the_heads_rate_is_a_multiple_of_the_backbones() -> None:
-    settings = load_settings(recipe=None, method="idmm", assignments=[], flags={})
+    settings = load_settings(recipe=None, command="pretrain", assignments=[], flags={})
     head = DenseHead(5, 4, bias=True, label_smoothing=0.0, seed=0)
     module = TrainModule(torch.nn.Linear(3, 4), head)
     assert [len(group["params"]) for group in build_optimizer(module, settings.optimizer).param_groups] == [4]
@@ -48,7 +59,7 @@ def test_the_heads_rate_is_a_multiple_of_the_backbones() -> None:
 
 @torch.no_grad()
 def test_first_rows_are_the_images_features_centred_and_scaled(digit_files) -> None:
-    settings = load_settings(recipe=None, method="idmm", assignments=TINY, flags={})
+    settings = load_settings(recipe=None, command="pretrain", assignments=TINY, flags={})
     file = open_beton(digit_files[0])
     backbone = build_backbone(settings.backbone, crop_px=16, seed=3).eval()
     head = DenseHead(file.images, 24, bias=True, label_smoothing=0.0, seed=0)
@@ -58,15 +69,23 @@ def test_first_rows_are_the_images_features_centred_and_scaled(digit_files) -> N
     for batch in eval_batches(file, settings.views, batch_images=1):
         rows.append(backbone((batch.crops / 255 - channels[0]) / channels[1])[0])
     expected = torch.stack(rows) - torch.stack(rows).mean(0)
-    torch.testing.assert_close(head.weight.data, 0.02 * expected / expected.square().mean().sqrt(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        head.weight.data, 0.02 * expected / expected.square().mean().sqrt(), rtol=1e-3, atol=1e-6
+    )
 
 
 LAZY = {"head__sample_rate": 0.5, "head__lazy": True}
-LEAN_BF16 = {"head__optimizer": "lean", "head__rows": "bf16"}
+LEAN_BF16 = {"head__optimizer": "lean", "head__row_dtype": "bf16"}
 
 
-@pytest.mark.parametrize("options", [{"head__init": "features"}, {"head__sample_rate": 0.5}, LAZY, LEAN_BF16, LAZY | LEAN_BF16], ids=str)
-def test_a_stopped_run_goes_on_to_the_same_lines(rank_pool, digit_files, tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"head__init": "features"}, {"head__sample_rate": 0.5}, LAZY, LEAN_BF16, LAZY | LEAN_BF16],
+    ids=str,
+)
+def test_a_stopped_run_goes_on_to_the_same_lines(
+    rank_pool, digit_files, tmp_path: Path, options: dict[str, Any]
+) -> None:
     options |= {"epochs": 3, "head__kind": "sharded", "checkpoint__every_steps": 1}
     rank_pool(2).run(whole_run, str(tmp_path / "whole"), digit_files, **options)
     rank_pool(2).run(stopped_run, str(tmp_path / "stopped"), digit_files, after_lines=4, **options)
@@ -79,7 +98,9 @@ def whole_run(run: str, data: tuple[str, str], **options: Any) -> None:
     small_run(run, data, **options)
 
 
-def changes_of_steps(run: str, data: tuple[str, str], bad_step: int, **options: Any) -> list[tuple[bool, bool]]:
+def changes_of_steps(
+    run: str, data: tuple[str, str], bad_step: int, **options: Any
+) -> list[tuple[bool, bool]]:
     """Whether each step changed the backbone and the head's rows; in one, rank 1's rows get a gradient that is not finite."""
     changes: list[tuple[bool, bool]] = []
     gradient_norm, update = HeadShard.gradient_norm, Trainer._update
@@ -108,20 +129,36 @@ def changes_of_steps(run: str, data: tuple[str, str], bad_step: int, **options: 
 def test_an_infinite_gradient_of_the_head_alone_skips_head_and_backbone_on_all_ranks(
     rank_pool, digit_files, tmp_path: Path, stage: int
 ) -> None:
-    for changes in rank_pool(2).run(changes_of_steps, str(tmp_path / "run"), digit_files, bad_step=3, stage=stage):
+    for changes in rank_pool(2).run(
+        changes_of_steps, str(tmp_path / "run"), digit_files, bad_step=3, stage=stage
+    ):
         moved, stayed = (True, True), (False, False)
         assert changes == [stayed, moved, moved, stayed, moved, moved]  # the first step's learning rate is 0
     assert '"skipped": 1' in untimed(tmp_path / "run")[-1]
 
 
 def test_instances_recognised_are_counted_by_the_cosine_heads_own_logits(digit_files) -> None:
-    words = [*TINY, "head.cosine=true", "head.temperature=0.5", "mix.chunk_images=4", "batch.global_images=24", "batch.micro_images=24"]
+    words = [
+        *TINY,
+        "head.cosine=true",
+        "head.temperature=0.5",
+        "batch.chunk_images=4",
+        "batch.global_images=24",
+        "batch.micro_images=24",
+    ]
     probes = Probes(
-        load_settings(recipe=None, method="idmm", assignments=words, flags={}), open_beton(digit_files[0]), None, torch.device("cpu")
+        load_settings(recipe=None, command="pretrain", assignments=words, flags={}),
+        open_beton(digit_files[0]),
+        None,
+        torch.device("cpu"),
     )
     generator = torch.Generator().manual_seed(0)
-    features, weight, bias = (torch.randn(shape, generator=generator) for shape in ((40, 24), (40, 24), (40,)))
+    features, weight, bias = (
+        torch.randn(shape, generator=generator) for shape in ((40, 24), (40, 24), (40,))
+    )
     features = 5 * (features + weight)  # as long as these they would outweigh any bias
     expected = full_logits(features, weight, bias, temperature=0.5).argmax(1) == torch.arange(40)
-    found = probes._share_recognised(features, torch.arange(40), {"head.weight": weight, "head.bias": bias}, None)
+    found = probes._share_recognised(
+        features, torch.arange(40), {"head.weight": weight, "head.bias": bias}, None
+    )
     assert found == float(expected.double().mean()) and 0.1 < found < 0.9

@@ -14,12 +14,16 @@ def probed_run(run: str, data: tuple[str, str], **options) -> list[dict]:
     return read_metrics(small_run(run, data, eval__every_epochs=2, epochs=5, **options).metrics)
 
 
-def test_probes_come_every_so_many_epochs_and_do_not_depend_on_ranks_or_head(rank_pool, digit_files, tmp_path: Path) -> None:
+def test_probes_come_every_so_many_epochs_and_do_not_depend_on_ranks_or_head(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
     one = rank_pool(1).run(probed_run, str(tmp_path / "one"), digit_files)[0]
     two = rank_pool(2).run(probed_run, str(tmp_path / "two"), digit_files, stage=3, head__kind="sharded")[0]
     names = {"probe/alignment", "probe/uniformity", "probe/rankme", "probe/instance_top1", "probe/knn5_top1"}
     probed = [line["step"] for line in one if names <= set(line)]
-    assert probed == [5, 11] and all(not any(key.startswith("probe/") for key in line) for line in one if line["step"] not in probed)
+    assert probed == [5, 11] and all(
+        not any(key.startswith("probe/") for key in line) for line in one if line["step"] not in probed
+    )
     for step in probed:
         for name in names:
             assert one[step][name] == pytest.approx(two[step][name], rel=1e-3), name
@@ -28,7 +32,9 @@ def test_probes_come_every_so_many_epochs_and_do_not_depend_on_ranks_or_head(ran
 def test_probes_change_nothing_of_the_training(rank_pool, digit_files, tmp_path: Path) -> None:
     rank_pool(1).run(probed_run, str(tmp_path / "probed"), digit_files, optimizer__lr_peak=1e-3)
     rank_pool(1).run(plain_run, str(tmp_path / "plain"), digit_files, optimizer__lr_peak=1e-3)
-    assert (tmp_path / "probed" / "backbone.safetensors").read_bytes() == (tmp_path / "plain" / "backbone.safetensors").read_bytes()
+    assert (tmp_path / "probed" / "backbone.safetensors").read_bytes() == (
+        tmp_path / "plain" / "backbone.safetensors"
+    ).read_bytes()
     assert len(untimed(tmp_path / "probed")) == len(untimed(tmp_path / "plain")) == 15
 
 

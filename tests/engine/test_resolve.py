@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def settings_with(**changes: str) -> Settings:
     words = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
-    return load_settings(recipe="idmm_digits", method="idmm", assignments=words, flags={})
+    return load_settings(recipe="idmm_digits", command="pretrain", assignments=words, flags={})
 
 
 def backbone_of(settings: Settings) -> torch.nn.Module:
@@ -31,14 +31,18 @@ def backbone_of(settings: Settings) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("is_fast", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_a_cpu_takes_bf16_only_where_a_timed_product_is_fast(monkeypatch, is_fast: bool, precision: str) -> None:
+def test_a_cpu_takes_bf16_only_where_a_timed_product_is_fast(
+    monkeypatch, is_fast: bool, precision: str
+) -> None:
     monkeypatch.setattr(resolve, "_cpu_bf16_is_fast", lambda: is_fast)
     assert resolve_precision("auto", CPU) == precision
 
 
 def test_a_run_in_bf16_is_refused_where_bf16_is_emulated(monkeypatch) -> None:
     monkeypatch.setattr(resolve, "_cpu_bf16_is_fast", lambda: False)
-    with pytest.raises(ResourceError, match="engine.precision is bf16, which this device lacks in hardware; use .* fp32"):
+    with pytest.raises(
+        ResourceError, match="engine.precision is bf16, which this device lacks in hardware; use .* fp32"
+    ):
         resolve_precision("bf16", CPU)
 
 
@@ -52,12 +56,16 @@ def test_compile_auto_weighs_the_length_of_the_run() -> None:
     backbone = backbone_of(short)
     assert resolve_compile(short, backbone, CPU, images=896, zero_stage=2) == "off"
     assert resolve_compile(long, backbone, CPU, images=896, zero_stage=2) == "on"
-    assert resolve_compile(long, backbone, CPU, images=896, zero_stage=3) == "off"  # its hooks break the graph
-    assert resolve_compile(settings_with(engine__compile="on"), backbone, CPU, images=896, zero_stage=2) == "on"
+    assert (
+        resolve_compile(long, backbone, CPU, images=896, zero_stage=3) == "off"
+    )  # its hooks break the graph
+    assert (
+        resolve_compile(settings_with(engine__compile="on"), backbone, CPU, images=896, zero_stage=2) == "on"
+    )
 
 
 def test_a_micro_batch_on_a_cpu_is_the_most_whole_chunks_within_the_pixel_limit() -> None:
-    settings = settings_with(views__crop_px="96", mix__chunk_images="2", batch__global_images="96")
+    settings = settings_with(views__crop_px="96", batch__chunk_images="2", batch__global_images="96")
     micro = resolve_micro_images(settings, torch.nn.Identity(), CPU, "fp32")
     pixels = settings.views.count * 96**2
     assert micro == 48 and micro * pixels <= resolve.CPU_PIXELS < 96 * pixels
@@ -70,15 +78,28 @@ def test_a_given_micro_batch_that_does_not_divide_is_refused() -> None:
 
 def test_resolved_settings_hold_no_auto() -> None:
     settings = settings_with(engine__precision="auto")
-    resolved = resolve_settings(settings, backbone_of(settings), ds=load_ds_config("zero2"), device=CPU, rows=896, images=896)
-    assert "auto" not in (resolved.engine.precision, resolved.engine.compile, resolved.batch.micro_images, resolved.head.kind)
+    resolved = resolve_settings(
+        settings, backbone_of(settings), ds=load_ds_config("zero2"), device=CPU, rows=896, images=896
+    )
+    assert "auto" not in (
+        resolved.engine.precision,
+        resolved.engine.compile,
+        resolved.batch.micro_images,
+        resolved.head.kind,
+    )
 
 
 def test_a_compiled_backbone_gives_the_same_losses(rank_pool, digit_files, tmp_path: Path) -> None:
     shallow = "{patch_size: 8, embed_dim: 24, depth: 1, num_heads: 3}"
     plain, compiled = (
         rank_pool(1).run(
-            small_losses, str(tmp_path / choice), digit_files, stage=2, epochs=1, engine__compile=choice, backbone__options=shallow
+            small_losses,
+            str(tmp_path / choice),
+            digit_files,
+            stage=2,
+            epochs=1,
+            engine__compile=choice,
+            backbone__options=shallow,
         )[0]
         for choice in ("off", "on")
     )
@@ -92,7 +113,9 @@ def refused_by_deepspeed(run: str, data: tuple[str, str], ds_config: str) -> str
     return str(caught.value)
 
 
-def test_a_value_that_deepspeed_refuses_is_named_with_its_file(rank_pool, digit_files, tmp_path: Path) -> None:
+def test_a_value_that_deepspeed_refuses_is_named_with_its_file(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
     config = tmp_path / "mine.json"
     config.write_text('{"zero_optimization": {"stage": 1, "allgather_bucket_size": "many"}}')
     said = rank_pool(1).run(refused_by_deepspeed, str(tmp_path / "run"), digit_files, str(config))[0]

@@ -26,7 +26,12 @@ from vitds.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 # On a CPU for the test's sake; where DeepSpeed's stage 0 would keep masters that we could not save.
-FP16 = pairwise_cases()[0] | {"precision": "fp16", "stage": "0", "ranks": 2, "step": 4}  # the first steps find the loss scale
+FP16 = pairwise_cases()[0] | {
+    "precision": "fp16",
+    "stage": "0",
+    "ranks": 2,
+    "step": 4,
+}  # the first steps find the loss scale
 EPOCHS = 4  # of three steps
 # A run in a process of its own; argument 4 names a function of a save before which the process kills itself, at its third call.
 SMALL_RUN = """
@@ -46,9 +51,17 @@ small_run(sys.argv[1], json.loads(sys.argv[2]), **json.loads(sys.argv[3]))
 """
 
 
-def start_process(run: Path, data: tuple[str, str], options: dict, killed_before: str = "") -> subprocess.Popen:
+def start_process(
+    run: Path, data: tuple[str, str], options: dict, killed_before: str = ""
+) -> subprocess.Popen:
     words = [sys.executable, "-c", SMALL_RUN, str(run), json.dumps(data), json.dumps(options), killed_before]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"LOCAL_SIZE": "1"})
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"LOCAL_SIZE": "1"},
+    )
 
 
 def test_the_cases_below_pair_every_two_values() -> None:
@@ -58,8 +71,12 @@ def test_the_cases_below_pair_every_two_values() -> None:
         assert possible == {(case[one], case[other]) for case in chosen}
 
 
-@pytest.mark.parametrize("case", [*pairwise_cases(), FP16], ids=lambda case: "-".join(map(str, case.values())))
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(rank_pool, digit_files, tmp_path: Path, case: Case) -> None:
+@pytest.mark.parametrize(
+    "case", [*pairwise_cases(), FP16], ids=lambda case: "-".join(map(str, case.values()))
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    rank_pool, digit_files, tmp_path: Path, case: Case
+) -> None:
     pool, whole = rank_pool(case["ranks"]), tmp_path / "whole"
     pool.run(small_run_path, str(whole), digit_files, **options_of(case))
     cut = rewound(whole, tmp_path / "cut", case["step"])
@@ -111,10 +128,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     ],
     ids=str,
 )
-def test_a_run_goes_on_with_other_ranks_and_stage(rank_pool, digit_files, tmp_path: Path, before, after, options: dict) -> None:
+def test_a_run_goes_on_with_other_ranks_and_stage(
+    rank_pool, digit_files, tmp_path: Path, before, after, options: dict
+) -> None:
     (ranks, stage), (ranks_after, stage_after) = before, after
     options |= {"checkpoint__every_steps": 2, "checkpoint__keep": 9}
-    expected = rank_pool(ranks).run(small_losses, str(tmp_path / "whole"), digit_files, stage=stage, **options)[0]
+    expected = rank_pool(ranks).run(
+        small_losses, str(tmp_path / "whole"), digit_files, stage=stage, **options
+    )[0]
     cut = rewound(tmp_path / "whole", tmp_path / "cut", 2)
     del options["checkpoint__every_steps"]
     if "batch__micro_images" in options:
@@ -122,11 +143,19 @@ def test_a_run_goes_on_with_other_ranks_and_stage(rank_pool, digit_files, tmp_pa
     losses = rank_pool(ranks_after).run(small_losses, str(cut), digit_files, stage=stage_after, **options)[0]
     np.testing.assert_allclose(losses, expected, rtol=1e-3 if "precision" in options else 1e-5)
     ours, theirs = (load_file(run / "backbone.safetensors") for run in (cut, tmp_path / "whole"))
-    if "precision" not in options:  # softmax leaves a key's bias no gradient but rounding, which Adam makes as large as any
-        assert all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4) for name in ours if not name.endswith("qkv.bias"))
+    if (
+        "precision" not in options
+    ):  # softmax leaves a key's bias no gradient but rounding, which Adam makes as large as any
+        assert all(
+            torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+            for name in ours
+            if not name.endswith("qkv.bias")
+        )
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(rank_pool, digit_files, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
     options = {"epochs": EPOCHS, "checkpoint__every_steps": 2}
     rank_pool(1).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
     rank_pool(1).run(stopped_run, str(tmp_path / "run"), digit_files, after_lines=5, **options)
@@ -157,7 +186,11 @@ def test_other_settings_or_another_file_are_refused_on_resume(rank_pool, digit_f
     run = str(tmp_path / "run")
     rank_pool(1).run(stopped_run, run, digit_files, after_lines=2, epochs=EPOCHS)
     said = rank_pool(1).run(resume_error, run, digit_files, epochs=EPOCHS + 1, optimizer__weight_decay=0.5)[0]
-    assert f"epochs was {EPOCHS}, now {EPOCHS + 1}" in said and "optimizer.weight_decay was 0.001, now 0.5" in said and "--init" in said
+    assert (
+        f"epochs was {EPOCHS}, now {EPOCHS + 1}" in said
+        and "optimizer.weight_decay was 0.001, now 0.5" in said
+        and "--init" in said
+    )
     moved = Path(digit_files[0])
     moved.rename(moved.with_name("elsewhere"))
     try:
@@ -166,7 +199,10 @@ def test_other_settings_or_another_file_are_refused_on_resume(rank_pool, digit_f
         moved.with_name("elsewhere").rename(moved)
     assert f"{moved}: cannot be opened (No such file or directory)" in said
     other = tmp_path / moved.name
-    for name, source in ((other, digit_files[1]), (other.with_name(other.name + ".json"), digit_files[1] + ".json")):
+    for name, source in (
+        (other, digit_files[1]),
+        (other.with_name(other.name + ".json"), digit_files[1] + ".json"),
+    ):
         name.write_bytes(Path(source).read_bytes())
     kept = [Path(path).read_bytes() for path in (digit_files[0], digit_files[0] + ".json")]
     try:

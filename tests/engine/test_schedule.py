@@ -33,23 +33,39 @@ def test_the_cosine_is_close_to_the_papers_code() -> None:
     steps, w, epochs = 8, 2, 800
     warmup, total = w * steps, epochs * steps
     ours = (learning_rate(step, lr_peak=1.0, warmup=warmup, total=total) for step in range(warmup, total))
-    theirs = (0.5 * (1 + math.cos((math.pi * step / steps - w) / (epochs - w))) for step in range(warmup, total))
+    theirs = (
+        0.5 * (1 + math.cos((math.pi * step / steps - w) / (epochs - w))) for step in range(warmup, total)
+    )
     deviations = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     assert max(deviations) == pytest.approx(0.003, abs=5e-4)
 
 
 def test_slow_checkpoints_come_more_rarely_than_asked_for() -> None:
-    assert [save_is_due(since_s, every_minutes=10.0, last_save_s=1.0) for since_s in (599.0, 601.0)] == [False, True]
-    assert [save_is_due(since_s, every_minutes=10.0, last_save_s=60.0) for since_s in (601.0, 2999.0, 3001.0)] == [False, False, True]
+    assert [save_is_due(since_s, every_minutes=10.0, last_save_s=1.0) for since_s in (599.0, 601.0)] == [
+        False,
+        True,
+    ]
+    assert [
+        save_is_due(since_s, every_minutes=10.0, last_save_s=60.0) for since_s in (601.0, 2999.0, 3001.0)
+    ] == [False, False, True]
     assert not save_is_due(1e9, every_minutes=0.0, last_save_s=1.0)
 
 
-def test_a_run_whose_checkpoints_are_always_due_by_the_minute_spends_two_percent_on_them(rank_pool, digit_files, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_always_due_by_the_minute_spends_two_percent_on_them(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
     options = {"epochs": 40, "checkpoint__every_minutes": 1e-6}
     [run] = rank_pool(1).run(small_run_path, str(tmp_path / "run"), digit_files, **options)
-    saves = [line["time/save_s"] for line in read_metrics(Path(run) / "metrics.jsonl") if "time/save_s" in line]
+    saves = [
+        line["time/save_s"] for line in read_metrics(Path(run) / "metrics.jsonl") if "time/save_s" in line
+    ]
     summary = Run(Path(run)).summary
     assert 0 < len(saves) < 60  # of 120 steps
-    assert sum(saves[:-1]) <= SAVING_SHARE * summary["seconds"]  # what comes after the last one may not last fifty times as long
+    assert (
+        sum(saves[:-1]) <= SAVING_SHARE * summary["seconds"]
+    )  # what comes after the last one may not last fifty times as long
     assert sum(saves) < summary["saving_seconds"] < summary["seconds"]  # with the one at the run's end
-    assert f"saving checkpoints took {summary['saving_seconds']:.2f} of {summary['seconds']:.1f} s (" in rank_pool(1).output
+    assert (
+        f"saving checkpoints took {summary['saving_seconds']:.2f} of {summary['seconds']:.1f} s ("
+        in rank_pool(1).output
+    )

@@ -48,5 +48,8 @@ def test_a_step_of_one_task_stays_one_rank(step: pytest.MonkeyPatch) -> None:
 
 def test_a_first_node_that_cannot_be_looked_up_is_named(step: pytest.MonkeyPatch, tmp_path: Path) -> None:
     step.setenv("PATH", str(tmp_path))
-    with pytest.raises(ResourceError, match=r"the first node of n\[0-1\] cannot be looked up \(.*scontrol.*\); set MASTER_ADDR"):
+    with pytest.raises(
+        ResourceError,
+        match=r"the first node of n\[0-1\] cannot be looked up \(.*scontrol.*\); set MASTER_ADDR",
+    ):
         adopt_slurm_step()

@@ -46,14 +46,20 @@ def arithmetic() -> str:
 def processor() -> str:
     """What the first processor says of itself."""
     names = ("cpu family", "model", "model name", "stepping", "cache size")
-    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()]
+    lines = [
+        line.partition(":") for line in Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    ]
     return ", ".join(f"{name.strip()} {value.strip()}" for name, _, value in lines if name.strip() in names)
 
 
 def compiler() -> str:
     """What made the head's kernel, as it says itself: another one may sum in another order."""
     library = Path(softmax.library()._name).read_bytes()
-    return ", ".join(sorted({found.decode() for found in re.findall(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+", library)}))
+    return ", ".join(
+        sorted(
+            {found.decode() for found in re.findall(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+", library)}
+        )
+    )
 
 
 def first_losses(run: str) -> tuple[dict[str, Any], list[float]]:

@@ -32,9 +32,9 @@ ROOT = Path(__file__).parents[2]
 # 52 images in steps of 24: three steps an epoch, the last with 4 real images. Six chunks of 4 divide over 1, 2 and 3 ranks.
 SMALL: dict[str, Any] = {
     "views.crop_px": 16,
-    "views.groups": '[{name: global, views: 2, scale: [0.14, 1.0]}, {name: local, views: 1, scale: [0.05, 0.4]}]',
+    "views.groups": "[{name: global, views: 2, scale: [0.14, 1.0]}, {name: local, views: 1, scale: [0.05, 0.4]}]",
     "batch.global_images": 24,
-    "mix.chunk_images": 4,
+    "batch.chunk_images": 4,
     "backbone.name": "vit_tiny_patch16_224",
     "backbone.options": "{patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}",
     "backbone.drop_path": 0.2,
@@ -80,7 +80,10 @@ def small_run(
     ):
         ds_config = f"zero{stage}"
         if precision == "bf16_parameters":
-            values = dict(load_ds_config(ds_config).values) | {"bf16": {"enabled": True}, "torch_autocast": {"enabled": False}}
+            values = dict(load_ds_config(ds_config).values) | {
+                "bf16": {"enabled": True},
+                "torch_autocast": {"enabled": False},
+            }
             ds_config = f"{folder}/bf16.json"
             Path(ds_config).write_text(json.dumps(values))
         return job(run=run, data=data[0], test=data[1], epochs=epochs, ds_config=ds_config, set=words)
@@ -117,11 +120,20 @@ def small_losses(run: str, data: tuple[str, str], **options: Any) -> list[float]
 def untimed(run: Path) -> list[str]:
     """The lines of metrics.jsonl without their `time/` keys, as text."""
     lines = read_metrics(run / "metrics.jsonl")
-    return [json.dumps({key: value for key, value in line.items() if not key.startswith("time/")}) for line in lines]
+    return [
+        json.dumps({key: value for key, value in line.items() if not key.startswith("time/")})
+        for line in lines
+    ]
 
 
 def stopped_run(
-    run: str, data: tuple[str, str], *, after_lines: int, number: int = signal.SIGUSR1, on_rank: int = 0, **options: Any
+    run: str,
+    data: tuple[str, str],
+    *,
+    after_lines: int,
+    number: int = signal.SIGUSR1,
+    on_rank: int = 0,
+    **options: Any,
 ) -> str:
     """A small run that gets a signal on one of its ranks once metrics.jsonl has so many lines; returns what Stopped says."""
     if dist.rank() == on_rank:
@@ -162,10 +174,23 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def words_of(run: Path, data: tuple[str, str], *, epochs: int, stage: str = "0", **changes: object) -> list[str]:
+def words_of(
+    run: Path, data: tuple[str, str], *, epochs: int, stage: str = "0", **changes: object
+) -> list[str]:
     """The words of a small pretraining, as small_run gives it settings."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    words = ["--run", str(run), "--data", data[0], "--test", data[1], "--epochs", str(epochs), "--ds_config", f"zero{stage}"]
+    words = [
+        "--run",
+        str(run),
+        "--data",
+        data[0],
+        "--test",
+        data[1],
+        "--epochs",
+        str(epochs),
+        "--ds_config",
+        f"zero{stage}",
+    ]
     return words + [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
 
@@ -174,9 +199,17 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start_rank_process(rank: int, port: int, words: list[str], *, ranks: int = 2, meeting_s: float = 60.0) -> subprocess.Popen:
+def start_rank_process(
+    rank: int, port: int, words: list[str], *, ranks: int = 2, meeting_s: float = 60.0
+) -> subprocess.Popen:
     """One rank of `vitds pretrain` as a process of its own; what it says is in its `stderr`."""
     group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    environment = os.environ | group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MEETING_S": str(meeting_s)}
+    environment = (
+        os.environ
+        | group
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MEETING_S": str(meeting_s)}
+    )
     command = [sys.executable, "-c", RANK, "pretrain", *words]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )

@@ -27,13 +27,24 @@ def make_batches(images, batch_images, side_px=16):
     draw = torch.Generator().manual_seed(0)
     crops = torch.randint(256, (images, 3, side_px, side_px), dtype=torch.uint8, generator=draw)
     index = torch.randperm(images, generator=draw)
-    return [Batch(*parts) for parts in zip(*(rows.split(batch_images) for rows in (crops, index % 3, index)), strict=True)]
+    return [
+        Batch(*parts)
+        for parts in zip(*(rows.split(batch_images) for rows in (crops, index % 3, index)), strict=True)
+    ]
 
 
 @pytest.fixture
 def vit():
     torch.manual_seed(0)
-    options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "drop_rate": 0.5, "drop_path_rate": 0.5}
+    options = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "drop_rate": 0.5,
+        "drop_path_rate": 0.5,
+    }
     return timm.create_model("vit_tiny_patch16_224", num_classes=0, **options).train()
 
 
@@ -41,7 +52,9 @@ def test_rows_equal_a_plain_forward_pass_of_each_image(vit):
     batches = make_batches(10, 4)
     features = extract_features(vit, batches, device="cpu", **CHANNELS)
     crops = torch.cat([batch.crops for batch in batches]).double() / 255
-    images = (crops - torch.tensor(CHANNELS["mean"]).view(3, 1, 1)) / torch.tensor(CHANNELS["std"]).view(3, 1, 1)
+    images = (crops - torch.tensor(CHANNELS["mean"]).view(3, 1, 1)) / torch.tensor(CHANNELS["std"]).view(
+        3, 1, 1
+    )
     vit.eval()
     with torch.no_grad():
         plain = torch.cat([vit(image[None].float()) for image in images])
@@ -80,7 +93,9 @@ def test_a_frozen_part_of_a_training_model_stays_frozen(vit):
 
 
 def test_running_statistics_and_generators_are_left_alone():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     extract_features(model, make_batches(8, 4), device="cpu", **CHANNELS)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -92,7 +107,15 @@ def test_training_goes_on_after_an_extraction_as_without_it():
     images, losses = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)), []
     for looks in (0, 1):
         torch.manual_seed(0)
-        model = timm.create_model("vit_tiny_patch16_224", num_classes=4, img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2)
+        model = timm.create_model(
+            "vit_tiny_patch16_224",
+            num_classes=4,
+            img_size=16,
+            patch_size=4,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+        )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(3):
             for _ in range(looks):
@@ -115,7 +138,8 @@ def test_rows_can_enter_a_trained_probe(vit):
 def test_autocast_gives_float32_rows_close_to_the_full_ones(vit):
     vit.reset_classifier(7)  # ends in a product, which autocast leaves in bfloat16
     full, low = (
-        extract_features(vit, make_batches(6, 3), device="cpu", autocast=dtype, **CHANNELS).rows_MD for dtype in (None, torch.bfloat16)
+        extract_features(vit, make_batches(6, 3), device="cpu", autocast=dtype, **CHANNELS).rows_MD
+        for dtype in (None, torch.bfloat16)
     )
     assert low.dtype == torch.float32 and not torch.equal(low, full)
     torch.testing.assert_close(low, full, rtol=0.1, atol=0.1)
@@ -130,9 +154,16 @@ class Broken(nn.Module):
 
 def test_features_that_are_not_finite_name_the_image_and_leave_the_models_mode():
     batches = make_batches(40, 8)
-    dark = [int(index) for batch in batches for crop, index in zip(batch.crops, batch.index, strict=True) if crop[0, 0, 0] / 255 < 0.3]
+    dark = [
+        int(index)
+        for batch in batches
+        for crop, index in zip(batch.crops, batch.index, strict=True)
+        if crop[0, 0, 0] / 255 < 0.3
+    ]
     model = Broken().train()
-    with pytest.raises(NumericsError, match=f"^the model's output: image {dark[0]} gives values that are not finite"):
+    with pytest.raises(
+        NumericsError, match=f"^the model's output: image {dark[0]} gives values that are not finite"
+    ):
         extract_features(model, batches, device="cpu", **CHANNELS)
     assert model.training
 
@@ -144,11 +175,17 @@ def test_no_batch_is_refused(vit):
 
 def test_several_crops_an_image_are_refused_with_their_shape(vit):
     batch = Batch(torch.zeros(2, 6, 3, 16, 16, dtype=torch.uint8), torch.zeros(2).long(), torch.arange(2))
-    with pytest.raises(ShapeError, match=r"evaluation takes one crop an image, \(B, 3, S, S\); this batch has \(2, 6, 3, 16, 16\)"):
+    with pytest.raises(
+        ShapeError,
+        match=r"evaluation takes one crop an image, \(B, 3, S, S\); this batch has \(2, 6, 3, 16, 16\)",
+    ):
         extract_features(vit, [batch], device="cpu", **CHANNELS)
 
 
 def test_a_model_that_does_not_pool_is_refused_with_its_shape(vit):
     vit.global_pool, vit.attn_pool = "", None
-    with pytest.raises(ShapeError, match=r"the model returned \(4, 17, 32\) for 4 images, .* use a backbone that pools its tokens"):
+    with pytest.raises(
+        ShapeError,
+        match=r"the model returned \(4, 17, 32\) for 4 images, .* use a backbone that pools its tokens",
+    ):
         extract_features(vit, make_batches(4, 4), device="cpu", **CHANNELS)

@@ -51,7 +51,9 @@ def test_equals_a_plain_loop_over_queries(seed, temperature):
     bank, query = gaussian_classes(150, 9, seed), gaussian_classes(61, 9, seed + 100)
     scores = knn_accuracy(*bank, *query, k=(1, 3, 10, 150), temperature=temperature, classes=9)
     for k, score in scores.items():
-        assert (score.top1, score.top5) == pytest.approx(plain_knn(*bank, *query, k, temperature), abs=1e-9), f"k = {k}"
+        assert (score.top1, score.top5) == pytest.approx(
+            plain_knn(*bank, *query, k, temperature), abs=1e-9
+        ), f"k = {k}"
     assert 20 < scores[10].top1 < scores[10].top5 < 100
 
 
@@ -59,7 +61,9 @@ def test_equals_the_plain_loop_on_scanned_digits(digits):
     bank, bank_label, query, query_label = digits
     query, query_label = query[:80], query_label[:80]
     score = knn_accuracy(bank, bank_label, query, query_label, k=[20], classes=10)[20]
-    assert (score.top1, score.top5) == pytest.approx(plain_knn(bank, bank_label, query, query_label, 20, 0.07), abs=1e-9)
+    assert (score.top1, score.top5) == pytest.approx(
+        plain_knn(bank, bank_label, query, query_label, 20, 0.07), abs=1e-9
+    )
 
 
 def test_pixels_of_digits_are_told_apart_by_their_neighbours(digits):
@@ -80,7 +84,11 @@ def test_no_more_similarities_are_held_than_the_limit(monkeypatch):
     """The widest tensor that enters topk is the block of similarities."""
     sizes, topk = [], torch.Tensor.topk
     monkeypatch.setattr(knn, "SIMILARITIES_HELD", 1000)
-    monkeypatch.setattr(torch.Tensor, "topk", lambda self, *args, **options: sizes.append(self.numel()) or topk(self, *args, **options))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "topk",
+        lambda self, *args, **options: sizes.append(self.numel()) or topk(self, *args, **options),
+    )
     knn_accuracy(*gaussian_classes(100, 6, 3), *gaussian_classes(53, 6, 4), k=[5], classes=6)
     assert sum(sizes) == 5300 and max(sizes) <= 1000
 
@@ -94,31 +102,43 @@ def test_k_above_the_bank_counts_the_whole_bank_and_says_so():
 def test_length_of_a_feature_does_not_matter():
     bank, query = gaussian_classes(60, 5, 8), gaussian_classes(40, 5, 9)
     longer = bank[0] * torch.logspace(-3, 3, 60)[:, None]
-    assert knn_accuracy(longer, bank[1], *query, k=[10], classes=5) == knn_accuracy(*bank, *query, k=[10], classes=5)
+    assert knn_accuracy(longer, bank[1], *query, k=[10], classes=5) == knn_accuracy(
+        *bank, *query, k=[10], classes=5
+    )
 
 
 def test_one_near_neighbour_outvotes_two_far_ones_at_a_low_temperature():
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     query, label = torch.tensor([[1.0, 0.1]]), torch.tensor([0])
     for temperature, top1 in ((0.07, 100.0), (10.0, 0.0)):
-        assert knn_accuracy(bank, torch.tensor([0, 1, 1]), query, label, k=[3], temperature=temperature, classes=2)[3].top1 == top1
+        assert (
+            knn_accuracy(
+                bank, torch.tensor([0, 1, 1]), query, label, k=[3], temperature=temperature, classes=2
+            )[3].top1
+            == top1
+        )
 
 
 def test_a_tiny_temperature_does_not_overflow():
     bank, query = gaussian_classes(40, 4, 1), gaussian_classes(20, 4, 2)
     assert (
-        knn_accuracy(*bank, *query, k=[10], temperature=1e-4, classes=4)[10].top1 == knn_accuracy(*bank, *query, k=[1], classes=4)[1].top1
+        knn_accuracy(*bank, *query, k=[10], temperature=1e-4, classes=4)[10].top1
+        == knn_accuracy(*bank, *query, k=[1], classes=4)[1].top1
     )
 
 
 def test_a_class_without_a_vote_is_no_hit():
     bank, label = torch.eye(3), torch.tensor([1, 1, 1])
-    assert knn_accuracy(bank, label, torch.eye(3), torch.tensor([0, 1, 2]), k=[3], classes=4)[3] == KnnScore(100 / 3, 100 / 3, 3)
+    assert knn_accuracy(bank, label, torch.eye(3), torch.tensor([0, 1, 2]), k=[3], classes=4)[3] == KnnScore(
+        100 / 3, 100 / 3, 3
+    )
 
 
 def test_classes_with_equal_votes_go_to_the_lower_class():
     bank, label = torch.ones(2, 2), torch.tensor([3, 2])
-    assert knn_accuracy(bank, label, torch.ones(2, 2), torch.tensor([2, 3]), k=[2], classes=4)[2] == KnnScore(50.0, 100.0, 2)
+    assert knn_accuracy(bank, label, torch.ones(2, 2), torch.tensor([2, 3]), k=[2], classes=4)[2] == KnnScore(
+        50.0, 100.0, 2
+    )
 
 
 def test_half_precision_features_are_compared_in_float32():
@@ -134,19 +154,43 @@ def test_half_precision_features_are_compared_in_float32():
         ({"k": []}, ValueError, "k must be one or more numbers of neighbours, each at least 1; got []"),
         ({"k": [10, 0]}, ValueError, "got [10, 0]"),
         ({"temperature": 0.0}, ValueError, "temperature must be above 0, got 0.0"),
-        ({"bank_MD": torch.ones(0, 3), "bank_label_M": torch.ones(0).long()}, ValueError, "bank: there are no images"),
-        ({"query_QD": torch.ones(0, 3), "query_label_Q": torch.ones(0).long()}, ValueError, "query: there are no images"),
+        (
+            {"bank_MD": torch.ones(0, 3), "bank_label_M": torch.ones(0).long()},
+            ValueError,
+            "bank: there are no images",
+        ),
+        (
+            {"query_QD": torch.ones(0, 3), "query_label_Q": torch.ones(0).long()},
+            ValueError,
+            "query: there are no images",
+        ),
         ({"bank_label_M": torch.zeros(3).long()}, ShapeError, "bank: 4 images but 3 labels"),
         ({"query_label_Q": torch.zeros(3).long()}, ShapeError, "query: 2 images but 3 labels"),
-        ({"bank_label_M": torch.tensor([0, 1, 2, 0])}, ValueError, "bank: image 2 has label 2, labels here are 0 to 1"),
-        ({"query_label_Q": torch.tensor([0, -1])}, ValueError, "query: image 1 has label -1, labels here are 0 to 1 (-1 means no label)"),
-        ({"query_QD": torch.ones(2, 5)}, ShapeError, "bank features are 3 wide, query features 5; extract both with the same backbone"),
+        (
+            {"bank_label_M": torch.tensor([0, 1, 2, 0])},
+            ValueError,
+            "bank: image 2 has label 2, labels here are 0 to 1",
+        ),
+        (
+            {"query_label_Q": torch.tensor([0, -1])},
+            ValueError,
+            "query: image 1 has label -1, labels here are 0 to 1 (-1 means no label)",
+        ),
+        (
+            {"query_QD": torch.ones(2, 5)},
+            ShapeError,
+            "bank features are 3 wide, query features 5; extract both with the same backbone",
+        ),
         (
             {"bank_MD": torch.tensor([[1.0] * 3, [1.0] * 3, [1, math.nan, 1], [1.0] * 3])},
             NumericsError,
             "bank: image 2 gives values that are",
         ),
-        ({"query_QD": torch.tensor([[math.inf] * 3] * 2)}, NumericsError, "query: image 0 gives values that are not finite (2 of 2 images"),
+        (
+            {"query_QD": torch.tensor([[math.inf] * 3] * 2)},
+            NumericsError,
+            "query: image 0 gives values that are not finite (2 of 2 images",
+        ),
     ],
 )
 def test_wrong_input_is_refused_with_its_place(change, error, text):

@@ -30,7 +30,9 @@ def digits_score(digits):
 def small_set(labels, width=6, seed=0, spread=0.3):
     label = torch.tensor(labels)
     centre = torch.randn(int(label.max()) + 1, width, generator=torch.Generator().manual_seed(5))
-    return centre[label] + spread * torch.randn(len(label), width, generator=torch.Generator().manual_seed(seed)), label
+    return centre[label] + spread * torch.randn(
+        len(label), width, generator=torch.Generator().manual_seed(seed)
+    ), label
 
 
 def test_pixels_of_digits_are_told_apart_by_a_plane(digits_score):
@@ -39,11 +41,15 @@ def test_pixels_of_digits_are_told_apart_by_a_plane(digits_score):
 
 def test_result_is_a_plain_fit_on_all_of_training_at_the_chosen_strength(digits, digits_score):
     """In float64, from zero, to the optimum of mean cross-entropy + strength / 2 · |weights|²."""
-    bank, bank_label, query, query_label = (part.double().numpy() if part.is_floating_point() else part.numpy() for part in digits)
+    bank, bank_label, query, query_label = (
+        part.double().numpy() if part.is_floating_point() else part.numpy() for part in digits
+    )
     scaler = StandardScaler().fit(bank)
     plain = LogisticRegression(C=1 / (digits_score.regularisation * len(bank)), tol=1e-7, max_iter=5000)
     plain.fit(scaler.transform(bank), bank_label)
-    assert digits_score.top1 == pytest.approx(100 * plain.score(scaler.transform(query), query_label), abs=0.5)
+    assert digits_score.top1 == pytest.approx(
+        100 * plain.score(scaler.transform(query), query_label), abs=0.5
+    )
 
 
 def test_a_point_of_the_curve_is_a_plain_fit_on_the_part_that_was_not_held_out(digits, digits_score):
@@ -53,12 +59,16 @@ def test_a_point_of_the_curve_is_a_plain_fit_on_the_part_that_was_not_held_out(d
     for strength, top1, _ in digits_score.curve[:6]:
         plain = LogisticRegression(C=1 / (strength * (~held_out).sum()), tol=1e-7, max_iter=5000)
         plain.fit(scaler.transform(bank[~held_out]), label[~held_out])
-        assert top1 == pytest.approx(100 * plain.score(scaler.transform(bank[held_out]), label[held_out]), abs=1.2)
+        assert top1 == pytest.approx(
+            100 * plain.score(scaler.transform(bank[held_out]), label[held_out]), abs=1.2
+        )
 
 
 def test_the_strength_with_the_best_held_out_accuracy_is_taken(digits_score):
     best = max(point.top1 for point in digits_score.curve)
-    assert [point.top1 for point in digits_score.curve if point.strength == digits_score.regularisation] == [best]
+    assert [point.top1 for point in digits_score.curve if point.strength == digits_score.regularisation] == [
+        best
+    ]
     assert [point.strength for point in digits_score.curve] == list(STRENGTHS)
     assert len({point.top1 for point in digits_score.curve}) > 3, "the strength matters on this set"
 
@@ -91,7 +101,9 @@ def test_features_are_standardised(digits, digits_score):
 
 def test_noise_wants_more_regularisation_than_clean_classes():
     labels = [image % 3 for image in range(240)]
-    noisy = linear_probe(*small_set(labels, width=40, spread=4.0), *small_set(labels, width=40, seed=1, spread=4.0), seed=1)
+    noisy = linear_probe(
+        *small_set(labels, width=40, spread=4.0), *small_set(labels, width=40, seed=1, spread=4.0), seed=1
+    )
     assert noisy.regularisation > 0.01
     chosen = next(point for point in noisy.curve if point.strength == noisy.regularisation)
     assert chosen.top1 > noisy.curve[-1].top1 and chosen.loss < noisy.curve[-1].loss
@@ -112,12 +124,16 @@ def test_the_seed_decides_which_images_are_held_out():
 def test_a_class_with_one_image_is_learned_from_it():
     """The image is never held out, so that the class is known to the probe."""
     labels = [0] * 10 + [1] * 10 + [2]
-    score = linear_probe(*small_set(labels, spread=0.05), *small_set([0, 1, 2, 2], seed=9, spread=0.05), seed=0)
+    score = linear_probe(
+        *small_set(labels, spread=0.05), *small_set([0, 1, 2, 2], seed=9, spread=0.05), seed=0
+    )
     assert score.top1 == 100 and len(score.curve) == len(STRENGTHS)
 
 
 def test_where_every_class_has_one_image_nothing_chooses_the_strength():
-    score = linear_probe(*small_set([0, 1, 2, 3], spread=0.05), *small_set([0, 1, 2, 3], seed=9, spread=0.05), seed=0)
+    score = linear_probe(
+        *small_set([0, 1, 2, 3], spread=0.05), *small_set([0, 1, 2, 3], seed=9, spread=0.05), seed=0
+    )
     assert score.top1 == 100 and score.curve == () and score.regularisation == 0.25
 
 
@@ -143,7 +159,9 @@ def test_a_constant_feature_is_ignored():
     labels = [0, 1, 2] * 10
     bank, query = small_set(labels), small_set(labels, seed=1)
     padded = [torch.cat([rows, torch.full((30, 1), 5.0)], 1) for rows in (bank[0], query[0])]
-    assert linear_probe(padded[0], bank[1], padded[1], query[1], seed=0) == linear_probe(*bank, *query, seed=0)
+    assert linear_probe(padded[0], bank[1], padded[1], query[1], seed=0) == linear_probe(
+        *bank, *query, seed=0
+    )
 
 
 @pytest.mark.filterwarnings("error")
@@ -164,14 +182,24 @@ def test_fits_that_are_cut_short_give_no_warning():
         (1, torch.tensor([0, 1, -1, 0]), ValueError, "bank: image 2 has label -1"),
         (3, torch.tensor([-1, 1]), ValueError, "query: image 0 has label -1"),
         (2, torch.ones(2, 5), ShapeError, "bank features are 3 wide, query features 5"),
-        (1, torch.full((4,), 6), ValueError, "bank: all 4 images are of class 6; a linear probe needs two classes or more"),
+        (
+            1,
+            torch.full((4,), 6),
+            ValueError,
+            "bank: all 4 images are of class 6; a linear probe needs two classes or more",
+        ),
         (
             0,
             torch.tensor([[1.0] * 3, [math.nan] * 3, [1.0] * 3, [math.inf] * 3]),
             NumericsError,
             "bank: image 1 gives values that are not finite",
         ),
-        (2, torch.full((2, 3), -math.inf), NumericsError, "query: image 0 gives values that are not finite (2 of 2"),
+        (
+            2,
+            torch.full((2, 3), -math.inf),
+            NumericsError,
+            "query: image 0 gives values that are not finite (2 of 2",
+        ),
     ],
 )
 def test_wrong_input_is_refused_with_its_place(place, value, error, text):

@@ -45,9 +45,24 @@ def test_logits_of_half_precision_are_ranked_as_they_are():
     [
         (torch.ones(0, 3), torch.ones(0).long(), ValueError, "logits: there are no images"),
         (torch.ones(2, 3), torch.ones(3).long(), ShapeError, "logits: 2 images but 3 labels"),
-        (torch.ones(2, 3), torch.tensor([0, 3]), ValueError, "logits: image 1 has label 3, labels here are 0 to 2"),
-        (torch.ones(2, 3), torch.tensor([0, -1]), ValueError, "image 1 has label -1, labels here are 0 to 2 (-1 means no label)"),
-        (torch.tensor([[0.0, 1], [math.nan, 1]]), torch.tensor([0, 1]), NumericsError, "logits: image 1 gives values that are not finite"),
+        (
+            torch.ones(2, 3),
+            torch.tensor([0, 3]),
+            ValueError,
+            "logits: image 1 has label 3, labels here are 0 to 2",
+        ),
+        (
+            torch.ones(2, 3),
+            torch.tensor([0, -1]),
+            ValueError,
+            "image 1 has label -1, labels here are 0 to 2 (-1 means no label)",
+        ),
+        (
+            torch.tensor([[0.0, 1], [math.nan, 1]]),
+            torch.tensor([0, 1]),
+            NumericsError,
+            "logits: image 1 gives values that are not finite",
+        ),
     ],
 )
 def test_wrong_input_is_refused_with_its_place(logits, label, error, text):

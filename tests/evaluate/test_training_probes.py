@@ -72,7 +72,11 @@ def test_instance_accuracy_over_parts_equals_the_whole():
     logits, index = gaussian(50, 50) + 2 * torch.eye(50), torch.arange(50)
     parts = ((logits[start : start + 16], index[start : start + 16]) for start in range(0, 50, 16))
     whole = instance_accuracy([(logits, index)])
-    assert instance_accuracy(parts) == whole == pytest.approx(100 * float((logits.argmax(1) == index).double().mean()))
+    assert (
+        instance_accuracy(parts)
+        == whole
+        == pytest.approx(100 * float((logits.argmax(1) == index).double().mean()))
+    )
     assert 0 < whole < 100
 
 
@@ -82,18 +86,46 @@ BAD = torch.tensor([[1.0, 1], [math.nan, 1]])
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: alignment(torch.ones(2, 3), torch.ones(3, 3)), ShapeError, "the first views are (2, 3), the second (3, 3); row i pairs"),
-        (lambda: alignment(torch.ones(0, 3), torch.ones(0, 3)), ValueError, "alignment needs 1 image or more, got 0"),
-        (lambda: alignment(BAD, torch.ones(2, 2)), NumericsError, "alignment: image 1 gives values that are not finite"),
-        (lambda: alignment(torch.ones(2, 2), BAD), NumericsError, "alignment: image 1 gives values that are not finite"),
+        (
+            lambda: alignment(torch.ones(2, 3), torch.ones(3, 3)),
+            ShapeError,
+            "the first views are (2, 3), the second (3, 3); row i pairs",
+        ),
+        (
+            lambda: alignment(torch.ones(0, 3), torch.ones(0, 3)),
+            ValueError,
+            "alignment needs 1 image or more, got 0",
+        ),
+        (
+            lambda: alignment(BAD, torch.ones(2, 2)),
+            NumericsError,
+            "alignment: image 1 gives values that are not finite",
+        ),
+        (
+            lambda: alignment(torch.ones(2, 2), BAD),
+            NumericsError,
+            "alignment: image 1 gives values that are not finite",
+        ),
         (lambda: uniformity(torch.ones(1, 3)), ValueError, "uniformity needs 2 images or more, got 1"),
         (lambda: uniformity(BAD), NumericsError, "uniformity: image 1 gives values that are not finite"),
         (lambda: rankme(torch.ones(0, 3)), ValueError, "rankme needs 1 image or more, got 0"),
         (lambda: rankme(BAD), NumericsError, "rankme: image 1 gives values that are not finite"),
         (lambda: instance_accuracy([]), ValueError, "instance accuracy: there are no images"),
-        (lambda: instance_accuracy([(torch.ones(2, 4), torch.arange(3))]), ShapeError, "instance logits: 2 images but 3 labels"),
-        (lambda: instance_accuracy([(torch.ones(2, 4), torch.tensor([0, 4]))]), ValueError, "image 1 has label 4, labels here are 0 to 3"),
-        (lambda: instance_accuracy([(BAD, torch.arange(2))]), NumericsError, "instance logits: image 1 gives values that are not finite"),
+        (
+            lambda: instance_accuracy([(torch.ones(2, 4), torch.arange(3))]),
+            ShapeError,
+            "instance logits: 2 images but 3 labels",
+        ),
+        (
+            lambda: instance_accuracy([(torch.ones(2, 4), torch.tensor([0, 4]))]),
+            ValueError,
+            "image 1 has label 4, labels here are 0 to 3",
+        ),
+        (
+            lambda: instance_accuracy([(BAD, torch.arange(2))]),
+            NumericsError,
+            "instance logits: image 1 gives values that are not finite",
+        ),
     ],
 )
 def test_wrong_input_is_refused_with_its_place(call, error, text):

@@ -11,7 +11,9 @@ from vitds.batch import Targets
 from vitds.rng import Purpose
 
 
-def full_logits(features: Tensor, weight: Tensor, bias: Tensor | None, temperature: float | None = None) -> Tensor:
+def full_logits(
+    features: Tensor, weight: Tensor, bias: Tensor | None, temperature: float | None = None
+) -> Tensor:
     """(M, N); cosine form with a temperature."""
     if temperature is not None:
         weight = weight / weight.norm(dim=1, keepdim=True)
@@ -22,7 +24,9 @@ def full_logits(features: Tensor, weight: Tensor, bias: Tensor | None, temperatu
 def mixed_cross_entropy(logits: Tensor, a: Tensor, b: Tensor, lam: Tensor, label_smoothing: float) -> Tensor:
     """lam CE(logits, a) + (1 - lam) CE(logits, b), a value a row."""
     loss = torch.nn.functional.cross_entropy
-    first, second = (loss(logits, target, reduction="none", label_smoothing=label_smoothing) for target in (a, b))
+    first, second = (
+        loss(logits, target, reduction="none", label_smoothing=label_smoothing) for target in (a, b)
+    )
     return lam * first + (1 - lam) * second
 
 
@@ -31,7 +35,9 @@ def drawn_counts(rows: int, rate: float, seed: int, step: int) -> Tensor:
     counts, stratum, start = torch.zeros(rows), 0, 0
     while start < rows:
         stop = min(int((stratum + 1) / rate), rows)
-        counts[start + int(float(rng.uniform(Purpose.NEGATIVES, seed, step, stratum)) * (stop - start))] = stop - start
+        counts[start + int(float(rng.uniform(Purpose.NEGATIVES, seed, step, stratum)) * (stop - start))] = (
+            stop - start
+        )
         stratum, start = stratum + 1, stop
     return counts
 
@@ -41,11 +47,19 @@ def sampled_loss(logits: Tensor, counts: Tensor, targets: Targets, label_smoothi
     total = (counts * logits.exp()).sum(1).log()
     row = torch.arange(len(logits))
     target = targets.lam * logits[row, targets.a] + (1 - targets.lam) * logits[row, targets.b]
-    return total - (1 - label_smoothing) * target - label_smoothing * (counts * logits).sum(1) / logits.shape[1]
+    return (
+        total - (1 - label_smoothing) * target - label_smoothing * (counts * logits).sum(1) / logits.shape[1]
+    )
 
 
 def lean_adamw(
-    weight: Tensor, gradients: list[Tensor], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    weight: Tensor,
+    gradients: list[Tensor],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
 ) -> Tensor:
     """The weight after a step for each gradient."""
     rows = weight.double().clone()
@@ -53,7 +67,9 @@ def lean_adamw(
         mean_of_squares, moments = 0.0, [0.0] * rows.shape[1]
         for step, gradient in enumerate(gradients, 1):
             g = gradient[row].double().tolist()
-            mean_of_squares = betas[1] * mean_of_squares + (1 - betas[1]) * sum(value**2 for value in g) / len(g)
+            mean_of_squares = betas[1] * mean_of_squares + (1 - betas[1]) * sum(
+                value**2 for value in g
+            ) / len(g)
             divisor = (mean_of_squares / (1 - betas[1] ** step)) ** 0.5 + eps
             for column, value in enumerate(g):
                 moment = betas[0] * moments[column] + (1 - betas[0]) * value
@@ -72,6 +88,10 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         out = function(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not any(out is given for given in (*args, *(kwargs or {}).values())) and not function.is_view:
+        if (
+            isinstance(out, Tensor)
+            and not any(out is given for given in (*args, *(kwargs or {}).values()))
+            and not function.is_view
+        ):
             self.numbers.append(out.numel())
         return out

@@ -39,7 +39,10 @@ def test_rows_are_one_json_object(no_compiler: None, capsys: pytest.CaptureFixtu
     ]
     for row in rows:
         did_run = "not run" not in row["name"]
-        assert all((row[key] is not None) == did_run for key in ("ms", "ratio", "to_three", "to_naive", "to_chunked", "sent_mb"))
+        assert all(
+            (row[key] is not None) == did_run
+            for key in ("ms", "ratio", "to_three", "to_naive", "to_chunked", "sent_mb")
+        )
     assert rows[0]["ratio"] == rows[1]["to_three"] == rows[2]["to_naive"] == rows[3]["to_chunked"] == 1.0
     assert [row["sent_mb"] for row in rows[-2:]] == [0.0, 0.0]  # 0.0 MB: 10,624 bytes
 
@@ -55,16 +58,22 @@ def test_extra_memory_is_that_of_a_step() -> None:
     assert 60e6 < bench._extra_bytes(step, [], torch.device("cpu")) < 75e6
 
 
-def test_what_does_not_fit_into_memory_is_left_out(no_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_into_memory_is_left_out(
+    no_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = psutil.virtual_memory()._replace(available=2_000_000)
     monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: free)
     rows = bench_head(rows=3000, dim=16, batch=64, rounds=1, as_json=True)
-    assert rows[2] == {"name": "naive: linear, cross_entropy: not run, its logits take 0.0 GB"} | dict.fromkeys(list(rows[2])[1:])
+    assert rows[2] == {
+        "name": "naive: linear, cross_entropy: not run, its logits take 0.0 GB"
+    } | dict.fromkeys(list(rows[2])[1:])
     assert rows[-1]["ms"] > 0 and rows[-1]["to_naive"] is None
 
 
 def test_rows_in_bfloat16_are_measured_too(no_compiler: None) -> None:
-    rows = bench_head(rows=3000, dim=16, batch=64, ranks=2, rounds=1, precision="bf16", bf16_rows=True, as_json=True)
+    rows = bench_head(
+        rows=3000, dim=16, batch=64, ranks=2, rounds=1, precision="bf16", bf16_rows=True, as_json=True
+    )
     assert all(row["ms"] > 0 for row in rows if "not installed" not in row["name"])
 
 
@@ -78,10 +87,16 @@ WRONG = [{"rows": 0}, {"ranks": 0}, {"ranks": 3}, {"rows": 1, "ranks": 2}, {"rou
 
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_impossible_numbers_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(SettingsError, match=r"each from 1 on \(keep_mb from 0\), a row a rank at least, and ranks that divide the batch"):
+    with pytest.raises(
+        SettingsError,
+        match=r"each from 1 on \(keep_mb from 0\), a row a rank at least, and ranks that divide the batch",
+    ):
         bench_head(**({"rows": 100, "dim": 8, "batch": 64} | wrong))
 
 
 def test_ranks_that_end_without_an_answer_are_said() -> None:
-    with pytest.raises(ResourceError, match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows"):
+    with pytest.raises(
+        ResourceError,
+        match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows",
+    ):
         bench._measure_ranks(2, bench.Case(10**12, 10**6, 2, "fp32", False, 1, 0))

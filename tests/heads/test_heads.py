@@ -31,7 +31,9 @@ def make_rows(rows: int, seed: int = 3) -> tuple[Tensor, Targets]:
     a, b = (torch.randint(0, rows, (M,), generator=generator) for _ in range(2))
     lam = 0.5 + torch.rand(M, generator=generator) / 2
     lam[::5] = 1.0  # rows that are not mixed
-    weight = torch.rand(M, generator=generator) * (torch.arange(M) < M - 12) / M  # padding at the end: with 3 ranks, all of the last's
+    weight = (
+        torch.rand(M, generator=generator) * (torch.arange(M) < M - 12) / M
+    )  # padding at the end: with 3 ranks, all of the last's
     return features, Targets(a, b, lam, weight, torch.zeros(M, dtype=torch.int64))
 
 
@@ -44,15 +46,22 @@ def own_part(features: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
     return features[own].clone(), Targets(*(getattr(targets, name)[own] for name in NAMES))
 
 
-def reference(rows: int, *, bias: bool, label_smoothing: float, temperature: float | None, seed: int) -> dict[str, np.ndarray]:
+def reference(
+    rows: int, *, bias: bool, label_smoothing: float, temperature: float | None, seed: int
+) -> dict[str, np.ndarray]:
     features, targets = make_rows(rows)
     features.requires_grad_()
     weight = initial_rows(0, rows, WIDTH, seed).requires_grad_()
     shift = torch.zeros(rows, requires_grad=True) if bias else None
-    losses = mixed_cross_entropy(full_logits(features, weight, shift, temperature), targets.a, targets.b, targets.lam, label_smoothing)
+    losses = mixed_cross_entropy(
+        full_logits(features, weight, shift, temperature), targets.a, targets.b, targets.lam, label_smoothing
+    )
     (losses * targets.weight).sum().backward()
     found = {"losses": losses, "features": features.grad, "weight": weight.grad}
-    return {name: value.detach().numpy() for name, value in (found | ({"bias": shift.grad} if bias else {})).items()}
+    return {
+        name: value.detach().numpy()
+        for name, value in (found | ({"bias": shift.grad} if bias else {})).items()
+    }
 
 
 def dense(rows: int, kept: bool, **options: Any) -> dict[str, np.ndarray]:
@@ -63,7 +72,9 @@ def dense(rows: int, kept: bool, **options: Any) -> dict[str, np.ndarray]:
         patch.setattr(logsumexp, "make_plan", partial(logsumexp.make_plan, chunk_rows=16))
         losses = head(features, targets)
     (losses * targets.weight).sum().backward()
-    found = {"losses": losses, "features": features.grad} | {name: value.grad for name, value in head.named_parameters()}
+    found = {"losses": losses, "features": features.grad} | {
+        name: value.grad for name, value in head.named_parameters()
+    }
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
@@ -75,7 +86,9 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 
 
 @pytest.mark.parametrize(
-    "options", [form(bias=False), form(), form(label_smoothing=0.0), form(temperature=0.2), form(False, 0.0, 0.05)], ids=str
+    "options",
+    [form(bias=False), form(), form(label_smoothing=0.0), form(temperature=0.2), form(False, 0.0, 0.05)],
+    ids=str,
 )
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("rows", [50, 3])
@@ -84,10 +97,16 @@ def test_dense_head_equals_cross_entropy(options: dict[str, Any], kept: bool, ro
 
 
 @pytest.mark.parametrize("head_of", [DenseHead, ShardedHead])
-@pytest.mark.parametrize(("keep_bytes", "products"), [(4 * M * 50, 1), (4 * M * 50 - 1, 2)], ids=["kept", "recomputed"])
-def test_logits_that_fit_keep_bytes_are_made_once(head_of: type, keep_bytes: int, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("keep_bytes", "products"), [(4 * M * 50, 1), (4 * M * 50 - 1, 2)], ids=["kept", "recomputed"]
+)
+def test_logits_that_fit_keep_bytes_are_made_once(
+    head_of: type, keep_bytes: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = []
-    monkeypatch.setattr(logsumexp, "_logits", lambda *given, real=logsumexp._logits: made.append(1) or real(*given))
+    monkeypatch.setattr(
+        logsumexp, "_logits", lambda *given, real=logsumexp._logits: made.append(1) or real(*given)
+    )
     features, targets = make_rows(50)
     losses = head_of(50, WIDTH, keep_bytes=keep_bytes, **form())(features.requires_grad_(), targets)
     (losses if head_of is DenseHead else losses[0]).sum().backward()
@@ -103,13 +122,19 @@ def sharded_on_a_rank(rows: int, options: dict[str, Any], micro_steps: int = 1) 
         losses, everyone = head(features, part)
         (losses * everyone.weight).sum().backward()
     found = {"losses": losses.detach(), "features": features.grad / dist.world_size()}
-    return {name: value.numpy() for name, value in (found | {name: value.grad for name, value in head.named_parameters()}).items()}
+    return {
+        name: value.numpy()
+        for name, value in (found | {name: value.grad for name, value in head.named_parameters()}).items()
+    }
 
 
 def whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """All ranks' rows together; the losses are the same on each."""
     assert all(np.array_equal(part["losses"], parts[0]["losses"]) for part in parts)
-    return {name: part if name == "losses" else np.concatenate([one[name] for one in parts]) for name, part in parts[0].items()}
+    return {
+        name: part if name == "losses" else np.concatenate([one[name] for one in parts])
+        for name, part in parts[0].items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -124,24 +149,35 @@ def whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     ],
     ids=str,
 )
-def test_sharded_head_equals_cross_entropy_on_real_ranks(rank_pool, ranks: int, rows: int, options: dict[str, Any]) -> None:
+def test_sharded_head_equals_cross_entropy_on_real_ranks(
+    rank_pool, ranks: int, rows: int, options: dict[str, Any]
+) -> None:
     check(whole(rank_pool(ranks).run(sharded_on_a_rank, rows, options)), reference(rows, **options))
 
 
 @pytest.mark.parametrize("temperature", [None, 0.2])
-def test_bfloat16_rows_give_the_loss_of_their_values_and_its_gradient_rounded(temperature: float | None) -> None:
+def test_bfloat16_rows_give_the_loss_of_their_values_and_its_gradient_rounded(
+    temperature: float | None,
+) -> None:
     features, targets = make_rows(50)
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
-        head, x = ShardedHead(50, WIDTH, dtype=dtype, **form(temperature=temperature)), features.clone().requires_grad_()
+        head, x = (
+            ShardedHead(50, WIDTH, dtype=dtype, **form(temperature=temperature)),
+            features.clone().requires_grad_(),
+        )
         head.weight.data.copy_(head.weight.data.bfloat16())
         losses, _ = head(x, targets)
         (losses * targets.weight).sum().backward()
         assert head.weight.grad.dtype == dtype
         found[dtype] = (losses.detach(), x.grad, head.weight.grad.float())
     for rounded, exact in zip(found[torch.bfloat16], found[torch.float32], strict=True):
-        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=5e-4)  # a row's sum of targets is rounded at each addition
-    torch.testing.assert_close(found[torch.bfloat16][:2], found[torch.float32][:2], rtol=1e-5, atol=1e-5)  # no rounding there
+        torch.testing.assert_close(
+            rounded, exact, rtol=0.02, atol=5e-4
+        )  # a row's sum of targets is rounded at each addition
+    torch.testing.assert_close(
+        found[torch.bfloat16][:2], found[torch.float32][:2], rtol=1e-5, atol=1e-5
+    )  # no rounding there
 
 
 def test_micro_steps_add_up_in_the_sharded_heads_memory() -> None:
@@ -194,7 +230,14 @@ def bytes_of_a_step(rows: int) -> dict[str, int]:
     features, part = own_part(*make_rows(rows))
     head = ShardedHead(rows, WIDTH, **form())
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_reduce", "all_gather_into_tensor", "broadcast", "all_gather", "reduce_scatter_tensor", "all_to_all_single"):
+        for name in (
+            "all_reduce",
+            "all_gather_into_tensor",
+            "broadcast",
+            "all_gather",
+            "reduce_scatter_tensor",
+            "all_to_all_single",
+        ):
             patch.setattr(td, name, counting(name, getattr(td, name), counted))
         losses, everyone = head(features.requires_grad_(), part)
         (losses * everyone.weight).sum().backward()
@@ -266,7 +309,11 @@ class Module(nn.Module):
 
 def zero3_losses(rows: int) -> tuple[list[float], list[int]]:
     """Steps under ZeRO-3 with every weight given away between uses; the head's numbers present between forward and backward."""
-    at_once = ("stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "stage3_max_reuse_distance")
+    at_once = (
+        "stage3_param_persistence_threshold",
+        "stage3_prefetch_bucket_size",
+        "stage3_max_reuse_distance",
+    )
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 0.0,
@@ -274,7 +321,9 @@ def zero3_losses(rows: int) -> tuple[list[float], list[int]]:
     }
     module = Module(rows)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
-    engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+    engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[
+        0
+    ]
     features, part = own_part(*make_rows(rows))
     losses, present = [], []
     for _ in range(3):
@@ -318,13 +367,18 @@ def test_equal_logits_give_log_n() -> None:
 def test_features_that_are_not_numbers_spoil_their_rows_alone() -> None:
     features, targets = make_rows(50)
     features[4, 2] = torch.nan
-    for losses in (DenseHead(50, WIDTH, **form())(features, targets), ShardedHead(50, WIDTH, **form())(features, targets)[0]):
+    for losses in (
+        DenseHead(50, WIDTH, **form())(features, targets),
+        ShardedHead(50, WIDTH, **form())(features, targets)[0],
+    ):
         assert torch.isnan(losses).nonzero().tolist() == [[4]]
 
 
 @pytest.mark.parametrize("kind", [DenseHead, ShardedHead])
 def test_features_of_another_width_are_refused(kind: type[nn.Module]) -> None:
-    with pytest.raises(ShapeError, match="features are 24 wide, the head's rows 32; was it built for another backbone"):
+    with pytest.raises(
+        ShapeError, match="features are 24 wide, the head's rows 32; was it built for another backbone"
+    ):
         kind(50, 32, **form())(*make_rows(50))
 
 
@@ -333,7 +387,10 @@ def test_features_of_another_width_are_refused(kind: type[nn.Module]) -> None:
 def test_a_target_outside_the_head_is_named(kind: type[nn.Module], wrong: int) -> None:
     features, targets = make_rows(50)
     targets.b[17] = wrong
-    with pytest.raises(DataError, match=f"row 17 of the batch is image, or class, number {wrong}; the head has rows 0 to 49: this"):
+    with pytest.raises(
+        DataError,
+        match=f"row 17 of the batch is image, or class, number {wrong}; the head has rows 0 to 49: this",
+    ):
         kind(50, WIDTH, **form())(features, targets)
 
 

@@ -120,7 +120,9 @@ def test_a_step_touches_and_makes_no_more_than_the_rows_in_play() -> None:
     drawn = drawn_rows(20_000, 0, 20_000, rate=0.01, seed=0, step=0).nonzero().squeeze(1)
     assert set(touched.tolist()) == {*drawn.tolist(), *targets.a.tolist(), *targets.b.tolist()}
     for name, tensor in head.read().items():
-        assert set((tensor != before[name]).reshape(20_000, -1).any(1).nonzero().squeeze(1).tolist()) <= set(touched.tolist()), name
+        assert set((tensor != before[name]).reshape(20_000, -1).any(1).nonzero().squeeze(1).tolist()) <= set(
+            touched.tolist()
+        ), name
 
 
 def test_a_step_that_is_called_off_leaves_nothing_behind() -> None:
@@ -133,12 +135,16 @@ def test_a_step_that_is_called_off_leaves_nothing_behind() -> None:
     head.gradient_norm()
     head.update(False, 1.0)
     assert head.lazy.taken == [] and int(head.lazy.seen_n.max()) == 3
-    torch.testing.assert_close(head.read()["weight"].detach(), before, rtol=2e-4, atol=0)  # three steps' decay of the rows in play
+    torch.testing.assert_close(
+        head.read()["weight"].detach(), before, rtol=2e-4, atol=0
+    )  # three steps' decay of the rows in play
 
 
 def test_micro_steps_add_up_whichever_rows_they_share() -> None:
     module = Rows(first_weight())
-    lazy = LazyRows(module, build_row_optimizer(module, "adamw", Settings().optimizer), RATES, seed=0, first_row=0)
+    lazy = LazyRows(
+        module, build_row_optimizer(module, "adamw", Settings().optimizer), RATES, seed=0, first_row=0
+    )
     for rows_k in (torch.tensor([2, 5]), torch.tensor([5, 7])):
         sum(copy.sum() for copy in lazy.take(rows_k, 0)).backward()
     rows_k, (weight_kD, bias_k) = lazy.gradients()
@@ -150,9 +156,12 @@ def test_micro_steps_add_up_whichever_rows_they_share() -> None:
     ("words", "said"),
     [
         (["head.lazy=true"], "lazy is for sampled negatives, but with sample_rate 1 every row is in play"),
-        (["head.rows=bf16"], "rows bf16 need the lean optimizer, which rounds them by chance, got optimizer adamw"),
+        (
+            ["head.row_dtype=bf16"],
+            "row_dtype bf16 needs the lean optimizer, which rounds rows by chance, got optimizer adamw",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(words: list[str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        load_settings(recipe=None, method="idmm", assignments=words, flags={})
+        load_settings(recipe=None, command="pretrain", assignments=words, flags={})

@@ -14,10 +14,15 @@ from vitds.heads.logsumexp import highest_logits, make_plan
 M, D, N = 7, 5, 23
 
 
-def inputs(dtype: torch.dtype = torch.float64, rows: int = N, bias: bool = True, scale: float = 3.0) -> list[Tensor]:
+def inputs(
+    dtype: torch.dtype = torch.float64, rows: int = N, bias: bool = True, scale: float = 3.0
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes = [(M, D), (rows, D), (rows,)] if bias else [(M, D), (rows, D)]
-    return [(torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def outcome(function, tensors: list[Tensor]) -> list[Tensor]:
@@ -38,7 +43,9 @@ def reference(tensors: list[Tensor]) -> list[Tensor]:
 def test_equals_logsumexp_of_full_logits(keep_bytes: int, chunk_rows: int | str, bias: bool) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         tensors = inputs(dtype, bias=bias)
-        found = outcome(lambda *given: linear_logsumexp(*given, chunk_rows=chunk_rows, keep_bytes=keep_bytes), tensors)
+        found = outcome(
+            lambda *given: linear_logsumexp(*given, chunk_rows=chunk_rows, keep_bytes=keep_bytes), tensors
+        )
         for value, expected in zip(found, reference(tensors), strict=True):
             assert value.dtype == dtype
             torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=tolerance)
@@ -46,7 +53,9 @@ def test_equals_logsumexp_of_full_logits(keep_bytes: int, chunk_rows: int | str,
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20], ids=["recomputed", "kept"])
 def test_gradients_pass_a_check_by_differences(keep_bytes: int) -> None:
-    torch.autograd.gradcheck(lambda *given: linear_logsumexp(*given, chunk_rows=6, keep_bytes=keep_bytes), inputs(scale=1.0))
+    torch.autograd.gradcheck(
+        lambda *given: linear_logsumexp(*given, chunk_rows=6, keep_bytes=keep_bytes), inputs(scale=1.0)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -54,7 +63,9 @@ def test_gradients_pass_a_check_by_differences(keep_bytes: int) -> None:
 def test_half_precision_is_summed_in_float32(keep_bytes: int, dtype: torch.dtype) -> None:
     """bfloat16 takes the kernel, float16 torch's softmax, as all numbers do on a GPU."""
     tensors = inputs(dtype, rows=400, scale=1.0)
-    value, *gradients = outcome(lambda *given: linear_logsumexp(*given, chunk_rows=30, keep_bytes=keep_bytes), tensors)
+    value, *gradients = outcome(
+        lambda *given: linear_logsumexp(*given, chunk_rows=30, keep_bytes=keep_bytes), tensors
+    )
     expected, *expected_gradients = reference(tensors)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), expected, rtol=0, atol=0.02)
@@ -121,13 +132,17 @@ def test_a_second_backward_pass_says_so() -> None:
 
 def test_a_gradient_of_the_gradient_says_so() -> None:
     tensors = inputs()
-    with pytest.raises(NotImplementedError, match="can be differentiated once: call backward without create_graph"):
+    with pytest.raises(
+        NotImplementedError, match="can be differentiated once: call backward without create_graph"
+    ):
         torch.autograd.grad(linear_logsumexp(*tensors).sum(), tensors[:1], create_graph=True)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x, weight, bias = (tensor.detach() for tensor in inputs())
-    with pytest.raises(ShapeError, match="features are 5 wide, the head's rows 4; was it built for another backbone"):
+    with pytest.raises(
+        ShapeError, match="features are 5 wide, the head's rows 4; was it built for another backbone"
+    ):
         linear_logsumexp(x, weight[:, :4])
     with pytest.raises(ShapeError, match="the head has no rows: a log-sum-exp needs one at least"):
         linear_logsumexp(x, weight[:0])
@@ -138,7 +153,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("is_cosine", [True, False])
-def test_highest_logits_are_those_of_the_full_matrix(is_cosine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_highest_logits_are_those_of_the_full_matrix(
+    is_cosine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 1})  # sixteen rows a chunk
     x, weight, bias = (tensor.detach() for tensor in inputs(torch.float32))
     rows = weight / weight.norm(dim=1, keepdim=True) if is_cosine else weight
@@ -147,6 +164,8 @@ def test_highest_logits_are_those_of_the_full_matrix(is_cosine: bool, monkeypatc
     highest, own = highest_logits(x, weight, bias, best, is_cosine=is_cosine)
     assert torch.equal(highest, own)
     torch.testing.assert_close(highest, logits.amax(1))
-    highest, own = highest_logits(x, weight, bias, torch.tensor([-1, 23, 0, 1, 15, 16, 22]), is_cosine=is_cosine)
+    highest, own = highest_logits(
+        x, weight, bias, torch.tensor([-1, 23, 0, 1, 15, 16, 22]), is_cosine=is_cosine
+    )
     assert own[:2].tolist() == [-torch.inf] * 2
     torch.testing.assert_close(own[2:], logits[torch.arange(2, 7), torch.tensor([0, 1, 15, 16, 22])])

@@ -23,7 +23,10 @@ OPTIONS = dict(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
 
 def gradients(steps: int, rows: int = ROWS) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
-    return [torch.randn(rows, WIDTH, generator=generator) * torch.logspace(-3, 0, rows)[:, None] for _ in range(steps)]
+    return [
+        torch.randn(rows, WIDTH, generator=generator) * torch.logspace(-3, 0, rows)[:, None]
+        for _ in range(steps)
+    ]
 
 
 def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: list[Tensor]) -> Tensor:
@@ -36,12 +39,16 @@ def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: li
 def weight_and(kind: str, rows: int = ROWS) -> tuple[nn.Parameter, torch.optim.Optimizer]:
     module = nn.Linear(WIDTH, rows, bias=False)
     nn.init.constant_(module.weight, 0.5)
-    settings = Settings().optimizer.model_copy(update=dict(lr_peak=OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"]))
+    settings = Settings().optimizer.model_copy(
+        update=dict(lr_peak=OPTIONS["lr"], weight_decay=OPTIONS["weight_decay"])
+    )
     return module.weight, build_row_optimizer(module, kind, settings)
 
 
 def test_lean_steps_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 7 * WIDTH})  # seven rows a block: 50 does not divide
+    monkeypatch.setattr(
+        "vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 7 * WIDTH}
+    )  # seven rows a block: 50 does not divide
     weight, optimizer = weight_and("lean")
     expected = lean_adamw(weight.detach(), gradients(6), **OPTIONS)
     torch.testing.assert_close(stepped(optimizer, weight, gradients(6)), expected, rtol=1e-4, atol=1e-4)
@@ -55,7 +62,9 @@ def test_adamw_steps_are_torchs() -> None:
 
 
 @pytest.mark.parametrize(("kind", "bytes_a_row"), [("adamw", 8 * WIDTH), ("lean", 2 * WIDTH + 4)])
-def test_states_have_the_stated_bytes_and_steps_no_temporaries(kind: str, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_have_the_stated_bytes_and_steps_no_temporaries(
+    kind: str, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 64 * WIDTH})
     weight, optimizer = weight_and(kind, rows=1000)
     state = [tensor for name, tensor in optimizer.state[weight].items() if name != "step"]
@@ -77,7 +86,11 @@ def bf16_weight(value: float, rows: int = 1000) -> tuple[nn.Parameter, LeanAdamW
 def test_bfloat16_rows_have_six_bytes_a_number_and_four_a_row() -> None:
     weight, optimizer = bf16_weight(1.0)
     weight.grad = torch.ones_like(weight)
-    held = [weight, weight.grad, *(tensor for name, tensor in optimizer.state[weight].items() if name != "step")]
+    held = [
+        weight,
+        weight.grad,
+        *(tensor for name, tensor in optimizer.state[weight].items() if name != "step"),
+    ]
     assert sum(tensor.numel() * tensor.element_size() for tensor in held) == 1000 * (6 * WIDTH + 4)
 
 
@@ -134,7 +147,9 @@ def test_rows_and_states_come_back_on_another_number_of_ranks(
     rank_pool(before).run(save_shard, str(tmp_path / "ranks"), kind)
     save_shard(str(tmp_path / "alone"), kind)
     expected = loaded_shard(str(tmp_path / "alone"), kind)
-    assert expected.keys() == {f"{name}{state}" for name in ("weight", "bias") for state in ("", ".exp_avg", ".exp_avg_sq")}
+    assert expected.keys() == {
+        f"{name}{state}" for name in ("weight", "bias") for state in ("", ".exp_avg", ".exp_avg_sq")
+    }
     parts = rank_pool(after).run(loaded_shard, str(tmp_path / "ranks"), kind)
     for name, values in expected.items():
         assert abs(values).max() > 0
@@ -160,35 +175,49 @@ def test_rows_are_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_missing_shard_and_one_of_another_head_are_named(rank_pool, tmp_path: Path) -> None:
     rank_pool(2).run(save_shard, str(tmp_path), "adamw")
     saved = newest_sound(tmp_path)[0]
-    with pytest.raises(RunError, match=r"does not hold rows 0\.\.54 of the instance head; it covers \[\[0, 25\], \[25, 50\]\]"):
+    with pytest.raises(
+        RunError,
+        match=r"does not hold rows 0\.\.54 of the instance head; it covers \[\[0, 25\], \[25, 50\]\]",
+    ):
         shard("adamw", rows=55).write(CheckpointReader(saved), updates=1)
     (saved.path / "head-1-of-2.safetensors").unlink()
     with pytest.raises(RunError, match="head-1-of-2.safetensors is missing"):
         verify_checkpoint(saved.path)
 
 
-def settings_with(method: str, *assignments: str) -> Settings:
-    return load_settings(recipe=None, method=method, assignments=assignments, flags={})
+def settings_with(command: str, *assignments: str) -> Settings:
+    return load_settings(recipe=None, command=command, assignments=assignments, flags={})
 
 
 def test_auto_is_dense_while_small_and_sharded_for_the_lean_optimizer() -> None:
-    assert resolve_head(settings_with("idmm"), 2040, 192) == "dense"
-    assert resolve_head(settings_with("idmm"), 100_000, 192) == "sharded"
-    assert resolve_head(settings_with("idmm", "head.optimizer=lean"), 2040, 192) == "sharded"
-    assert resolve_head(settings_with("idmm", "head.sample_rate=0.5"), 2040, 192) == "sharded"
-    assert resolve_head(settings_with("idmm", "head.kind=sharded"), 2040, 192) == "sharded"
-    assert head_reason(settings_with("idmm"), 100_000, 192) == "76.8 MB of rows; auto is dense up to 67 MB"
-    assert head_reason(settings_with("idmm", "head.optimizer=lean"), 2040, 192) == "sharded for its optimizer or its sample_rate"
+    assert resolve_head(settings_with("pretrain"), 2040, 192) == "dense"
+    assert resolve_head(settings_with("pretrain"), 100_000, 192) == "sharded"
+    assert resolve_head(settings_with("pretrain", "head.optimizer=lean"), 2040, 192) == "sharded"
+    assert resolve_head(settings_with("pretrain", "head.sample_rate=0.5"), 2040, 192) == "sharded"
+    assert resolve_head(settings_with("pretrain", "head.kind=sharded"), 2040, 192) == "sharded"
+    assert (
+        head_reason(settings_with("pretrain"), 100_000, 192) == "76.8 MB of rows; auto is dense up to 67 MB"
+    )
+    assert (
+        head_reason(settings_with("pretrain", "head.optimizer=lean"), 2040, 192)
+        == "sharded for its optimizer or its sample_rate"
+    )
 
 
-@pytest.mark.parametrize("words", ["kind sharded", "cosine true", "optimizer lean", "init features", "sample_rate 0.5"])
+@pytest.mark.parametrize(
+    "words", ["kind sharded", "cosine true", "optimizer lean", "init features", "sample_rate 0.5"]
+)
 def test_a_class_head_is_plain(words: str) -> None:
-    assert resolve_head(settings_with("supervised"), 102, 192) == "dense"
-    with pytest.raises(SettingsError, match=f"head.{words} is for the instance head of pretraining; leave it out"):
-        resolve_head(settings_with("supervised", "head.{}={}".format(*words.split())), 102, 192)
+    assert resolve_head(settings_with("finetune"), 102, 192) == "dense"
+    with pytest.raises(
+        SettingsError, match=f"head.{words} is for the instance head of pretraining; leave it out"
+    ):
+        resolve_head(settings_with("finetune", "head.{}={}".format(*words.split())), 102, 192)
 
 
 @pytest.mark.parametrize("words", ["optimizer lean", "sample_rate 0.5"])
 def test_what_needs_shards_and_dense_contradict_each_other(words: str) -> None:
-    with pytest.raises(SettingsError, match=f"{words} is for a sharded head, got kind dense; set kind to sharded or auto"):
-        settings_with("idmm", "head.{}={}".format(*words.split()), "head.kind=dense")
+    with pytest.raises(
+        SettingsError, match=f"{words} is for a sharded head, got kind dense; set kind to sharded or auto"
+    ):
+        settings_with("pretrain", "head.{}={}".format(*words.split()), "head.kind=dense")

@@ -28,7 +28,10 @@ def sampled_on_a_rank(options: dict[str, Any], step: int) -> dict[str, np.ndarra
     losses, everyone = head(features.requires_grad_(), part, step)
     (losses * everyone.weight).sum().backward()
     found = {"losses": losses.detach(), "features": features.grad / dist.world_size()}
-    return {name: value.numpy() for name, value in (found | {name: value.grad for name, value in head.named_parameters()}).items()}
+    return {
+        name: value.numpy()
+        for name, value in (found | {name: value.grad for name, value in head.named_parameters()}).items()
+    }
 
 
 def reference(options: dict[str, Any], step: int) -> dict[str, np.ndarray]:
@@ -41,13 +44,20 @@ def reference(options: dict[str, Any], step: int) -> dict[str, np.ndarray]:
     losses = sampled_loss(logits, counts, targets, options["label_smoothing"])
     (losses * targets.weight).sum().backward()
     found = {"losses": losses, "features": features.grad, "weight": weight.grad}
-    return {name: value.detach().numpy() for name, value in (found | ({"bias": shift.grad} if shift is not None else {})).items()}
+    return {
+        name: value.detach().numpy()
+        for name, value in (found | ({"bias": shift.grad} if shift is not None else {})).items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("ranks", "options"), [(1, form()), (2, form(bias=False, label_smoothing=0.0)), (3, form()), (3, form(temperature=0.2))], ids=str
+    ("ranks", "options"),
+    [(1, form()), (2, form(bias=False, label_smoothing=0.0)), (3, form()), (3, form(temperature=0.2))],
+    ids=str,
 )
-def test_sampled_loss_equals_the_plain_sums_on_real_ranks(rank_pool, ranks: int, options: dict[str, Any]) -> None:
+def test_sampled_loss_equals_the_plain_sums_on_real_ranks(
+    rank_pool, ranks: int, options: dict[str, Any]
+) -> None:
     check(whole(rank_pool(ranks).run(sampled_on_a_rank, options, 5)), reference(options, 5))
 
 
@@ -55,7 +65,10 @@ def test_sampled_loss_equals_the_plain_sums_on_real_ranks(rank_pool, ranks: int,
 def test_drawn_rows_are_one_a_stratum_however_they_are_spread(rate: float) -> None:
     expected = drawn_counts(ROWS, rate, SEED, step=3)
     for ranks in (1, 3, 7):
-        parts = [drawn_rows(ROWS, *row_range(ROWS, rank, ranks), rate=rate, seed=SEED, step=3) for rank in range(ranks)]
+        parts = [
+            drawn_rows(ROWS, *row_range(ROWS, rank, ranks), rate=rate, seed=SEED, step=3)
+            for rank in range(ranks)
+        ]
         assert torch.equal(torch.cat(parts), expected)
     assert float(expected.sum()) == ROWS  # the strata cover all rows
     assert torch.equal(expected, torch.ones(ROWS)) == (rate == 1.0)
@@ -74,7 +87,10 @@ def test_each_step_draws_anew_and_every_row_counts_once_on_average() -> None:
 def test_sum_of_exponentials_is_unbiased_and_its_logarithm_a_little_low() -> None:
     rows, rate = 2000, 0.1
     exponentials = torch.randn(rows, generator=torch.Generator().manual_seed(1)).double().exp()
-    sums = torch.stack([(drawn_in_step(step, rows, rate) * exponentials).sum() for step in range(4000)]) / exponentials.sum()
+    sums = (
+        torch.stack([(drawn_in_step(step, rows, rate) * exponentials).sum() for step in range(4000)])
+        / exponentials.sum()
+    )
     assert abs(sums.mean() - 1) < 4 * sums.std() / 4000**0.5
     bias = (sums.log() - (sums - 1)).mean()  # the part of the logarithm that does not average out
     assert -0.55 * sums.var() < bias < -0.45 * sums.var() < 0  # by Taylor's formula half the variance

@@ -61,7 +61,10 @@ def test_a_stage_that_leaves_its_run_unfinished_fails(tmp_path: Path, capsys) ->
     [
         (None, "absent.yaml does not exist; chain takes a YAML list of {run: DIRECTORY, command: COMMAND}"),
         ("run: a", "absent.yaml: must be a list of stages, each with the keys run and command"),
-        ("- {run: a, comand: b}", "absent.yaml: stage 1 must have just the keys run and command, both text; got {'run': 'a', 'comand': "),
+        (
+            "- {run: a, comand: b}",
+            "absent.yaml: stage 1 must have just the keys run and command, both text; got {'run': 'a', 'comand': ",
+        ),
     ],
 )
 def test_a_file_that_lists_no_stages_is_refused(tmp_path: Path, capsys, text: str | None, said: str) -> None:

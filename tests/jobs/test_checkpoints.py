@@ -31,7 +31,11 @@ def test_checkpoints_are_listed_and_verified_and_a_damaged_one_is_named(run: str
     weights.write_bytes(content)
     assert main(["checkpoint", "verify", run]) == 5
     printed = capsys.readouterr()
-    assert printed.out.count("sound") == 2 and str(weights.parent.name) in printed.err and weights.name in printed.err
+    assert (
+        printed.out.count("sound") == 2
+        and str(weights.parent.name) in printed.err
+        and weights.name in printed.err
+    )
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path, capsys) -> None:

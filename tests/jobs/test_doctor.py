@@ -41,15 +41,23 @@ def test_every_line_that_is_not_ok_names_a_fix(monkeypatch: pytest.MonkeyPatch, 
 def test_missing_torch_breaks_its_lines_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # import then fails as for a package that is not there
     states = {check.name: check.state for check in run_checks()}
-    assert [name for name in ("CUDA", "native bf16", "threads") if states[name] == "broken"] == ["CUDA", "native bf16", "threads"]
+    assert [name for name in ("CUDA", "native bf16", "threads") if states[name] == "broken"] == [
+        "CUDA",
+        "native bf16",
+        "threads",
+    ]
     assert states["FFCV, compiled part"] == states["cores"] == "ok"
 
 
 def test_version_out_of_range_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "fire-0.1.dist-info").mkdir()
-    (tmp_path / "fire-0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fire\nVersion: 0.1\n")
+    (tmp_path / "fire-0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: fire\nVersion: 0.1\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    assert line("versions") == Check("versions", "broken", "fire is 0.1, needed is >=0.7", "bash launch/setup_env.sh")
+    assert line("versions") == Check(
+        "versions", "broken", "fire is 0.1, needed is >=0.7", "bash launch/setup_env.sh"
+    )
 
 
 def test_missing_ffcv_names_the_way_without_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +67,12 @@ def test_missing_ffcv_names_the_way_without_a_checkout(monkeypatch: pytest.Monke
     assert 'pip install "vitds[ffcv]"' in check.fix and "libturbojpeg0-dev" in check.fix
 
 
-@pytest.mark.parametrize(("file", "expected"), [("_libffcv.so", "_libffcv.so: file too short"), ("other.so", "no _libffcv*.so in")])
-def test_damaged_or_absent_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "expected"), [("_libffcv.so", "_libffcv.so: file too short"), ("other.so", "no _libffcv*.so in")]
+)
+def test_damaged_or_absent_library_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, expected: str
+) -> None:
     (tmp_path / "ffcv").mkdir()
     (tmp_path / "ffcv" / "__init__.py").touch()
     (tmp_path / "ffcv" / file).write_bytes(b"\x7fELF")
@@ -81,7 +93,9 @@ def test_bf16_says_whether_the_hardware_has_it() -> None:
     if torch.cuda.is_available():
         pytest.skip("the expected value below is the processor's")
     native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert line("native bf16").found.startswith("yes: a product takes" if native else "no: engine.precision auto takes fp32")
+    assert line("native bf16").found.startswith(
+        "yes: a product takes" if native else "no: engine.precision auto takes fp32"
+    )
 
 
 def test_launcher_of_this_environment_first_on_path_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +103,13 @@ def test_launcher_of_this_environment_first_on_path_is_ok(monkeypatch: pytest.Mo
     assert line("launcher") == Check("launcher", "ok", str(OWN_BIN / "deepspeed"))
 
 
-def test_launcher_off_path_or_behind_another_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_launcher_off_path_or_behind_another_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert line("launcher") == Check("launcher", "warning", f"{OWN_BIN}/deepspeed, which is not on PATH", f"source {OWN_BIN}/activate")
+    assert line("launcher") == Check(
+        "launcher", "warning", f"{OWN_BIN}/deepspeed, which is not on PATH", f"source {OWN_BIN}/activate"
+    )
     (tmp_path / "deepspeed").touch(mode=0o755)
     assert f"{tmp_path}/deepspeed, which belongs to another environment" in line("launcher").found
 
@@ -112,7 +130,11 @@ def test_more_threads_than_cores_is_a_warning() -> None:
 
 
 def test_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, text in (("cpu.max", "50000 100000"), ("memory.max", f"{3 << 30}"), ("memory.current", f"{1 << 30}")):
+    for name, text in (
+        ("cpu.max", "50000 100000"),
+        ("memory.max", f"{3 << 30}"),
+        ("memory.current", f"{1 << 30}"),
+    ):
         (tmp_path / name).write_text(text + "\n")
     monkeypatch.setattr(module, "CGROUP", tmp_path)
     assert line("cores").found == f"0.5 of the machine's {os.cpu_count()}"
@@ -125,11 +147,16 @@ def test_little_free_disk_is_said(monkeypatch: pytest.MonkeyPatch, free_gb: floa
     assert line("disk").state == state and line("disk").found.startswith(f"{free_gb:.1f} GB free")
 
 
-def test_table_shows_brackets_and_fixes_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_brackets_and_fixes_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setitem(sys.modules, "ffcv", None)
     assert doctor() == 1
-    assert "-> bash launch/setup_env.sh; without a checkout" in (text := capsys.readouterr().out) and '"vitds[ffcv]"' in text
+    assert (
+        "-> bash launch/setup_env.sh; without a checkout" in (text := capsys.readouterr().out)
+        and '"vitds[ffcv]"' in text
+    )
 
 
 def test_json_is_all_of_standard_output_and_deepspeed_is_not_imported() -> None:

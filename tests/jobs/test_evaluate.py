@@ -23,7 +23,10 @@ def trained(run: str, data: tuple[str, str], method: str) -> str:
 def runs(rank_pool, digit_files, tmp_path_factory) -> tuple[str, str]:
     """A pretrained and a fine-tuned run."""
     folder = tmp_path_factory.mktemp("runs")
-    return tuple(rank_pool(1).run(trained, str(folder / method), digit_files, method)[0] for method in ("idmm", "supervised"))
+    return tuple(
+        rank_pool(1).run(trained, str(folder / method), digit_files, method)[0]
+        for method in ("idmm", "supervised")
+    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -63,7 +66,9 @@ def test_other_images_are_asked_for_by_data(runs, digit_files) -> None:
 
 
 def test_an_unknown_evaluation_is_refused(runs) -> None:
-    with pytest.raises(Exception, match="eval topp1: there is no such evaluation; take one of top1, knn, linear"):
+    with pytest.raises(
+        Exception, match="eval topp1: there is no such evaluation; take one of top1, knn, linear"
+    ):
         evaluate("topp1", runs[0])
 
 
@@ -73,12 +78,16 @@ def test_top1_needs_a_class_head(runs, capsys) -> None:
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys) -> None:
-    assert f"{tmp_path} is no run directory: it has no settings.yaml" in refusal(capsys, "eval", "knn", str(tmp_path))
+    assert f"{tmp_path} is no run directory: it has no settings.yaml" in refusal(
+        capsys, "eval", "knn", str(tmp_path)
+    )
 
 
 def test_a_run_that_does_not_exist_is_named(capsys) -> None:
     text = refusal(capsys, "eval", "knn", "runs/absent-1")
-    assert "runs/absent-1 does not exist; name a run directory, one of its checkpoints, or a timm model" in text
+    assert (
+        "runs/absent-1 does not exist; name a run directory, one of its checkpoints, or a timm model" in text
+    )
 
 
 def test_an_unknown_model_gets_its_near_names(capsys) -> None:
@@ -89,29 +98,61 @@ def test_an_unknown_model_gets_its_near_names(capsys) -> None:
 def test_published_weights_that_cannot_be_fetched_are_named(monkeypatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert "the published weights of vit_tiny_patch16_224 cannot be had: " in refusal(capsys, "eval", "knn", "vit_tiny_patch16_224")
+    assert "the published weights of vit_tiny_patch16_224 cannot be had: " in refusal(
+        capsys, "eval", "knn", "vit_tiny_patch16_224"
+    )
 
 
-def test_images_without_labels_cannot_be_evaluated_or_fine_tuned_on(runs, digit_files, tmp_path: Path, capsys) -> None:
+def test_images_without_labels_cannot_be_evaluated_or_fine_tuned_on(
+    runs, digit_files, tmp_path: Path, capsys
+) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, image in enumerate(sorted(Path(digit_files[0]).parent.glob("train/*/*.png"))[:8]):
         shutil.copy(image, flat / f"{number}.png")
     unlabelled = str(tmp_path / "flat.beton")
     build_beton([flat], Path(unlabelled), workers=1)
-    assert f"{unlabelled} has no labels" in refusal(capsys, "eval", "knn", runs[0], "--data", unlabelled, "--bank", unlabelled)
-    text = refusal(capsys, "finetune", "--data", unlabelled, "--run", str(tmp_path / "run"), "--set", "engine.precision=fp32")
-    assert f"{unlabelled} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`" in text
+    assert f"{unlabelled} has no labels" in refusal(
+        capsys, "eval", "knn", runs[0], "--data", unlabelled, "--bank", unlabelled
+    )
+    text = refusal(
+        capsys,
+        "finetune",
+        "--data",
+        unlabelled,
+        "--run",
+        str(tmp_path / "run"),
+        "--set",
+        "engine.precision=fp32",
+    )
+    assert (
+        f"{unlabelled} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`"
+        in text
+    )
 
 
 def test_a_run_without_test_file_needs_data(runs, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     settings = run / "settings.yaml"
-    settings.write_text("\n".join("  test: null" if line.startswith("  test:") else line for line in settings.read_text().splitlines()))
+    settings.write_text(
+        "\n".join(
+            "  test: null" if line.startswith("  test:") else line
+            for line in settings.read_text().splitlines()
+        )
+    )
     assert "no images to evaluate: give --data FILE.beton" in refusal(capsys, "eval", "knn", str(run))
 
 
 def test_a_recipe_without_data_asks_for_it(tmp_path: Path, capsys) -> None:
-    text = refusal(capsys, "pretrain", "--recipe", "idmm_deit_tiny", "--run", str(tmp_path / "run"), "--set", "engine.precision=fp32")
+    text = refusal(
+        capsys,
+        "pretrain",
+        "--recipe",
+        "idmm_deit_tiny",
+        "--run",
+        str(tmp_path / "run"),
+        "--set",
+        "engine.precision=fp32",
+    )
     assert "data.train is not set: give --data FILE.beton" in text

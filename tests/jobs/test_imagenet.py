@@ -16,9 +16,8 @@ PHOTOGRAPHS = Path(__file__).parents[2].parent / "shared/data/imagenette-224"
 SYNSETS = 3
 RECIPE = """
 views: {crop_px: 32, groups: [{name: all, views: 1, scale: [0.3, 1.0]}]}
-mix: {chunk_images: 3}
 backbone: {name: vit_tiny_patch16_224, options: {patch_size: 16, embed_dim: 24, depth: 2, num_heads: 3}}
-batch: {global_images: 12}
+batch: {global_images: 12, chunk_images: 3}
 engine: {precision: fp32, compile: off}
 eval: {knn_k: [5]}
 log: {tensorboard: false}
@@ -30,7 +29,11 @@ def extract_some(archive: Path, folder: Path, per_class: int) -> None:
     with tarfile.open(archive) as tar:
         for member in tar:
             synset = Path(member.name).parent.name
-            if member.isfile() and (synset in taken or len(taken) < SYNSETS) and taken.get(synset, 0) < per_class:
+            if (
+                member.isfile()
+                and (synset in taken or len(taken) < SYNSETS)
+                and taken.get(synset, 0) < per_class
+            ):
                 taken[synset] = taken.get(synset, 0) + 1
                 (folder / synset).mkdir(parents=True, exist_ok=True)
                 (folder / synset / f"{taken[synset]:03}.JPEG").write_bytes(tar.extractfile(member).read())
@@ -68,8 +71,12 @@ def test_imagenet_from_its_tree_to_an_accuracy_and_on_from_a_subset(rank_pool, t
 
     call(two, "pretrain", "--recipe", tree / "pre.yaml", *data, "--run", tree / "pre")
     checkpoint = max((tree / "pre/checkpoints").iterdir())
-    assert {"head-0-of-2.safetensors", "head-1-of-2.safetensors"} <= {file.name for file in checkpoint.iterdir()}
-    said = call(two, "finetune", "--recipe", tree / "fine.yaml", *data, "--init", tree / "pre", "--run", tree / "fine")
+    assert {"head-0-of-2.safetensors", "head-1-of-2.safetensors"} <= {
+        file.name for file in checkpoint.iterdir()
+    }
+    said = call(
+        two, "finetune", "--recipe", tree / "fine.yaml", *data, "--init", tree / "pre", "--run", tree / "fine"
+    )
     assert f"weights from {tree / 'pre'}" in said
     top1 = json.loads((tree / "fine/summary.json").read_text())["top1"]
     assert json.loads(call(one, "eval", "top1", tree / "fine", "--json"))["top1"] == top1
@@ -77,6 +84,30 @@ def test_imagenet_from_its_tree_to_an_accuracy_and_on_from_a_subset(rank_pool, t
     # Small data helps ImageNet: the backbone comes from a run on a part of it, the training is on all.
     one_synset = min((tree / "files/train").iterdir())
     call(one, "data", "build", one_synset, "--out", subset)
-    call(two, "pretrain", "--recipe", tree / "pre.yaml", "--data", subset, "--epochs", "1", "--run", tree / "pre-small")
-    said = call(two, "finetune", "--recipe", tree / "fine.yaml", *data, "--init", tree / "pre-small", "--run", tree / "fine-small")
-    assert f"weights from {tree / 'pre-small'}" in said and json.loads((tree / "fine-small/summary.json").read_text())["steps"] == 6
+    call(
+        two,
+        "pretrain",
+        "--recipe",
+        tree / "pre.yaml",
+        "--data",
+        subset,
+        "--epochs",
+        "1",
+        "--run",
+        tree / "pre-small",
+    )
+    said = call(
+        two,
+        "finetune",
+        "--recipe",
+        tree / "fine.yaml",
+        *data,
+        "--init",
+        tree / "pre-small",
+        "--run",
+        tree / "fine-small",
+    )
+    assert (
+        f"weights from {tree / 'pre-small'}" in said
+        and json.loads((tree / "fine-small/summary.json").read_text())["steps"] == 6
+    )

@@ -13,18 +13,36 @@ import pytest
 from vitds.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--epochs", "1", "--set", "mix.chunk_images=24", "--set", "views.crop_px=8", "--set", "log.tensorboard=false")
+QUICK = (
+    "--epochs",
+    "1",
+    "--set",
+    "batch.chunk_images=24",
+    "--set",
+    "views.crop_px=8",
+    "--set",
+    "log.tensorboard=false",
+)
 
 
 def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the environment's ninja before any other
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"PATH": path}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    } | {"PATH": path}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("ranks", [(), ("--num_gpus", "2")], ids=["one rank without flags", "two ranks"])
 def test_the_launch_script_under_deepspeed(tmp_path: Path, ranks: tuple[str, ...]) -> None:
-    words = ("deepspeed", *ranks, str(ROOT / "launch/pretrain.py"), "--ds_config", str(ROOT / "ds_configs/zero2.json"), *QUICK)
+    words = (
+        "deepspeed",
+        *ranks,
+        str(ROOT / "launch/pretrain.py"),
+        "--ds_config",
+        str(ROOT / "ds_configs/zero2.json"),
+        *QUICK,
+    )
     done = run_command(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "idmm_digits-1"
@@ -35,7 +53,9 @@ def test_the_launch_script_under_deepspeed(tmp_path: Path, ranks: tuple[str, ...
 
 
 def test_an_error_is_one_line_and_a_status_under_the_launcher(tmp_path: Path) -> None:
-    done = run_command(tmp_path, "deepspeed", "--num_gpus", "2", str(ROOT / "launch/pretrain.py"), "--data", "gone.beton")
+    done = run_command(
+        tmp_path, "deepspeed", "--num_gpus", "2", str(ROOT / "launch/pretrain.py"), "--data", "gone.beton"
+    )
     assert done.returncode == 3
     said = [line for line in done.stderr.splitlines() if "gone.beton" in line and not line.startswith("[")]
     assert said and "Traceback" not in done.stderr

@@ -15,7 +15,13 @@ from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "imagenette-224" / "train.tar"
-TOY = ("batch.global_images=8", "mix.chunk_images=4", "engine.precision=fp32", "eval.knn_k=[5]", "log.tensorboard=false")
+TOY = (
+    "batch.global_images=8",
+    "batch.chunk_images=4",
+    "engine.precision=fp32",
+    "eval.knn_k=[5]",
+    "log.tensorboard=false",
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
                 target = folder / ("train" if number < 8 else "test") / name / f"{number}.jpg"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 top, left = 15 * number, 30 * number
-                Image.fromarray(np.asarray(image)[top : top + 240, left : left + 260]).save(target, quality=95)
+                Image.fromarray(np.asarray(image)[top : top + 240, left : left + 260]).save(
+                    target, quality=95
+                )
     for split in ("train", "test"):
         build_beton([folder / split], folder / f"{split}.beton", storage="jpg")
     return str(folder / "train.beton"), str(folder / "test.beton")
@@ -61,7 +69,21 @@ def test_pretraining_at_112_then_fine_tuning_at_224_and_448(rank_pool, photograp
     first = pool.run(toy_run, "pretrain", "idmm_deit_tiny", str(tmp_path / "112"), photographs)[0]
     assert first["steps"] == 2 and 0 <= first["knn"]["5"]["top1"] <= 100
     assert abs(read_metrics(tmp_path / "112" / "metrics.jsonl")[0]["loss"] - 2 * np.log(16)) < 0.5
-    second = pool.run(toy_run, "finetune", "finetune_deit_tiny_224", str(tmp_path / "224"), photographs, str(tmp_path / "112"))[0]
+    second = pool.run(
+        toy_run,
+        "finetune",
+        "finetune_deit_tiny_224",
+        str(tmp_path / "224"),
+        photographs,
+        str(tmp_path / "112"),
+    )[0]
     assert "pos_embed 7x7 to 14x14 resized" in pool.output and 0 <= second["top1"] <= 100
-    pool.run(toy_run, "finetune", "finetune_deit_tiny_448", str(tmp_path / "448"), photographs, str(tmp_path / "224"))
+    pool.run(
+        toy_run,
+        "finetune",
+        "finetune_deit_tiny_448",
+        str(tmp_path / "448"),
+        photographs,
+        str(tmp_path / "224"),
+    )
     assert "pos_embed 14x14 to 28x28 resized" in pool.output and "the same 2 classes" in pool.output

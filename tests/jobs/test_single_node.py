@@ -21,7 +21,11 @@ WORDS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={val
 def start(*words: str) -> subprocess.Popen:
     """The script in a session of its own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    }
     environment |= {"PATH": path, "OMP_NUM_THREADS": "1"}
     command = ["bash", str(ROOT / "launch/single_node.sh"), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -34,10 +38,24 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_machines_of_a_hostfile_train_as_one(tmp_path: Path, digit_files: tuple[str, str], launcher: str) -> None:
+def test_two_machines_of_a_hostfile_train_as_one(
+    tmp_path: Path, digit_files: tuple[str, str], launcher: str
+) -> None:
     hosts, run, port = tmp_path / "hosts", tmp_path / "run", str(free_port())
     hosts.write_text("# two machines\nlocalhost slots=1\n127.0.0.1 slots=1\n")
-    flags = ["--run", str(run), "--data", digit_files[0], "--test", digit_files[1], "--epochs", "1", "--ds_config", "zero2", *WORDS]
+    flags = [
+        "--run",
+        str(run),
+        "--data",
+        digit_files[0],
+        "--test",
+        digit_files[1],
+        "--epochs",
+        "1",
+        "--ds_config",
+        "zero2",
+        *WORDS,
+    ]
     meet = ["--launcher", launcher, "--hostfile", str(hosts), "--port", port]
     machines = [start(*meet, "--node_rank", str(number), "pretrain", *flags) for number in range(2)]
     try:
@@ -55,11 +73,19 @@ def test_two_machines_of_a_hostfile_train_as_one(tmp_path: Path, digit_files: tu
     ("words", "shown"),
     [
         ([], "deepspeed --master_port 9 --num_gpus 3 {root}/launch/pretrain.py --seed 1"),
-        (["--launcher", "torchrun"], "torchrun --master_port 9 --nproc_per_node 3 -- {root}/launch/pretrain.py --seed 1"),
-        (["--hostfile", "hosts"], "deepspeed --master_port 9 --hostfile hosts {root}/launch/pretrain.py --seed 1"),
+        (
+            ["--launcher", "torchrun"],
+            "torchrun --master_port 9 --nproc_per_node 3 -- {root}/launch/pretrain.py --seed 1",
+        ),
+        (
+            ["--hostfile", "hosts"],
+            "deepspeed --master_port 9 --hostfile hosts {root}/launch/pretrain.py --seed 1",
+        ),
     ],
 )
-def test_dry_run_shows_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], shown: str) -> None:
+def test_dry_run_shows_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], shown: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("hosts").write_text("a slots=8\n")
     done = start("--ranks", "3", "--port", "9", *words, "--dry_run", "pretrain", "--seed", "1")
@@ -70,19 +96,33 @@ def test_dry_run_shows_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("words", "refusal"),
     [
         (["train"], "say pretrain or finetune, then its flags"),
-        (["--rank", "1", "pretrain"], "unknown option --rank; there are --launcher --ranks --hostfile --node_rank --port --dry_run"),
+        (
+            ["--rank", "1", "pretrain"],
+            "unknown option --rank; there are --launcher --ranks --hostfile --node_rank --port --dry_run",
+        ),
         (["--ranks"], "--ranks needs a value"),
         (["--launcher", "mpirun", "pretrain"], "--launcher mpirun: there are deepspeed and torchrun"),
         (["--node_rank", "0", "pretrain"], "--node_rank needs --hostfile FILE"),
         (["--hostfile", "gone", "pretrain"], "--hostfile gone cannot be read"),
-        (["--hostfile", "hosts", "--launcher", "torchrun", "pretrain"], "torchrun is started on each machine: add --node_rank K"),
-        (["--hostfile", "hosts", "--node_rank", "2", "pretrain"], "--node_rank 2: hosts has the machines 0 to 1"),
-        (["--hostfile", "hosts", "--node_rank", "hosts[$(touch gone)]", "pretrain"], "hosts has the machines 0 to 1"),
+        (
+            ["--hostfile", "hosts", "--launcher", "torchrun", "pretrain"],
+            "torchrun is started on each machine: add --node_rank K",
+        ),
+        (
+            ["--hostfile", "hosts", "--node_rank", "2", "pretrain"],
+            "--node_rank 2: hosts has the machines 0 to 1",
+        ),
+        (
+            ["--hostfile", "hosts", "--node_rank", "hosts[$(touch gone)]", "pretrain"],
+            "hosts has the machines 0 to 1",
+        ),
         (["--hostfile", "/dev/null", "pretrain"], "/dev/null names no machine"),
         (["--hostfile", "odd", "pretrain"], "odd: 'a 8' must be HOST slots=RANKS"),
     ],
 )
-def test_wrong_words_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], refusal: str) -> None:
+def test_wrong_words_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], refusal: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("hosts").write_text("a slots=8\nb slots=8\n")
     Path("odd").write_text("a 8\n")

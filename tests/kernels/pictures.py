@@ -68,8 +68,12 @@ def policy(name: str, value: float = 0.0, centre: tuple[float, float] = (0.5, 0.
     return {"policy_op": (POLICY_OPS.index(name), 0), "policy_value": (value, 0), "cutout_centre": centre}
 
 
-def assert_close(got: NDArray[np.uint8], wanted: NDArray[np.float64], *, mean: float, percentile_99: float, largest: float) -> None:
+def assert_close(
+    got: NDArray[np.uint8], wanted: NDArray[np.float64], *, mean: float, percentile_99: float, largest: float
+) -> None:
     """Levels apart: on average, for all but a hundredth of the pixels, and at most."""
     apart = np.abs(got.astype(np.float64) - wanted)
     figures = (apart.mean(), np.percentile(apart, 99), apart.max())
-    assert all(figure <= limit for figure, limit in zip(figures, (mean, percentile_99, largest), strict=True)), figures
+    assert all(
+        figure <= limit for figure, limit in zip(figures, (mean, percentile_99, largest), strict=True)
+    ), figures

@@ -29,7 +29,12 @@ def resize_matrix(length: int, resized: int, name: str) -> NDArray[np.float64]:
     """(resized, length): PIL's antialiased resize along one direction."""
     scale = length / resized
     stretch = max(scale, 1.0)
-    matrix = np.array([[filter_weight(name, (x + 0.5 - (i + 0.5) * scale) / stretch) for x in range(length)] for i in range(resized)])
+    matrix = np.array(
+        [
+            [filter_weight(name, (x + 0.5 - (i + 0.5) * scale) / stretch) for x in range(length)]
+            for i in range(resized)
+        ]
+    )
     return matrix / matrix.sum(1, keepdims=True)
 
 
@@ -63,7 +68,11 @@ def hue(picture: Picture, turns: float) -> Picture:
     red, green, blue = np.moveaxis(picture, -1, 0)
     top, chroma = picture.max(-1), np.ptp(picture, -1)
     safe = np.where(chroma == 0, 1, chroma)
-    sixths = np.where(top == red, (green - blue) / safe, np.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+    sixths = np.where(
+        top == red,
+        (green - blue) / safe,
+        np.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
     sixths = np.where(chroma == 0, 0, sixths) + 6 * turns
     channels = [(n + sixths) % 6 for n in (5, 3, 1)]
     return np.stack([top - chroma * np.clip(np.minimum(k, 4 - k), 0, 1) for k in channels], -1)
@@ -99,7 +108,9 @@ def sharpness(picture: Picture, factor: float) -> Picture:
     height, width = picture.shape[:2]
     weights = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     if height > 2 and width > 2:
-        parts = [weights[y, x] * picture[y : y + height - 2, x : x + width - 2] for y in range(3) for x in range(3)]
+        parts = [
+            weights[y, x] * picture[y : y + height - 2, x : x + width - 2] for y in range(3) for x in range(3)
+        ]
         smooth[1:-1, 1:-1] = rounded(sum(parts))
     return np.clip(picture * factor + smooth * (1 - factor), 0, 255)
 

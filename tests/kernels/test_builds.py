@@ -22,7 +22,13 @@ NATIVE = SOURCE.parents[2] / ".venv/native"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
-SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", str(Path(__file__).parent / "fuzz.c")]
+SANITIZED = [
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    str(Path(__file__).parent / "fuzz.c"),
+]
 NARROW = ["-O2", *(["-mno-avx512f", "-mno-avx2", "-mno-avx"] if platform.machine() == "x86_64" else [])]
 FUSED = ["-O3", "-ffp-contract=fast", *(["-march=native"] if platform.machine() == "x86_64" else [])]
 # The choice that a processor without wide registers makes, and one with 256 bits (`name` is "avx2" or begins with "avx512").
@@ -34,8 +40,23 @@ needs_avx2 = pytest.mark.skipif(not HAS_AVX2, reason="no AVX2")
 
 def compile_pixels(out: Path, *options: str) -> None:
     """pixels.c; without its choice among processors, unless the options say otherwise."""
-    native = ["-I", str(NATIVE / "include"), "-L", str(NATIVE / "lib"), f"-Wl,-rpath,{NATIVE / 'lib'}"] if NATIVE.exists() else []
-    command = [COMPILER, "-std=gnu11", "-DVITDS_PLAIN", str(SOURCE), *options, "-o", str(out), *native, "-lturbojpeg", "-lm"]
+    native = (
+        ["-I", str(NATIVE / "include"), "-L", str(NATIVE / "lib"), f"-Wl,-rpath,{NATIVE / 'lib'}"]
+        if NATIVE.exists()
+        else []
+    )
+    command = [
+        COMPILER,
+        "-std=gnu11",
+        "-DVITDS_PLAIN",
+        str(SOURCE),
+        *options,
+        "-o",
+        str(out),
+        *native,
+        "-lturbojpeg",
+        "-lm",
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
@@ -48,7 +69,9 @@ def test_fuzzed_pictures_plans_and_jpegs_are_clean_under_the_sanitizers(tmp_path
     second.convert("L").crop((0, 0, 101, 133)).save(tmp_path / "133x101.jpg")
     first.convert("CMYK").crop((0, 0, 40, 40)).save(tmp_path / "40x40.jpg")
     jpegs = sorted(str(path) for path in tmp_path.glob("*.jpg"))
-    run = subprocess.run([str(tmp_path / "fuzz"), "4000", "1", *jpegs], capture_output=True, text=True, timeout=100)
+    run = subprocess.run(
+        [str(tmp_path / "fuzz"), "4000", "1", *jpegs], capture_output=True, text=True, timeout=100
+    )
     assert run.returncode == 0, run.stderr
     made, refused, damaged = map(int, re.findall(r"\d+", run.stdout))
     assert made + refused + damaged == 4000 and made > 2000 and refused > 400 and damaged > 300
@@ -61,10 +84,15 @@ def random_plans(pictures: list[np.ndarray], views: int, side: int) -> np.ndarra
     shape = plans.shape
     for row, picture in zip(plans, pictures, strict=True):
         row["height"], row["width"] = (random.integers(1, size + 1, views) for size in picture.shape[:2])
-        row["top"], row["left"] = picture.shape[0] - row["height"], random.integers(0, picture.shape[1] - row["width"] + 1)
+        row["top"], row["left"] = (
+            picture.shape[0] - row["height"],
+            random.integers(0, picture.shape[1] - row["width"] + 1),
+        )
     plans["resized_height"], plans["resized_width"] = side, side
     plans["filter"], plans["flip"], plans["grey"] = random.integers(0, 2, (3, *shape))
-    plans["colour_order"] = random.permuted(np.broadcast_to(np.arange(1, 5, dtype=np.uint8), (*shape, 4)), axis=-1)
+    plans["colour_order"] = random.permuted(
+        np.broadcast_to(np.arange(1, 5, dtype=np.uint8), (*shape, 4)), axis=-1
+    )
     for name in ("brightness", "contrast", "saturation"):
         plans[name] = random.uniform(0, 2, shape)
     plans["hue"], plans["blur_sigma"] = random.uniform(-0.5, 0.5, shape), random.uniform(0, 3, shape)
@@ -84,7 +112,9 @@ def random_plans(pictures: list[np.ndarray], views: int, side: int) -> np.ndarra
         pytest.param(CHOOSES_256, id="chooses 256 bits", marks=needs_avx2),
     ],
 )
-def test_every_build_makes_the_same_bytes(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_build_makes_the_same_bytes(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pictures = photographs()[:2] + [part[:37] for part in photograph_parts(91)]
     sizes = [picture.shape[:2] for picture in pictures]
     jobs = [(side, random_plans(pictures, 12, side)) for side in (112, 64, 33, 7)]

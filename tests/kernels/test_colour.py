@@ -44,14 +44,28 @@ def gaussian_blur(levels: Tensor, sigma: float) -> Tensor:
 def test_jitter_of_photographs_is_the_reference_and_torchvisions(name: str, value: float) -> None:
     for picture in photograph_parts(SIDE):
         view = cut(picture, whole_plan(SIDE, SIDE, SIDE, **colour(name, value)), SIDE)[0]
-        assert_close(view, getattr(reference, name)(picture.astype(float), value), mean=0.5, percentile_99=2, largest=2)
-        assert_close(view, torchvision_float(lambda x: TORCHVISION[name](x, value), picture), mean=0.5, percentile_99=2, largest=2)
+        assert_close(
+            view, getattr(reference, name)(picture.astype(float), value), mean=0.5, percentile_99=2, largest=2
+        )
+        assert_close(
+            view,
+            torchvision_float(lambda x: TORCHVISION[name](x, value), picture),
+            mean=0.5,
+            percentile_99=2,
+            largest=2,
+        )
 
 
-@pytest.mark.parametrize(("name", "value"), [("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.0)]
+)
 def test_neutral_values_change_nothing(name: str, value: float) -> None:
-    every_colour = np.array(list(itertools.product(range(0, 256, 5), repeat=3)), np.uint8)[: 364 * 364].reshape(364, 364, 3)
-    assert np.array_equal(cut(every_colour, whole_plan(364, 364, 364, **colour(name, value)), 364)[0], every_colour)
+    every_colour = np.array(list(itertools.product(range(0, 256, 5), repeat=3)), np.uint8)[
+        : 364 * 364
+    ].reshape(364, 364, 3)
+    assert np.array_equal(
+        cut(every_colour, whole_plan(364, 364, 364, **colour(name, value)), 364)[0], every_colour
+    )
 
 
 @pytest.mark.parametrize("turns", TURNS)
@@ -68,7 +82,13 @@ def test_greyscale_is_the_reference_and_torchvisions() -> None:
     for picture in photograph_parts(SIDE):
         view = cut(picture, whole_plan(SIDE, SIDE, SIDE, grey=1), SIDE)[0]
         assert_close(view, reference.greyscale(picture.astype(float)), mean=0.5, percentile_99=1, largest=1.1)
-        assert_close(view, torchvision_float(lambda x: F.rgb_to_grayscale(x, 3), picture), mean=0.5, percentile_99=1, largest=1.1)
+        assert_close(
+            view,
+            torchvision_float(lambda x: F.rgb_to_grayscale(x, 3), picture),
+            mean=0.5,
+            percentile_99=1,
+            largest=1.1,
+        )
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.34, 0.7, 1.0, 1.37, 2.0, 5.0])
@@ -76,7 +96,13 @@ def test_blur_of_photographs_is_the_reference_and_torchvisions(sigma: float) -> 
     for picture in photograph_parts(SIDE):
         view = cut(picture, whole_plan(SIDE, SIDE, SIDE, blur_sigma=sigma), SIDE)[0]
         assert_close(view, reference.blur(picture.astype(float), sigma), mean=0.5, percentile_99=2, largest=3)
-        assert_close(view, torchvision_float(lambda x: gaussian_blur(x, sigma), picture), mean=0.5, percentile_99=2, largest=3)
+        assert_close(
+            view,
+            torchvision_float(lambda x: gaussian_blur(x, sigma), picture),
+            mean=0.5,
+            percentile_99=2,
+            largest=3,
+        )
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(1, 5)))[::3])
@@ -84,7 +110,9 @@ def test_the_whole_chain_in_any_order_is_torchvisions(order: tuple[int, ...]) ->
     values = {"brightness": 0.7, "contrast": 1.3, "saturation": 1.5, "hue": -0.12}
     apart = []
     for picture in photograph_parts(SIDE):
-        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, colour_order=order, blur_sigma=1.2, **values), SIDE)[0]
+        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, colour_order=order, blur_sigma=1.2, **values), SIDE)[
+            0
+        ]
 
         def chain(levels: Tensor) -> Tensor:
             for index in order:
@@ -103,7 +131,16 @@ def test_operations_apply_in_the_plans_order() -> None:
     grey = cut(steps[-1], whole_plan(48, 48, 48, grey=1), 48)[0]
     wanted = cut(grey, whole_plan(48, 48, 48, blur_sigma=1.0), 48)[0]
     together = whole_plan(
-        48, 48, 48, colour_order=(2, 1, 4, 3), brightness=1.5, contrast=1.6, saturation=0.3, hue=0.2, grey=1, blur_sigma=1.0
+        48,
+        48,
+        48,
+        colour_order=(2, 1, 4, 3),
+        brightness=1.5,
+        contrast=1.6,
+        saturation=0.3,
+        hue=0.2,
+        grey=1,
+        blur_sigma=1.0,
     )
     assert np.array_equal(cut(picture, together, 48)[0], wanted)
 

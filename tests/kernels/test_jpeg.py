@@ -27,7 +27,10 @@ def cmyk_jpeg(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("options", [{"quality": 80}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"quality": 80}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}],
+)
 def test_decoded_picture_is_pils(options: dict) -> None:
     for picture in photographs()[:4]:
         stored = jpeg(picture, **options)
@@ -65,12 +68,17 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "stored"), [(reason, stored) for reason, all_stored in CASES.items() for stored in all_stored])
+@pytest.mark.parametrize(
+    ("reason", "stored"), [(reason, stored) for reason, all_stored in CASES.items() for stored in all_stored]
+)
 def test_unusable_jpeg_is_told_and_the_next_one_decodes(reason: str, stored: bytes) -> None:
     with pytest.raises(DataError, match="a picture of 96 x 96 px in ") as told:
         decode(stored, JPEG, (96, 96))
     assert reason in str(told.value)
-    assert np.abs(decode(STORED, JPEG, (96, 96)).astype(int) - np.asarray(Image.open(io.BytesIO(STORED)))).max() <= 1
+    assert (
+        np.abs(decode(STORED, JPEG, (96, 96)).astype(int) - np.asarray(Image.open(io.BytesIO(STORED)))).max()
+        <= 1
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])

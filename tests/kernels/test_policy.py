@@ -32,10 +32,26 @@ EXACT_IN_PIL: list[tuple[str, float, Pil]] = [
     ("equalize", 0, ImageOps.equalize),
     ("rotate", 17, lambda image: image.rotate(17, fillcolor=FILL)),
     ("rotate", 30, lambda image: image.rotate(30, fillcolor=FILL)),
-    ("translate_x", 0.31, lambda image: image.transform(image.size, AFFINE, (1, 0, 0.31 * SIDE, 0, 1, 0), fillcolor=FILL)),
-    ("translate_x", -0.2, lambda image: image.transform(image.size, AFFINE, (1, 0, -0.2 * SIDE, 0, 1, 0), fillcolor=FILL)),
-    ("translate_y", 0.31, lambda image: image.transform(image.size, AFFINE, (1, 0, 0, 0, 1, 0.31 * SIDE), fillcolor=FILL)),
-    ("translate_y", -0.2, lambda image: image.transform(image.size, AFFINE, (1, 0, 0, 0, 1, -0.2 * SIDE), fillcolor=FILL)),
+    (
+        "translate_x",
+        0.31,
+        lambda image: image.transform(image.size, AFFINE, (1, 0, 0.31 * SIDE, 0, 1, 0), fillcolor=FILL),
+    ),
+    (
+        "translate_x",
+        -0.2,
+        lambda image: image.transform(image.size, AFFINE, (1, 0, -0.2 * SIDE, 0, 1, 0), fillcolor=FILL),
+    ),
+    (
+        "translate_y",
+        0.31,
+        lambda image: image.transform(image.size, AFFINE, (1, 0, 0, 0, 1, 0.31 * SIDE), fillcolor=FILL),
+    ),
+    (
+        "translate_y",
+        -0.2,
+        lambda image: image.transform(image.size, AFFINE, (1, 0, 0, 0, 1, -0.2 * SIDE), fillcolor=FILL),
+    ),
 ]
 NEAR_PIL: list[tuple[str, float, Pil]] = [
     ("autocontrast", 0, ImageOps.autocontrast),
@@ -47,10 +63,26 @@ NEAR_PIL: list[tuple[str, float, Pil]] = [
     ("colour", 1.9, lambda image: ImageEnhance.Color(image).enhance(1.9)),
     ("brightness", 0.2, lambda image: ImageEnhance.Brightness(image).enhance(0.2)),
     ("brightness", 1.9, lambda image: ImageEnhance.Brightness(image).enhance(1.9)),
-    ("shear_x", 0.3, lambda image: image.transform(image.size, AFFINE, (1, 0.3, 0, 0, 1, 0), BICUBIC, fillcolor=FILL)),
-    ("shear_x", -0.1, lambda image: image.transform(image.size, AFFINE, (1, -0.1, 0, 0, 1, 0), BICUBIC, fillcolor=FILL)),
-    ("shear_y", 0.3, lambda image: image.transform(image.size, AFFINE, (1, 0, 0, 0.3, 1, 0), BICUBIC, fillcolor=FILL)),
-    ("shear_y", -0.1, lambda image: image.transform(image.size, AFFINE, (1, 0, 0, -0.1, 1, 0), BICUBIC, fillcolor=FILL)),
+    (
+        "shear_x",
+        0.3,
+        lambda image: image.transform(image.size, AFFINE, (1, 0.3, 0, 0, 1, 0), BICUBIC, fillcolor=FILL),
+    ),
+    (
+        "shear_x",
+        -0.1,
+        lambda image: image.transform(image.size, AFFINE, (1, -0.1, 0, 0, 1, 0), BICUBIC, fillcolor=FILL),
+    ),
+    (
+        "shear_y",
+        0.3,
+        lambda image: image.transform(image.size, AFFINE, (1, 0, 0, 0.3, 1, 0), BICUBIC, fillcolor=FILL),
+    ),
+    (
+        "shear_y",
+        -0.1,
+        lambda image: image.transform(image.size, AFFINE, (1, 0, 0, -0.1, 1, 0), BICUBIC, fillcolor=FILL),
+    ),
 ]
 REFERENCE_NAMES = {"colour": "saturation"}
 WITHOUT_VALUE = ("invert", "autocontrast", "equalize")
@@ -98,7 +130,13 @@ def test_operation_is_pils_within_two_levels(name: str, value: float, pil: Pil) 
 )
 def test_operation_is_torchvisions_in_float(name: str, value: float, operation: Callable) -> None:
     for picture in photograph_parts(SIDE):
-        assert_close(run(picture, name, value), torchvision_float(operation, picture), mean=0.5, percentile_99=2, largest=2)
+        assert_close(
+            run(picture, name, value),
+            torchvision_float(operation, picture),
+            mean=0.5,
+            percentile_99=2,
+            largest=2,
+        )
 
 
 RANGES = {
@@ -136,7 +174,13 @@ def test_cutout_fills_a_square_clipped_at_the_edges(square: int, centre: tuple[f
 
 def test_two_operations_follow_each_other() -> None:
     picture = photograph_parts(SIDE)[0]
-    plan = whole_plan(SIDE, SIDE, SIDE, policy_op=(POLICY_OPS.index("rotate"), POLICY_OPS.index("solarize")), policy_value=(20, 100))
+    plan = whole_plan(
+        SIDE,
+        SIDE,
+        SIDE,
+        policy_op=(POLICY_OPS.index("rotate"), POLICY_OPS.index("solarize")),
+        policy_value=(20, 100),
+    )
     assert np.array_equal(cut(picture, plan, SIDE)[0], run(run(picture, "rotate", 20), "solarize", 100))
 
 
@@ -145,8 +189,17 @@ def test_flip_comes_after_the_policy(name: str) -> None:
     picture = photograph_parts(SIDE)[0]
     value = 6 if name == "posterize" else 20 if name in ("cutout", "rotate") else 0.4
     fields = {"flip": 1, **colour_fields()}
-    assert np.array_equal(run(picture, name, value, **fields), run(picture, name, value, **colour_fields())[:, ::-1])
+    assert np.array_equal(
+        run(picture, name, value, **fields), run(picture, name, value, **colour_fields())[:, ::-1]
+    )
 
 
 def colour_fields() -> dict[str, Any]:
-    return {"colour_order": (4, 2, 1, 3), "brightness": 0.9, "contrast": 1.2, "saturation": 0.6, "hue": 0.1, "blur_sigma": 0.8}
+    return {
+        "colour_order": (4, 2, 1, 3),
+        "brightness": 0.9,
+        "contrast": 1.2,
+        "saturation": 0.6,
+        "hue": 0.1,
+        "blur_sigma": 0.8,
+    }

@@ -25,7 +25,11 @@ BUILDS = {
 
 
 def run(
-    logits: torch.Tensor, *, parts: tuple[torch.Tensor, torch.Tensor] | None = None, stores: bool = True, threads: int = 2
+    logits: torch.Tensor,
+    *,
+    parts: tuple[torch.Tensor, torch.Tensor] | None = None,
+    stores: bool = True,
+    threads: int = 2,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(what stands where the logits did, highest, above); `parts` are known, else found."""
     values = logits.clone()
@@ -77,7 +81,13 @@ def test_exponentials_of_bfloat16_numbers_are_off_by_their_rounding() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_highest_logit_is_found_whatever_the_signs(dtype: torch.dtype) -> None:
-    for values in ([-3.0, -2.0, -7.0], [0.0, -1e30, -1.0], [-torch.inf, -5.0, 2.0], [1e-30, 1e30, -1e38], [-1e-38, -1.0, -2.0]):
+    for values in (
+        [-3.0, -2.0, -7.0],
+        [0.0, -1e30, -1.0],
+        [-torch.inf, -5.0, 2.0],
+        [1e-30, 1e30, -1e38],
+        [-1e-38, -1.0, -2.0],
+    ):
         logits = torch.tensor(values * 40)[None].to(dtype)
         assert run(logits)[1] == logits.max()
 
@@ -126,7 +136,9 @@ def test_minus_infinity_takes_no_share() -> None:
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     logits = make_logits(11, 300, torch.bfloat16)
     results = [run(logits, threads=threads) for threads in (1, 2, 3, 16)]
-    assert all(torch.equal(one, first) for result in results for one, first in zip(result, results[0], strict=True))
+    assert all(
+        torch.equal(one, first) for result in results for one, first in zip(result, results[0], strict=True)
+    )
 
 
 def test_its_threads_are_those_of_torch() -> None:
@@ -138,10 +150,24 @@ def test_its_threads_are_those_of_torch() -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 @pytest.mark.parametrize("build", [name for name in BUILDS if X86 or name != "256 bits"])
-def test_builds_for_other_processors_agree(build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_for_other_processors_agree(
+    build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = Path(kernel.__file__).parent / "softmax.c", tmp_path / "_softmax.so"
-    command = [COMPILER, "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fopenmp", "-fPIC", "-shared"]
-    made = subprocess.run([*command, *BUILDS[build], str(source), "-o", str(out), "-lm"], capture_output=True, text=True)
+    command = [
+        COMPILER,
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unused-function",
+        "-fopenmp",
+        "-fPIC",
+        "-shared",
+    ]
+    made = subprocess.run(
+        [*command, *BUILDS[build], str(source), "-o", str(out), "-lm"], capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "softmax.py"))
     other = kernel.library.__wrapped__()

@@ -14,7 +14,16 @@ from tests.kernels import reference
 from tests.kernels.pictures import photograph_parts, photographs, whole_plan
 from vitds.errors import DataError, ResourceError, ShapeError
 from vitds.kernels import views as kernels
-from vitds.kernels.views import RAW, VIEW_PLAN, cut_views, error_text, kernel_error, library, normalise, scratch
+from vitds.kernels.views import (
+    RAW,
+    VIEW_PLAN,
+    cut_views,
+    error_text,
+    kernel_error,
+    library,
+    normalise,
+    scratch,
+)
 
 SIDE = 24
 PICTURE = photograph_parts(48)[0]
@@ -28,7 +37,10 @@ def refusal(**fields: object) -> str:
 
 def test_plan_has_the_size_that_the_c_file_asserts() -> None:
     assert VIEW_PLAN.itemsize == 92
-    assert f"sizeof(ViewPlan) == {VIEW_PLAN.itemsize}" in (Path(kernels.__file__).parent / "pixels.c").read_text()
+    assert (
+        f"sizeof(ViewPlan) == {VIEW_PLAN.itemsize}"
+        in (Path(kernels.__file__).parent / "pixels.c").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +73,9 @@ def test_raw_picture_of_another_length_is_refused() -> None:
     assert error_text(int(status[0])) == "a buffer does not have the length that its picture or views need"
 
 
-@pytest.mark.parametrize(("storage", "size"), [(2, (48, 48)), (RAW, (0, 48)), (RAW, (48, -1)), (RAW, (48, 65536))])
+@pytest.mark.parametrize(
+    ("storage", "size"), [(2, (48, 48)), (RAW, (0, 48)), (RAW, (48, -1)), (RAW, (48, 65536))]
+)
 def test_unknown_storage_or_impossible_size_is_refused(storage: int, size: tuple[int, int]) -> None:
     _, status = cut_views([PICTURE], [storage], [size], whole_plan(48, 48, SIDE)[None], SIDE)
     assert error_text(int(status[0])) == "an argument is missing or out of range"
@@ -69,27 +83,44 @@ def test_unknown_storage_or_impossible_size_is_refused(storage: int, size: tuple
 
 def test_arrays_that_do_not_fit_together_are_refused() -> None:
     plan = whole_plan(48, 48, SIDE)[None]
-    with pytest.raises(ShapeError, match=r"plans must be \(2, views\) of VIEW_PLAN, one row a source; it is \(1, 1\)"):
+    with pytest.raises(
+        ShapeError, match=r"plans must be \(2, views\) of VIEW_PLAN, one row a source; it is \(1, 1\)"
+    ):
         cut_views([PICTURE, PICTURE], [RAW, RAW], [(48, 48)] * 2, plan, SIDE)
     with pytest.raises(ShapeError, match=r"plans must be .* it is \(1, 1\) of float32"):
         cut_views([PICTURE], [RAW], [(48, 48)], np.zeros((1, 1), np.float32), SIDE)
-    with pytest.raises(ShapeError, match=r"out must be a C-contiguous \(1, 1, 3, 24, 24\) array of uint8; it is \(1, 1, 3, 24, 25\)"):
+    with pytest.raises(
+        ShapeError,
+        match=r"out must be a C-contiguous \(1, 1, 3, 24, 24\) array of uint8; it is \(1, 1, 3, 24, 25\)",
+    ):
         cut_views([PICTURE], [RAW], [(48, 48)], plan, SIDE, out=np.empty((1, 1, 3, 24, 25), np.uint8))
-    with pytest.raises(ShapeError, match=r"status must be a C-contiguous \(1,\) array of int32; it is \(2,\)"):
+    with pytest.raises(
+        ShapeError, match=r"status must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
+    ):
         cut_views([PICTURE], [RAW], [(48, 48)], plan, SIDE, status=np.empty(2, np.int32))
-    with pytest.raises(ShapeError, match=r"storages must be a C-contiguous \(1,\) array of int32; it is \(2,\)"):
+    with pytest.raises(
+        ShapeError, match=r"storages must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
+    ):
         cut_views([PICTURE], [RAW, RAW], [(48, 48)], plan, SIDE)
-    with pytest.raises(ShapeError, match="a batch of 1 images, 1 views, side 4097 px, 1 threads: an argument is missing or out of range"):
+    with pytest.raises(
+        ShapeError,
+        match="a batch of 1 images, 1 views, side 4097 px, 1 threads: an argument is missing or out of range",
+    ):
         cut_views([PICTURE], [RAW], [(48, 48)], plan, 4097)
 
 
-@pytest.mark.parametrize(("code", "kind"), [(-1, ShapeError), (-2, DataError), (-3, DataError), (-7, ShapeError), (-8, ResourceError)])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(-1, ShapeError), (-2, DataError), (-3, DataError), (-7, ShapeError), (-8, ResourceError)],
+)
 def test_error_codes_become_errors_for_people(code: int, kind: type) -> None:
     error = kernel_error(code, "flowers.beton, image 17")
     assert type(error) is kind and str(error) == f"flowers.beton, image 17: {error_text(code)}."
 
 
-def test_missing_library_names_the_command_that_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_names_the_command_that_builds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "views.py"))
     with pytest.raises(ResourceError, match=r"there is no _pixels\*\.so in .*Run `bash launch/setup_env.sh`"):
         library.__wrapped__()
@@ -102,16 +133,28 @@ def test_any_number_of_threads_gives_the_same_views() -> None:
     pictures = photographs()[:2] * 5
     sizes = [picture.shape[:2] for picture in pictures]
     plans = np.stack([np.repeat(whole_plan(*size, SIDE, blur_sigma=1.5), 3) for size in sizes])
-    results = [cut_views(pictures, [RAW] * 10, sizes, plans, SIDE, threads=threads)[0] for threads in (1, 2, 3, 16)]
+    results = [
+        cut_views(pictures, [RAW] * 10, sizes, plans, SIDE, threads=threads)[0] for threads in (1, 2, 3, 16)
+    ]
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:
-    fresh = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[0]
+    fresh = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
+        0
+    ]
     for picture in photographs()[:4]:  # other sizes, other tap tables
         for side in (9, 200):
-            cut_views([picture], [RAW], [picture.shape[:2]], whole_plan(*picture.shape[:2], side, filter=1, blur_sigma=3)[None], side)
-    again = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[0]
+            cut_views(
+                [picture],
+                [RAW],
+                [picture.shape[:2]],
+                whole_plan(*picture.shape[:2], side, filter=1, blur_sigma=3)[None],
+                side,
+            )
+    again = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
+        0
+    ]
     assert np.array_equal(fresh, again)
 
 
@@ -131,7 +174,12 @@ def test_compiled_code_can_call_the_kernels() -> None:
 def test_scratches_can_be_freed() -> None:
     memory = library().vitds_scratch_new()
     out = np.empty(PICTURE.size, np.uint8)
-    assert library().vitds_decode(PICTURE.ctypes.data, PICTURE.size, RAW, 48, 48, out.ctypes.data, out.nbytes, memory) == 0
+    assert (
+        library().vitds_decode(
+            PICTURE.ctypes.data, PICTURE.size, RAW, 48, 48, out.ctypes.data, out.nbytes, memory
+        )
+        == 0
+    )
     library().vitds_scratch_free(ctypes.c_void_p(memory))
     library().vitds_scratch_free(None)
     assert np.array_equal(out, PICTURE.ravel())
@@ -153,5 +201,7 @@ def test_normalised_bfloat16_is_torchs_rounding_of_float32() -> None:
 
 
 def test_views_of_another_shape_are_not_normalised() -> None:
-    with pytest.raises(ShapeError, match=r"views must be a C-contiguous \(2, 3, 5, 5\) array of uint8; it is \(2, 4, 5, 5\)"):
+    with pytest.raises(
+        ShapeError, match=r"views must be a C-contiguous \(2, 3, 5, 5\) array of uint8; it is \(2, 4, 5, 5\)"
+    ):
         normalise(np.zeros((2, 4, 5, 5), np.uint8), MEAN, STD)

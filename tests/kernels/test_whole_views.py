@@ -29,7 +29,9 @@ def float_view(picture: np.ndarray, plan: np.void, side_px: int) -> Tensor:
     """(S, S, 3) in levels, rounded nowhere on the way."""
     x = torch.tensor(picture).permute(2, 0, 1).float() / 255
     x = x[:, plan["top"] : plan["top"] + plan["height"], plan["left"] : plan["left"] + plan["width"]]
-    x = F.resize(x, [side_px, side_px], F.InterpolationMode(FILTER_NAMES[int(plan["filter"])]), antialias=True).clamp(0, 1)
+    x = F.resize(
+        x, [side_px, side_px], F.InterpolationMode(FILTER_NAMES[int(plan["filter"])]), antialias=True
+    ).clamp(0, 1)
     for index in plan["colour_order"]:
         if index:
             x = TORCHVISION[COLOUR_OPS[index]](x, float(plan[COLOUR_OPS[index]]))
@@ -43,10 +45,12 @@ def float_view(picture: np.ndarray, plan: np.void, side_px: int) -> Tensor:
 
 @pytest.mark.parametrize("recipe", ["idmm_deit_tiny", "finetune_deit_tiny_224"])
 def test_whole_views_of_a_recipe_are_torchvisions_in_float(recipe: str) -> None:
-    views = load_settings(recipe=recipe, method=None, flags={}).views
+    views = load_settings(recipe=recipe, command=None, flags={}).views
     apart = []
     for number, picture in enumerate(photographs()):
-        plans = draw_views(views, *np.array(picture.shape[:2])[:, None], seed=0, epoch=number, images=np.array([number]))[0]
+        plans = draw_views(
+            views, *np.array(picture.shape[:2])[:, None], seed=0, epoch=number, images=np.array([number])
+        )[0]
         known = np.isin(plans["policy_op"], [0, *(POLICY_OPS.index(name) for name in POLICY)])
         plans["policy_op"] = np.where(known, plans["policy_op"], 0)
         for view, plan in zip(cut(picture, plans, views.crop_px), plans, strict=True):

@@ -26,33 +26,52 @@ TINY = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
 def test_sizes_with_a_102_class_head_are_the_papers(name: str, crop_px: int, millions: float) -> None:
     backbone = build_backbone(Backbone(name=name), crop_px=crop_px, seed=0)
     own = sum(parameter.numel() for parameter in backbone.parameters())
-    assert (own + 103 * feature_width(backbone) - feature_width(backbone) + 102) / 1e6 == pytest.approx(millions, abs=0.006)  # METHOD 5
+    assert (own + 103 * feature_width(backbone) - feature_width(backbone) + 102) / 1e6 == pytest.approx(
+        millions, abs=0.006
+    )  # METHOD 5
 
 
 def test_weights_are_a_function_of_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = build_backbone(Backbone(options=TINY), crop_px=16, seed=3).state_dict()
     torch.manual_seed(2)
-    again, other = (build_backbone(Backbone(options=TINY), crop_px=16, seed=seed).state_dict() for seed in (3, 4))
+    again, other = (
+        build_backbone(Backbone(options=TINY), crop_px=16, seed=seed).state_dict() for seed in (3, 4)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
-    assert 0.015 < float(first["blocks.0.mlp.fc1.weight"].std()) < 0.025  # truncated normal 0.02, not torch's default
+    assert (
+        0.015 < float(first["blocks.0.mlp.fc1.weight"].std()) < 0.025
+    )  # truncated normal 0.02, not torch's default
 
 
 def test_unknown_names_options_and_sides_are_refused() -> None:
-    with pytest.raises(SettingsError, match="'deit_tiny_patch16_244' is no timm model; near names: .*deit_tiny_patch16_224"):
+    with pytest.raises(
+        SettingsError, match="'deit_tiny_patch16_244' is no timm model; near names: .*deit_tiny_patch16_224"
+    ):
         build_backbone(Backbone(name="deit_tiny_patch16_244"), crop_px=112, seed=0)
     with pytest.raises(SettingsError, match="cannot be built: .*colour"):
         build_backbone(Backbone(options={"colour": 1}), crop_px=112, seed=0)
-    with pytest.raises(SettingsError, match="views.crop_px 100 is not a multiple of deit_tiny_patch16_224's patch of 16 pixels"):
+    with pytest.raises(
+        SettingsError,
+        match="views.crop_px 100 is not a multiple of deit_tiny_patch16_224's patch of 16 pixels",
+    ):
         build_backbone(Backbone(), crop_px=100, seed=0)
-    with pytest.raises(SettingsError, match="this model's position embedding needs all patches; set backbone.patch_drop=0"):
-        build_backbone(Backbone(name="eva02_tiny_patch14_224", patch_drop=0.5, drop_path=0), crop_px=28, seed=0)
+    with pytest.raises(
+        SettingsError, match="this model's position embedding needs all patches; set backbone.patch_drop=0"
+    ):
+        build_backbone(
+            Backbone(name="eva02_tiny_patch14_224", patch_drop=0.5, drop_path=0), crop_px=28, seed=0
+        )
 
 
-def filled(seed: int = 0, step: int = 0, first_chunk: int = 0, chunks: int = 2, **settings: float) -> torch.nn.Module:
+def filled(
+    seed: int = 0, step: int = 0, first_chunk: int = 0, chunks: int = 2, **settings: float
+) -> torch.nn.Module:
     backbone = build_backbone(Backbone(options=TINY, **settings), crop_px=16, seed=0).train()
-    StochasticDraws(backbone, seed=seed, rows_per_chunk=6, patches=patch_count(backbone)).fill(step, first_chunk, chunks)
+    StochasticDraws(backbone, seed=seed, rows_per_chunk=6, patches=patch_count(backbone)).fill(
+        step, first_chunk, chunks
+    )
     return backbone
 
 

@@ -25,7 +25,13 @@ from vitds.plan.totals import MemoryPlan, plan_memory
 from vitds.runs.directory import Run
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
-WIDE: dict[str, Any] = {"patch_size": 8, "embed_dim": 512, "depth": 6, "num_heads": 8, "global_pool": "avg"}  # 76 MB
+WIDE: dict[str, Any] = {
+    "patch_size": 8,
+    "embed_dim": 512,
+    "depth": 6,
+    "num_heads": 8,
+    "global_pool": "avg",
+}  # 76 MB
 NARROW = WIDE | {"embed_dim": 256}  # 19 MB
 TINY = WIDE | {"embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -52,7 +58,9 @@ def measured_and_planned(
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # what glibc's own rule grows to
 
 
-def _train(file: BetonFile, stage: int | str, rows: int, changes: dict[str, Any], options: dict[str, Any]) -> MemoryPlan:
+def _train(
+    file: BetonFile, stage: int | str, rows: int, changes: dict[str, Any], options: dict[str, Any]
+) -> MemoryPlan:
     folder = Path(dist.broadcast_object(tempfile.mkdtemp()))
     with noise_into(folder / "log.txt"):
         trainer, case = built_trainer(file, folder, stage, rows, changes, options)
@@ -63,18 +71,42 @@ def _train(file: BetonFile, stage: int | str, rows: int, changes: dict[str, Any]
 
 
 def built_trainer(
-    file: BetonFile, folder: Path, stage: int | str, rows: int, changes: dict[str, Any], options: dict[str, Any]
+    file: BetonFile,
+    folder: Path,
+    stage: int | str,
+    rows: int,
+    changes: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple[Trainer, Case]:
     """A trainer as a training command builds it, and its case."""
     device, ds, given = start_ranks(), load_ds_config(f"zero{stage}"), _settings(changes, options)
     module = TrainModule(build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0), None)
     settings = resolve_settings(given, module.backbone, ds=ds, device=device, rows=rows, images=file.images)
-    case = make_case(settings, ds, backbone_sizes(module.backbone, settings), rows=rows, ranks=dist.world_size(), on_gpu=False)
+    case = make_case(
+        settings,
+        ds,
+        backbone_sizes(module.backbone, settings),
+        rows=rows,
+        ranks=dist.world_size(),
+        on_gpu=False,
+    )
     return Trainer(Run(folder), settings, ds, file, module, rows, device, None), case
 
 
 def _settings(changes: dict[str, Any], options: dict[str, Any]) -> Settings:
-    own = {"views.crop_px": 32, "batch.global_images": 8, "mix.chunk_images": 2, "engine.compile": "off", "log.tensorboard": "false"}
+    own = {
+        "views.crop_px": 32,
+        "batch.global_images": 8,
+        "batch.chunk_images": 2,
+        "engine.compile": "off",
+        "log.tensorboard": "false",
+    }
     own |= {"backbone.patch_drop": 0.0, "head.init": "noise"}
     words = [f"{key}={value}" for key, value in (own | changes).items()]
-    return load_settings(recipe="idmm_digits", method="idmm", assignments=words, flags={}, extra={"backbone": {"options": options}})
+    return load_settings(
+        recipe="idmm_digits",
+        command="pretrain",
+        assignments=words,
+        flags={},
+        extra={"backbone": {"options": options}},
+    )

@@ -29,12 +29,27 @@ ROOT = Path(__file__).parents[2]
 SIZES = BackboneSizes((1_000_000, 1000, 2_000_000), 100, None)  # 3,001,000 numbers
 
 
-def case_of(stage: int = 0, *, ranks: int = 2, rows: int = 5000, ds: str | None = None, on_gpu: bool = True, **settings: Any) -> Case:
-    own = {"mix__chunk_images": 8, "batch__global_images": 64, "batch__micro_images": 16, "engine__precision": "fp32"}
+def case_of(
+    stage: int = 0,
+    *,
+    ranks: int = 2,
+    rows: int = 5000,
+    ds: str | None = None,
+    on_gpu: bool = True,
+    **settings: Any,
+) -> Case:
+    own = {
+        "batch__chunk_images": 8,
+        "batch__global_images": 64,
+        "batch__micro_images": 16,
+        "engine__precision": "fp32",
+    }
     own |= {"head__kind": "dense", "head__bias": "false"} | settings
     words = [f"{key.replace('__', '.')}={value}" for key, value in own.items()]
-    given = load_settings(recipe="idmm_deit_tiny", method="idmm", assignments=words, flags={})
-    return make_case(given, load_ds_config(ds or f"zero{stage}"), SIZES, rows=rows, ranks=ranks, on_gpu=on_gpu)
+    given = load_settings(recipe="idmm_deit_tiny", command="pretrain", assignments=words, flags={})
+    return make_case(
+        given, load_ds_config(ds or f"zero{stage}"), SIZES, rows=rows, ranks=ranks, on_gpu=on_gpu
+    )
 
 
 def bytes_of(case: Case, *names: str) -> list[int]:
@@ -48,7 +63,12 @@ def bytes_of(case: Case, *names: str) -> list[int]:
 @pytest.mark.parametrize(
     "stage, numbers",
     [(0, (4, 0, 8, 4)), (1, (4, 2, 4, 4)), (2, (4, 2, 4, 2)), (3, (2, 2, 4, 2))],
-    ids=["weights, masters, moments, gradients in bytes a number at stage 0", "stage 1", "stage 2", "stage 3"],
+    ids=[
+        "weights, masters, moments, gradients in bytes a number at stage 0",
+        "stage 1",
+        "stage 2",
+        "stage 3",
+    ],
 )
 def test_states_are_shared_by_stage(stage: int, numbers: tuple[int, ...]) -> None:
     names = [f"backbone: {part}" for part in ("weights", "fp32 masters", "Adam's moments", "gradients")]
@@ -56,11 +76,23 @@ def test_states_are_shared_by_stage(stage: int, numbers: tuple[int, ...]) -> Non
 
 
 def test_frozen_weights_have_neither_states_nor_gradients() -> None:
-    part, whole = (dataclasses.replace(SIZES, parameters=trained, frozen=3_001_000 - sum(trained)) for trained in ((1000, 2_000_000), ()))
-    names = [f"backbone: {part}" for part in ("weights", "frozen weights", "fp32 masters", "Adam's moments", "gradients")]
+    part, whole = (
+        dataclasses.replace(SIZES, parameters=trained, frozen=3_001_000 - sum(trained))
+        for trained in ((1000, 2_000_000), ())
+    )
+    names = [
+        f"backbone: {part}"
+        for part in ("weights", "frozen weights", "fp32 masters", "Adam's moments", "gradients")
+    ]
     for sizes, trained in ((part, 2_001_000), (whole, 0)):
         case = dataclasses.replace(case_of(3), backbone=sizes)
-        assert bytes_of(case, *names) == [trained * 2, (3_001_000 - trained) * 2, trained * 2, trained * 4, trained * 2]
+        assert bytes_of(case, *names) == [
+            trained * 2,
+            (3_001_000 - trained) * 2,
+            trained * 2,
+            trained * 4,
+            trained * 2,
+        ]
         assert case.weights == 3_501_000 and plan_memory(case).peak < plan_memory(case_of(3)).peak
         assert step_traffic(case)["gradients reduced"] == (trained + 500_000) * 4 * case.accumulation
 
@@ -75,20 +107,25 @@ def test_bf16_weights_have_fp32_masters_and_half_the_gradients(tmp_path: Path) -
     (tmp_path / "bf16.json").write_text('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 2}}')
     case = case_of(ds=str(tmp_path / "bf16.json"), engine__precision="bf16")
     names = [f"backbone: {part}" for part in ("weights", "fp32 masters", "Adam's moments", "gradients")]
-    assert bytes_of(case, *names, "bf16 copies of weights") == [3_001_000 * number for number in (2, 2, 4, 1, 0)]
+    assert bytes_of(case, *names, "bf16 copies of weights") == [
+        3_001_000 * number for number in (2, 2, 4, 1, 0)
+    ]
 
 
 def test_autocast_keeps_bf16_copies_of_fp32_weights() -> None:
-    assert bytes_of(case_of(0, engine__precision="bf16"), "backbone: weights", "bf16 copies of weights") == [12_004_000, 2 * 3_501_000]
+    assert bytes_of(case_of(0, engine__precision="bf16"), "backbone: weights", "bf16 copies of weights") == [
+        12_004_000,
+        2 * 3_501_000,
+    ]
 
 
 @pytest.mark.parametrize("optimizer, state", [("adamw", 8 * 100), ("lean", 2 * 100 + 4)])
 def test_sharded_head_has_a_share_of_rows_and_their_states(optimizer: str, state: int) -> None:
     sharded = case_of(2, rows=5001, head__kind="sharded", head__optimizer=optimizer)
     moments = "sharded head: moments" + ", lean" * (optimizer == "lean")
-    assert bytes_of(sharded, "sharded head: weight", "sharded head: gradient", moments, "dense head: weights") == [
-        *(2501 * 400, 2501 * 400, 2501 * state, 0)
-    ]
+    assert bytes_of(
+        sharded, "sharded head: weight", "sharded head: gradient", moments, "dense head: weights"
+    ) == [*(2501 * 400, 2501 * 400, 2501 * state, 0)]
 
 
 def with_bucket(case: Case, numbers: int) -> Case:
@@ -111,7 +148,9 @@ def test_buckets_hold_what_is_trained_where_the_json_does_not_say() -> None:
 
 def test_offloaded_states_lie_in_the_hosts_memory_of_a_gpu() -> None:
     gpu, cpu = (plan_memory(case_of(ds="zero2_offload", on_gpu=on_gpu)) for on_gpu in (True, False))
-    assert "backbone: Adam's moments" in {part.name for part in gpu.host_parts} and gpu.host > 12 * 3_501_000 / 2
+    assert (
+        "backbone: Adam's moments" in {part.name for part in gpu.host_parts} and gpu.host > 12 * 3_501_000 / 2
+    )
     assert "backbone: Adam's moments" in {part.name for part in cpu.parts} and cpu.host == 0
 
 
@@ -122,11 +161,17 @@ def test_stage_3_accumulates_gradients_where_the_optimizer_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "ds, ranks, number", [("zero3", 1, 0), ("zero3_offload", 1, 4), ("zero3_offload", 2, 2)], ids=["at home", "copied", "gathered in bf16"]
+    "ds, ranks, number",
+    [("zero3", 1, 0), ("zero3_offload", 1, 4), ("zero3_offload", 2, 2)],
+    ids=["at home", "copied", "gathered in bf16"],
 )
-def test_weights_that_are_not_on_the_gpu_come_there_for_a_forward_pass(ds: str, ranks: int, number: int) -> None:
+def test_weights_that_are_not_on_the_gpu_come_there_for_a_forward_pass(
+    ds: str, ranks: int, number: int
+) -> None:
     case = case_of(ds=ds, ranks=ranks, engine__precision="bf16")
-    assert bytes_of(case, "gathered weights") == [2 * 3_501_000 * number]  # all of them, and as many fetched ahead
+    assert bytes_of(case, "gathered weights") == [
+        2 * 3_501_000 * number
+    ]  # all of them, and as many fetched ahead
 
 
 def test_peak_is_the_highest_sum_of_what_is_there_at_once() -> None:
@@ -159,8 +204,15 @@ def test_table_names_every_part_and_says_what_is_not_counted(capsys: pytest.Capt
 
 def test_another_model_leaves_the_recipes_options_which_a_setting_may_give() -> None:
     own = plan(recipe="idmm_digits", rows=1000, as_json=True)
-    other = plan(recipe="idmm_digits", model="vit_small_patch16_224", rows=1000, set=["views.crop_px=32"], as_json=True)
-    given = plan(recipe="idmm_digits", model="vit_small_patch16_224", rows=1000, set=["backbone.options={depth: 2}", "views.crop_px=32"])
+    other = plan(
+        recipe="idmm_digits", model="vit_small_patch16_224", rows=1000, set=["views.crop_px=32"], as_json=True
+    )
+    given = plan(
+        recipe="idmm_digits",
+        model="vit_small_patch16_224",
+        rows=1000,
+        set=["backbone.options={depth: 2}", "views.crop_px=32"],
+    )
     assert own["parameters"] < 1e6 < given["parameters"] < other["parameters"]
 
 
@@ -175,12 +227,21 @@ def test_hours_are_measured_by_a_few_real_steps(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     "words, message",
     [
-        (dict(model="vit_larg_patch16_224"), "backbone.name 'vit_larg_patch16_224' is no timm model; near names: vit_large_patch16_224"),
+        (
+            dict(model="vit_larg_patch16_224"),
+            "backbone.name 'vit_larg_patch16_224' is no timm model; near names: vit_large_patch16_224",
+        ),
         (dict(gpus=8), "8 ranks cannot share the 4 chunks of a step"),
         (dict(set=["batch.micro_images=192"]), "batch.micro_images 192 must be whole chunks"),
-        (dict(rows=3, gpus=4, set=["head.kind=sharded"]), "3 instances cannot be spread over 4 ranks; use dense"),
+        (
+            dict(rows=3, gpus=4, set=["head.kind=sharded"]),
+            "3 instances cannot be spread over 4 ranks; use dense",
+        ),
         (dict(ds_config="zero9"), "ds_config zero9 is unknown"),
-        (dict(rows=0), "--rows 0 --gpus 1 --images_per_s None: rows and gpus from 1 on, images_per_s above 0"),
+        (
+            dict(rows=0),
+            "--rows 0 --gpus 1 --images_per_s None: rows and gpus from 1 on, images_per_s above 0",
+        ),
         (dict(images_per_s=0.0), "--images_per_s 0.0: rows and gpus from 1 on"),
         (dict(images_per_s=5.0, hours=True), "--hours measures what --images_per_s states; leave one out"),
     ],
@@ -197,18 +258,29 @@ def test_wrong_input_is_told(words: dict[str, Any], message: str) -> None:
 
 def test_allocation_that_fails_is_told_with_the_plan() -> None:
     case = case_of(0, ranks=1, on_gpu=False)
-    with pytest.raises(ResourceError) as caught, out_of_memory_told(SIZES, case.settings, load_ds_config(None), 5000, torch.device("cpu")):
+    with (
+        pytest.raises(ResourceError) as caught,
+        out_of_memory_told(SIZES, case.settings, load_ds_config(None), 5000, torch.device("cpu")),
+    ):
         torch.empty(1 << 50)
     expected = plan_memory(case).line()
-    assert f"out of memory on cpu. By the plan this run takes {expected}, beside the libraries; " in str(caught.value)
+    assert f"out of memory on cpu. By the plan this run takes {expected}, beside the libraries; " in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(
     "case, remedy",
     [
-        (case_of(0, views__crop_px=1120, on_gpu=False), "lower batch.micro_images (mix.chunk_images is the least)"),
+        (
+            case_of(0, views__crop_px=1120, on_gpu=False),
+            "lower batch.micro_images (batch.chunk_images is the least)",
+        ),
         (case_of(0, rows=10**7, head__kind="sharded"), "start more ranks, or set head.optimizer=lean"),
-        (with_bucket(case_of(2), 500_000_000), "lower zero_optimization.reduce_bucket_size in the DeepSpeed JSON"),
+        (
+            with_bucket(case_of(2), 500_000_000),
+            "lower zero_optimization.reduce_bucket_size in the DeepSpeed JSON",
+        ),
         (case_of(0, rows=10**6), "start more ranks with a higher ZeRO stage, as --ds_config zero3"),
     ],
     ids=["crops", "sharded head", "buckets", "states"],
@@ -218,13 +290,17 @@ def test_remedy_is_for_the_largest_part(case: Case, remedy: str) -> None:
 
 
 def test_error_that_came_from_a_failed_allocation_is_told_too() -> None:
-    told = out_of_memory_told(SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu"))
+    told = out_of_memory_told(
+        SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu")
+    )
     with pytest.raises(ResourceError, match="out of memory on cpu"), told:
         raise RuntimeError("compiler") from MemoryError()
 
 
 def test_other_errors_pass() -> None:
-    told = out_of_memory_told(SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu"))
+    told = out_of_memory_told(
+        SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu")
+    )
     with pytest.raises(RuntimeError, match="shape"), told:
         raise RuntimeError("shape")
 
@@ -239,12 +315,38 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_training_that_runs_out_of_memory_ends_with_one_line(digit_files: tuple[str, str], tmp_path: Path) -> None:
-    words = ["--set", "head.kind=sharded", "--set", "backbone.options={patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}"]
-    words += ["--set", "views.crop_px=96", "--set", "batch.global_images=48", "--set", "batch.micro_images=48"]
+def test_training_that_runs_out_of_memory_ends_with_one_line(
+    digit_files: tuple[str, str], tmp_path: Path
+) -> None:
+    words = [
+        "--set",
+        "head.kind=sharded",
+        "--set",
+        "backbone.options={patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}",
+    ]
+    words += [
+        "--set",
+        "views.crop_px=96",
+        "--set",
+        "batch.global_images=48",
+        "--set",
+        "batch.micro_images=48",
+    ]
     words += ["--set", "engine.compile=off"]
-    command = [sys.executable, "-c", LIMITED, "pretrain", "--data", digit_files[0], "--run", str(tmp_path / "run"), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        "pretrain",
+        "--data",
+        digit_files[0],
+        "--run",
+        str(tmp_path / "run"),
+        *words,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 6, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("vitds pretrain: out of memory on cpu. By the plan this run takes ")

@@ -19,13 +19,18 @@ ROWS = 8
 
 
 def settings_of(name: str, options: dict[str, Any], **backbone: Any) -> Settings:
-    own = {"backbone": {"name": name, "options": options, "drop_path": 0.0, "patch_drop": 0.0} | backbone, "views": {"crop_px": 32}}
-    return load_settings(recipe="idmm_digits", method="idmm", flags={}, extra=own)
+    own = {
+        "backbone": {"name": name, "options": options, "drop_path": 0.0, "patch_drop": 0.0} | backbone,
+        "views": {"crop_px": 32},
+    }
+    return load_settings(recipe="idmm_digits", command="pretrain", flags={}, extra=own)
 
 
 def kept_bytes(backbone: nn.Module, images: torch.Tensor, autocast: torch.dtype | None) -> int:
     """Bytes of all storages that the forward pass keeps, the images and all that has a weight's shape apart."""
-    shapes = {shape for parameter in backbone.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+    shapes = {
+        shape for parameter in backbone.parameters() for shape in (parameter.shape, parameter.shape[::-1])
+    }
     kept: dict[int, torch.Tensor] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,13 +44,17 @@ def kept_bytes(backbone: nn.Module, images: torch.Tensor, autocast: torch.dtype 
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def both(settings: Settings, dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None) -> tuple[int, int]:
+def both(
+    settings: Settings, dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None
+) -> tuple[int, int]:
     """What torch keeps and what the formula says."""
     backbone = build_backbone(settings.backbone, crop_px=32, seed=0).to(dtype).train()
     StochasticDraws(backbone, seed=0, rows_per_chunk=ROWS, patches=patch_count(backbone)).fill(0, 0, 1)
     vit = backbone_sizes(backbone, settings).vit
     residual = dtype.itemsize
-    counted = saved_bytes(vit, ROWS, compute=2 if autocast else residual, residual=residual, checkpointing=False)
+    counted = saved_bytes(
+        vit, ROWS, compute=2 if autocast else residual, residual=residual, checkpointing=False
+    )
     return kept_bytes(backbone, torch.randn(ROWS, 3, 32, 32, dtype=dtype), autocast), counted
 
 
@@ -68,15 +77,23 @@ def test_formula_counts_what_torch_keeps(name: str, options: dict[str, Any], mor
     assert counted == pytest.approx(kept, rel=0.02)
 
 
-@pytest.mark.parametrize("dtype, autocast", [(torch.float32, torch.bfloat16), (torch.bfloat16, None)], ids=["autocast", "bf16 weights"])
+@pytest.mark.parametrize(
+    "dtype, autocast",
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, None)],
+    ids=["autocast", "bf16 weights"],
+)
 def test_formula_counts_what_torch_keeps_in_bf16(dtype: torch.dtype, autocast: torch.dtype | None) -> None:
     kept, counted = both(settings_of("vit_tiny_patch16_224", SMALL), dtype, autocast)
     assert counted == pytest.approx(kept, rel=0.02)
 
 
 def test_checkpointing_keeps_block_inputs_and_one_block() -> None:
-    vit = Vit(width=8, depth=5, heads=2, hidden=16, tokens=3, before_drop=0, pools_first=True, scales_layers=False)
-    whole, one_block = (saved_bytes(vit, 1, compute=4, residual=4, checkpointing=kind) for kind in (False, True))
+    vit = Vit(
+        width=8, depth=5, heads=2, hidden=16, tokens=3, before_drop=0, pools_first=True, scales_layers=False
+    )
+    whole, one_block = (
+        saved_bytes(vit, 1, compute=4, residual=4, checkpointing=kind) for kind in (False, True)
+    )
     assert whole - one_block == 4 * (whole - 4 * (8 + 2)) // 5 - 5 * 3 * 8 * 4
 
 

@@ -43,7 +43,9 @@ def test_position_embeddings_are_resized_from_7_to_14_to_28(before: int, after: 
 
 def test_everything_else_is_copied_and_the_instance_head_is_left_out() -> None:
     source, target = vit(32, seed=1), vit(32, seed=2)
-    weights = {f"backbone.{name}": value for name, value in source.state_dict().items()} | {"head.weight": torch.zeros(2040, 24)}
+    weights = {f"backbone.{name}": value for name, value in source.state_dict().items()} | {
+        "head.weight": torch.zeros(2040, 24)
+    }
     match = load_backbone(target, weights, "a run")
     assert match.left_out == ["head.weight"] and not match.not_found
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
@@ -51,7 +53,9 @@ def test_everything_else_is_copied_and_the_instance_head_is_left_out() -> None:
 
 def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(ShapeError, match="resnet matches 0 of the backbone's .* parameters"):
-        load_backbone(vit(32), build_backbone(Backbone(name="resnet18"), crop_px=32, seed=0).state_dict(), "resnet")
+        load_backbone(
+            vit(32), build_backbone(Backbone(name="resnet18"), crop_px=32, seed=0).state_dict(), "resnet"
+        )
     wide = build_backbone(Backbone(options=TINY | {"embed_dim": 48}), crop_px=32, seed=0)
     with pytest.raises(ShapeError, match="wide: .* has shape .*48.*, the backbone's has .*24"):
         load_backbone(vit(32), wide.state_dict(), "wide")
@@ -67,7 +71,9 @@ def test_the_bytes_of_saved_weights_depend_on_numbers_alone(tmp_path: Path) -> N
     save_weights(tmp_path / "a.safetensors", weights)
     save_weights(tmp_path / "b.safetensors", dict(reversed(list(weights.items()))))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert all(torch.equal(value, weights[name]) for name, value in load_file(tmp_path / "a.safetensors").items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in load_file(tmp_path / "a.safetensors").items()
+    )
 
 
 def test_a_class_head_is_kept_for_the_same_classes_only(tmp_path: Path) -> None:
@@ -98,7 +104,11 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_plain_pth_files_of_common_forms_are_read(tmp_path: Path) -> None:
     weights = vit(32, seed=1).state_dict()
-    for form in (weights, {"state_dict": {f"module.{name}": value for name, value in weights.items()}}, {"model": weights}):
+    for form in (
+        weights,
+        {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
+        {"model": weights},
+    ):
         torch.save(form, tmp_path / "weights.pth")
         target = vit(32, seed=2)
         assert not load_backbone(target, read_weights(tmp_path / "weights.pth"), "file").not_found

@@ -14,7 +14,13 @@ import torch
 
 from vitds.config.tree import Settings
 from vitds.errors import ResourceError, RunError, RunLockedError
-from vitds.runs.checkpoint import CheckpointReader, list_checkpoints, newest_sound, verify_checkpoint, write_checkpoint
+from vitds.runs.checkpoint import (
+    CheckpointReader,
+    list_checkpoints,
+    newest_sound,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from vitds.runs.directory import Run, given_settings, next_run_path, read_json, save_settings
 from vitds.runs.lock import STALE_AFTER_S, RunLock
 from vitds.runs.metrics import MetricsFile, cut_back, read_metrics
@@ -24,7 +30,10 @@ STATE = {"updates": 3, "head_rows": [[0, 4]]}
 
 def write_one(root: Path, step: int = 3, keep: int = 2, keep_every_steps: int = 0) -> Path:
     generator = torch.Generator().manual_seed(step)
-    parts = {"model": {"a.weight": torch.randn(3, 2, generator=generator)}, "head": {"weight": torch.arange(8.0).view(4, 2)}}
+    parts = {
+        "model": {"a.weight": torch.randn(3, 2, generator=generator)},
+        "head": {"weight": torch.arange(8.0).view(4, 2)},
+    }
     return write_checkpoint(root, step, parts, STATE, keep=keep, keep_every_steps=keep_every_steps)
 
 
@@ -50,7 +59,9 @@ def test_a_live_holder_is_named_and_a_dead_one_taken_over(tmp_path: Path) -> Non
         RunLock(tmp_path)
     lock.release()
     words = "import sys; from pathlib import Path; from vitds.runs.lock import RunLock; RunLock(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", words, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])  # ends without release
+    subprocess.run(
+        [sys.executable, "-c", words, str(tmp_path)], check=True, cwd=Path(__file__).parents[2]
+    )  # ends without release
     assert RunLock(tmp_path).holder["counter"] == 3
 
 
@@ -98,7 +109,11 @@ def test_metrics_are_cut_back_to_a_step_and_a_half_line_is_dropped(tmp_path: Pat
     file.close()
     with open(path, "a") as torn:
         torn.write('{"step": 5, "lo')
-    assert [line["step"] for line in cut_back(path, 3)] == [0, 1, 2] == [line["step"] for line in read_metrics(path)]
+    assert (
+        [line["step"] for line in cut_back(path, 3)]
+        == [0, 1, 2]
+        == [line["step"] for line in read_metrics(path)]
+    )
     assert cut_back(tmp_path / "none.jsonl", 3) == []
 
 
@@ -121,7 +136,9 @@ def test_the_newest_and_every_so_manieth_checkpoint_stay(tmp_path: Path) -> None
 
 def test_damaged_checkpoints_push_no_sound_one_out(tmp_path: Path) -> None:
     for step in (1, 3, 4):
-        (write_one(tmp_path, step, keep=9) / ("manifest.json" if step > 1 else "none")).unlink(missing_ok=True)
+        (write_one(tmp_path, step, keep=9) / ("manifest.json" if step > 1 else "none")).unlink(
+            missing_ok=True
+        )
     assert newest_sound(tmp_path)[0].path.name == "step-00000001"
     write_one(tmp_path, 2, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
@@ -138,13 +155,25 @@ def test_what_a_kill_in_a_save_left_is_removed_by_the_next_one(tmp_path: Path) -
     ("damage", "said"),
     [
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes, its manifest says .*: truncated"),
-        (lambda file: file.write_bytes(bytes(file.stat().st_size)), "does not have the SHA-256 of its manifest: damaged"),
+        (
+            lambda file: file.write_bytes(bytes(file.stat().st_size)),
+            "does not have the SHA-256 of its manifest: damaged",
+        ),
         (lambda file: file.unlink(), "is missing"),
         (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda file: (file.parent / "manifest.json").unlink(), "manifest.json does not exist"),
-        (lambda file: replace_in(file.parent / "manifest.json", '"updates": 3', '"updates": 2'), "not have the SHA-256 that it states"),
-        (lambda file: replace_in(file.parent / "manifest.json", '"files"', '"filez"'), "does not have the SHA-256 that it states"),
-        (lambda file: (file.parent / "manifest.json").write_text('{"format": 9}'), "has checkpoint format 9, this version"),
+        (
+            lambda file: replace_in(file.parent / "manifest.json", '"updates": 3', '"updates": 2'),
+            "not have the SHA-256 that it states",
+        ),
+        (
+            lambda file: replace_in(file.parent / "manifest.json", '"files"', '"filez"'),
+            "does not have the SHA-256 that it states",
+        ),
+        (
+            lambda file: (file.parent / "manifest.json").write_text('{"format": 9}'),
+            "has checkpoint format 9, this version",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path: Path, damage, said: str) -> None:
@@ -174,7 +203,10 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
         pytest.skip("no tmpfs can be mounted here")
     try:
         write_one(small, 1)
-        with pytest.raises(ResourceError, match="checkpoint of step 2 was not saved: no space left .* The ones before are kept"):
+        with pytest.raises(
+            ResourceError,
+            match="checkpoint of step 2 was not saved: no space left .* The ones before are kept",
+        ):
             write_checkpoint(small, 2, {"model": {"a": torch.zeros(200_000)}}, STATE, keep=2)
         assert [path.name for path in small.iterdir()] == ["step-00000001"]
         assert newest_sound(small)[0].path.name == "step-00000001"
@@ -184,11 +216,18 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
 
 def test_settings_that_may_differ_are_taken_anew_on_resume(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    save_settings(run, Settings.model_validate({"engine": {"precision": "fp32"}, "batch": {"micro_images": 64}}))
+    save_settings(
+        run, Settings.model_validate({"engine": {"precision": "fp32"}, "batch": {"micro_images": 64}})
+    )
     run.metrics.write_text('{"step": 0}\n')
     given = Settings.model_validate({"checkpoint": {"keep": 7}, "data": {"workers": 3}})
     resumed = given_settings(run, given)
-    assert (resumed.checkpoint.keep, resumed.data.workers, resumed.engine.precision, resumed.batch.micro_images) == (7, 3, "fp32", 64)
+    assert (
+        resumed.checkpoint.keep,
+        resumed.data.workers,
+        resumed.engine.precision,
+        resumed.batch.micro_images,
+    ) == (7, 3, "fp32", 64)
 
 
 def test_a_start_that_failed_before_its_first_step_may_be_corrected(tmp_path: Path) -> None:

@@ -24,12 +24,22 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        ours = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
-        self.environment = ours | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"}
+        ours = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+        }
+        self.environment = ours | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": path,
+            "OMP_NUM_THREADS": "1",
+        }
 
     def call(self, *words: str) -> str:
         """A command of Slurm; its standard output."""
-        done = subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -46,7 +56,9 @@ class Cluster:
         until = time.monotonic() + timeout_s
         while (facts := self.facts(job))["JobState"] not in states:
             is_over = facts["JobState"] in OVER or time.monotonic() > until
-            assert not is_over, f"job {job} is {facts['JobState']}, not {states}:\n{log.read_text() if log.exists() else 'no log'}"
+            assert not is_over, (
+                f"job {job} is {facts['JobState']}, not {states}:\n{log.read_text() if log.exists() else 'no log'}"
+            )
             time.sleep(0.2)
         return facts
 
@@ -55,14 +67,19 @@ class Cluster:
         until = time.monotonic() + 400
         metrics = run / "metrics.jsonl"
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
-            assert time.monotonic() < until, f"job {job} made fewer than {lines} steps in 400 s:\n{log.read_text()}"
+            assert time.monotonic() < until, (
+                f"job {job} made fewer than {lines} steps in 400 s:\n{log.read_text()}"
+            )
             self.wait_for(job, "PENDING", "RUNNING", log=log)
             time.sleep(0.05)
 
 
 def installed() -> str:
     """Install Slurm where it is missing and that can be done; returns why it is not there, or nothing."""
-    if all(shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") for tool in ("munged", "slurmctld", "slurmd", "sbatch")):
+    if all(
+        shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin")
+        for tool in ("munged", "slurmctld", "slurmd", "sbatch")
+    ):
         return ""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return "Slurm is not installed (Debian: slurm-wlm and munge), and only root with apt can install it"
@@ -86,10 +103,18 @@ def started(folder: Path) -> Iterator[Cluster]:
     script = str(ROOT / "launch/local_slurm.sh")
     # Takes the cluster down when its standard input ends: when we close it, or when there is no longer a process that holds it.
     words = ["bash", "-c", 'read -r; exec timeout 60 bash "$@"', "guard", script, "down", str(folder)]
-    guard = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    guard = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         done = subprocess.run(["bash", script, "up", str(folder)], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0 and done.stdout == f"export SLURM_CONF={folder}/slurm.conf\n", done.stdout + done.stderr
+        assert done.returncode == 0 and done.stdout == f"export SLURM_CONF={folder}/slurm.conf\n", (
+            done.stdout + done.stderr
+        )
         yield Cluster(folder)
     finally:
         said = guard.communicate(timeout=90)[1]

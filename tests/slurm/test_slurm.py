@@ -28,22 +28,39 @@ from vitds.runs.metrics import read_metrics
 SMALL = {  # over the digits recipes: five steps an epoch of 52 images, each a tenth of a second
     "views.crop_px": 8,
     "batch.global_images": 12,
-    "mix.chunk_images": 2,
+    "batch.chunk_images": 2,
     "backbone.options": "{patch_size: 4, embed_dim: 24, depth: 2, num_heads: 3}",
     "eval.knn_k": "[5]",
     "log.tensorboard": "false",
 }
-at_length = pytest.mark.skipif(os.environ.get("VITDS_SLURM_TESTS") != "1", reason="takes minutes; runs with VITDS_SLURM_TESTS=1")
+at_length = pytest.mark.skipif(
+    os.environ.get("VITDS_SLURM_TESTS") != "1", reason="takes minutes; runs with VITDS_SLURM_TESTS=1"
+)
 WORDS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
 def small_words(run: Path, data: tuple[str, str], *more: str) -> list[str]:
-    flags = ("--run", str(run), "--data", data[0], "--test", data[1], "--epochs", "6", "--finetune_epochs", "2", "--ds_config", "zero2")
+    flags = (
+        "--run",
+        str(run),
+        "--data",
+        data[0],
+        "--test",
+        data[1],
+        "--epochs",
+        "6",
+        "--finetune_epochs",
+        "2",
+        "--ds_config",
+        "zero2",
+    )
     return ["launch/slurm_small.sh", *flags, *WORDS, *more]
 
 
 @pytest.fixture(scope="module")
-def whole(slurm: Cluster, digit_files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def whole(
+    slurm: Cluster, digit_files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """The run of a job of two nodes that nothing disturbed, and its log. Its name is one that a shell would take apart."""
     folder = tmp_path_factory.mktemp("whole")
     run, log = folder / 'it\'s a "run"; touch gone $(touch gone) `touch gone` *', folder / "log"
@@ -57,17 +74,25 @@ def test_slurm_job_of_two_nodes_goes_through_to_its_evaluation(whole: tuple[Path
     assert "restart 0, nodes 2 (n[0-1]), tasks a node 1" in said and "--finetune_epochs 2" in said
     for stage in ("pretrain", "finetune"):
         assert json.loads((run / stage / "environment.json").read_text())["ranks"] == 2
-    pretrained, finetuned = (json.loads((run / stage / "summary.json").read_text()) for stage in ("pretrain", "finetune"))
+    pretrained, finetuned = (
+        json.loads((run / stage / "summary.json").read_text()) for stage in ("pretrain", "finetune")
+    )
     assert pretrained["steps"] == 30 and 0 <= pretrained["knn"]["5"]["top1"] <= 100
     assert finetuned["steps"] == 10 and f'"top1": {finetuned["top1"]}' in said
     assert not [path for path in (run.parent, Path.cwd()) for path in path.glob("gone*")]
 
 
 @pytest.mark.parametrize(
-    "command", [("scancel", "--signal=USR1"), pytest.param(("scontrol", "requeue"), marks=at_length)], ids=lambda words: words[0]
+    "command",
+    [("scancel", "--signal=USR1"), pytest.param(("scontrol", "requeue"), marks=at_length)],
+    ids=lambda words: words[0],
 )
 def test_slurm_job_that_is_requeued_in_mid_run_ends_with_the_same_bytes(
-    slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path, command: tuple[str, str]
+    slurm: Cluster,
+    whole: tuple[Path, str],
+    digit_files: tuple[str, str],
+    tmp_path: Path,
+    command: tuple[str, str],
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     job = slurm.submit(log, "--nodes=2", *small_words(run, digit_files))
@@ -75,9 +100,16 @@ def test_slurm_job_that_is_requeued_in_mid_run_ends_with_the_same_bytes(
     slurm.call(*command, job)
     facts = slurm.wait_for(job, "COMPLETED", log=log)
     said = log.read_text()
-    assert facts["Restarts"] == "1" and "stopped by a signal after step" in said and "resumes after step" in said and "restart 1" in said
+    assert (
+        facts["Restarts"] == "1"
+        and "stopped by a signal after step" in said
+        and "resumes after step" in said
+        and "restart 1" in said
+    )
     for stage in ("pretrain", "finetune"):
-        assert untimed(run / stage) == [line.replace(str(run), str(whole[0])) for line in untimed(whole[0] / stage)]
+        assert untimed(run / stage) == [
+            line.replace(str(run), str(whole[0])) for line in untimed(whole[0] / stage)
+        ]
         ours, theirs = ((folder / stage / "backbone.safetensors").read_bytes() for folder in (run, whole[0]))
         assert ours == theirs
 
@@ -95,7 +127,11 @@ def daemons(folder: Path) -> list[psutil.Process]:
     """The processes that were started for a cluster in a folder."""
     names = ("munged", "slurmctld", "slurmd")
     found = psutil.process_iter(["name", "cmdline"])
-    return [each for each in found if each.info["name"] in names and str(folder) in " ".join(each.info["cmdline"] or ())]
+    return [
+        each
+        for each in found
+        if each.info["name"] in names and str(folder) in " ".join(each.info["cmdline"] or ())
+    ]
 
 
 def wait_until_said(log: Path, *words: str) -> None:
@@ -124,25 +160,36 @@ def test_slurm_job_that_is_requeued_goes_on_where_it_saved(
     slurm.wait_for_lines(job, run / "pretrain", steps + 5, log)
     assert slurm.facts(job)["Restarts"] == "1"
     slurm.call("scancel", job)
-    assert f"stopped by a signal after step {steps} of" in log.read_text() and "time limit 3:00" in log.read_text()
+    assert (
+        f"stopped by a signal after step {steps} of" in log.read_text()
+        and "time limit 3:00" in log.read_text()
+    )
 
 
 def test_slurm_job_whose_time_ends_before_it_could_train_is_refused(slurm: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
     job = slurm.submit(log, "--time=1", "launch/slurm_small.sh")
     slurm.wait_for(job, "FAILED", log=log)
-    assert "a time limit of 1:00 leaves no time to train: the job saves and requeues itself two to three minutes" in log.read_text()
+    assert (
+        "a time limit of 1:00 leaves no time to train: the job saves and requeues itself two to three minutes"
+        in log.read_text()
+    )
 
 
 @at_length
-def test_slurm_job_that_is_cancelled_stays_so(slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path) -> None:
+def test_slurm_job_that_is_cancelled_stays_so(
+    slurm: Cluster, digit_files: tuple[str, str], tmp_path: Path
+) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     job = slurm.submit(log, *small_words(run, digit_files, "--epochs", "4000"))
     slurm.wait_for_lines(job, run / "pretrain", 1, log)
     slurm.call("scancel", job)
     facts = slurm.wait_for(job, "CANCELLED", log=log)
     time.sleep(2)
-    assert (slurm.facts(job)["JobState"], facts["Restarts"]) == ("CANCELLED", "0") and "requeue" not in log.read_text()
+    assert (slurm.facts(job)["JobState"], facts["Restarts"]) == (
+        "CANCELLED",
+        "0",
+    ) and "requeue" not in log.read_text()
 
 
 @at_length
@@ -153,11 +200,19 @@ def test_slurm_array_fine_tunes_each_target_and_requeues_only_the_one_signalled(
         for half, source in zip(("train", "test"), digit_files, strict=True):
             for suffix in ("", ".json"):
                 shutil.copy(source + suffix, tmp_path / f"{target}-{half}.beton{suffix}")
-    flags = {"init": whole[0] / "pretrain", "folder": tmp_path, "run": tmp_path / "runs", "finetune_recipe": "finetune_digits"}
+    flags = {
+        "init": whole[0] / "pretrain",
+        "folder": tmp_path,
+        "run": tmp_path / "runs",
+        "finetune_recipe": "finetune_digits",
+    }
     flags |= {"targets": "first second", "finetune_epochs": 12, "local": tmp_path / "local disk"}
     words = [f"--{name}={value}" for name, value in flags.items()]
     array = slurm.submit(tmp_path / "log-%a", "--array=0-1", "launch/slurm_transfer.sh", *words, *WORDS)
-    jobs, logs = [f"{array}_{number}" for number in range(2)], [tmp_path / f"log-{number}" for number in range(2)]
+    jobs, logs = (
+        [f"{array}_{number}" for number in range(2)],
+        [tmp_path / f"log-{number}" for number in range(2)],
+    )
     slurm.wait_for_lines(jobs[1], tmp_path / "runs/second/finetune", 3, logs[1])
     slurm.call("scancel", "--signal=USR1", jobs[1])
     facts = [slurm.wait_for(job, "COMPLETED", log=log) for job, log in zip(jobs, logs, strict=True)]
@@ -170,9 +225,8 @@ def test_slurm_array_fine_tunes_each_target_and_requeues_only_the_one_signalled(
 
 RECIPE = """
 views: {crop_px: 16, groups: [{name: all, views: 1, scale: [0.3, 1.0]}]}
-mix: {chunk_images: 2}
 backbone: {name: vit_tiny_patch16_224, options: {patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3}}
-batch: {global_images: 12}
+batch: {global_images: 12, chunk_images: 2}
 engine: {precision: fp32, compile: off}
 eval: {knn_k: [5]}
 """
@@ -187,19 +241,32 @@ def write_imagenet(folder: Path, images: int) -> None:
 
 
 @at_length
-def test_slurm_imagenet_from_its_folders_to_an_evaluated_model_and_from_it_on_a_larger_set(slurm: Cluster, tmp_path: Path) -> None:
+def test_slurm_imagenet_from_its_folders_to_an_evaluated_model_and_from_it_on_a_larger_set(
+    slurm: Cluster, tmp_path: Path
+) -> None:
     write_imagenet(tmp_path / "imagenet", 24)
     (tmp_path / "pre.yaml").write_text(f"method: idmm\nhead: {{kind: sharded}}{RECIPE}")
     (tmp_path / "fine.yaml").write_text(f"method: supervised{RECIPE}")
-    flags = {"folders": "imagenet", "data": "in.beton", "local": "disk", "recipe": "pre.yaml", "finetune_recipe": "fine.yaml", "run": "run"}
+    flags = {
+        "folders": "imagenet",
+        "data": "in.beton",
+        "local": "disk",
+        "recipe": "pre.yaml",
+        "finetune_recipe": "fine.yaml",
+        "run": "run",
+    }
     words = ["launch/slurm_imagenet.sh", *(f"--{name}={tmp_path / value}" for name, value in flags.items())]
     words += ["--epochs=2", "--finetune_epochs=2"]
     log = tmp_path / "log"
     slurm.wait_for(slurm.submit(log, "--nodes=2", *words), "COMPLETED", log=log)
     said = log.read_text()
-    assert said.count("copied") == 4 and said.count("is there and sound") == 4  # both nodes of this cluster share one disk
+    assert (
+        said.count("copied") == 4 and said.count("is there and sound") == 4
+    )  # both nodes of this cluster share one disk
     checkpoint = max((tmp_path / "run/pretrain/checkpoints").iterdir())
-    assert {"head-0-of-2.safetensors", "head-1-of-2.safetensors"} <= {file.name for file in checkpoint.iterdir()}
+    assert {"head-0-of-2.safetensors", "head-1-of-2.safetensors"} <= {
+        file.name for file in checkpoint.iterdir()
+    }
     assert json.loads((tmp_path / "run/finetune/summary.json").read_text())["top1"] >= 0
     again = slurm.call("bash", *words, "--dry_run")
     assert f"vitds data info {tmp_path}/in-train.beton" in again and "data build" not in again
@@ -207,8 +274,13 @@ def test_slurm_imagenet_from_its_folders_to_an_evaluated_model_and_from_it_on_a_
     more = {"folders": "larger", "data": "larger.beton", "run": "from"}
     new = [*words, *(f"--{name}={tmp_path / value}" for name, value in more.items())]
     log = tmp_path / "log of init"
-    slurm.wait_for(slurm.submit(log, "--nodes=2", *new, f"--init={tmp_path / 'run/pretrain'}"), "COMPLETED", log=log)
-    assert f"weights from {tmp_path / 'run/pretrain'}: " in log.read_text() and not (tmp_path / "from/pretrain").exists()
+    slurm.wait_for(
+        slurm.submit(log, "--nodes=2", *new, f"--init={tmp_path / 'run/pretrain'}"), "COMPLETED", log=log
+    )
+    assert (
+        f"weights from {tmp_path / 'run/pretrain'}: " in log.read_text()
+        and not (tmp_path / "from/pretrain").exists()
+    )
     summary = json.loads((tmp_path / "from/finetune/summary.json").read_text())
     assert summary["steps"] == 2 * 3 and summary["top1"] >= 0  # 27 images in steps of 12
 
@@ -219,7 +291,9 @@ def test_slurm_ghost_of_a_dead_node_and_the_requeued_job_are_kept_apart(
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     own_slurm.call("scontrol", "update", "nodename=n0", "state=drain", "reason=test")
-    job = own_slurm.submit(log, *small_words(run, digit_files, "--epochs", "60", "--set", "checkpoint.every_steps=1"))
+    job = own_slurm.submit(
+        log, *small_words(run, digit_files, "--epochs", "60", "--set", "checkpoint.every_steps=1")
+    )
     own_slurm.wait_for_lines(job, run / "pretrain", 5, log)
     ghost = json.loads((run / "pretrain/lock").read_text())["pid"]
     os.kill(int((own_slurm.folder / "slurmd.n1.pid").read_text()), signal.SIGKILL)  # its ranks live on
@@ -229,6 +303,10 @@ def test_slurm_ghost_of_a_dead_node_and_the_requeued_job_are_kept_apart(
     assert psutil.pid_exists(ghost)
     facts = own_slurm.wait_for(job, "COMPLETED", log=log)
     assert facts["Restarts"] == "1" and facts["NodeList"] == "n0" and not psutil.pid_exists(ghost)
-    assert "exit code 5" in (own_slurm.folder / "slurmd.n1.log").read_text(), (own_slurm.folder / "slurmd.n1.log").read_text()
+    assert "exit code 5" in (own_slurm.folder / "slurmd.n1.log").read_text(), (
+        own_slurm.folder / "slurmd.n1.log"
+    ).read_text()
     steps = [line["step"] for line in read_metrics(run / "pretrain/metrics.jsonl")]
-    assert steps == list(range(300)) and json.loads((run / "finetune/summary.json").read_text())["steps"] == 10
+    assert (
+        steps == list(range(300)) and json.loads((run / "finetune/summary.json").read_text())["steps"] == 10
+    )

@@ -21,44 +21,87 @@ def dry(script: str, *words: str, folder: Path = ROOT, **environment: str) -> su
 
 def test_slurm_options_come_from_words_or_variables_and_the_word_wins() -> None:
     done = dry(
-        "slurm_small.sh", "--epochs", "3", "--seed=5", "--set", "head.bias=true", VITDS_EPOCHS="9", VITDS_MODEL="vit_tiny_patch16_224"
+        "slurm_small.sh",
+        "--epochs",
+        "3",
+        "--seed=5",
+        "--set",
+        "head.bias=true",
+        VITDS_EPOCHS="9",
+        VITDS_MODEL="vit_tiny_patch16_224",
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "job none, restart 0, nodes 1 (), tasks a node 1, GPUs a node 0"
-    assert {"  --epochs 3", "  --seed 5", "  --model vit_tiny_patch16_224", "  --set head.bias=true", "  --recipe idmm_digits"} < set(lines)
+    assert {
+        "  --epochs 3",
+        "  --seed 5",
+        "  --model vit_tiny_patch16_224",
+        "  --set head.bias=true",
+        "  --recipe idmm_digits",
+    } < set(lines)
     pretrain, finetune = (line for line in lines if line.startswith("stage "))
     given = "--seed=5 --set backbone.name=vit_tiny_patch16_224 --set head.bias=true"
     assert (
-        pretrain == f"stage runs/small/pretrain: srun --kill-on-bad-exit=0 --wait=60 vitds pretrain --recipe=idmm_digits --epochs=3 {given}"
+        pretrain
+        == f"stage runs/small/pretrain: srun --kill-on-bad-exit=0 --wait=60 vitds pretrain --recipe=idmm_digits --epochs=3 {given}"
     )
     assert finetune.endswith(f"vitds finetune --recipe=finetune_digits --init=runs/small/pretrain {given}")
 
 
 def test_slurm_imagenet_builds_then_copies_then_trains() -> None:
-    done = dry("slurm_imagenet.sh", "--root", "/in", "--data", "gone/i.beton", "--local", "/disk", SLURM_JOB_NUM_NODES="4")
+    done = dry(
+        "slurm_imagenet.sh",
+        "--root",
+        "/in",
+        "--data",
+        "gone/i.beton",
+        "--local",
+        "/disk",
+        SLURM_JOB_NUM_NODES="4",
+    )
     assert done.returncode == 0, done.stderr
     build, *copies = [line for line in done.stdout.splitlines() if line.startswith("+ srun")]
     assert build.endswith("vitds data build imagenet --root /in --out gone/i.beton")
-    assert len(copies) == 2 and all(line.startswith("+ srun --ntasks=4 --ntasks-per-node=1 bash launch/slurm_copy.sh") for line in copies)
+    assert len(copies) == 2 and all(
+        line.startswith("+ srun --ntasks=4 --ntasks-per-node=1 bash launch/slurm_copy.sh") for line in copies
+    )
     assert "--data=/disk/" in done.stdout and "--ds_config=zero2" in done.stdout
 
 
 def test_slurm_imagenet_from_a_run_on_a_subset_is_not_pretrained() -> None:
-    done = dry("slurm_imagenet.sh", "--folders", "/in", "--data", "gone/i.beton", "--init", "runs/subset/pretrain")
+    done = dry(
+        "slurm_imagenet.sh", "--folders", "/in", "--data", "gone/i.beton", "--init", "runs/subset/pretrain"
+    )
     [stage] = [line for line in done.stdout.splitlines() if line.startswith("stage ")]
-    assert "vitds finetune" in stage and "--data=gone/i-train.beton" in stage and "--init=runs/subset/pretrain" in stage
+    assert (
+        "vitds finetune" in stage
+        and "--data=gone/i-train.beton" in stage
+        and "--init=runs/subset/pretrain" in stage
+    )
 
 
 @pytest.mark.parametrize(
     ("script", "words", "refusal"),
     [
-        ("slurm_small.sh", ["--epochz", "3"], "unknown option --epochz; there are --data --ds_config --epochs"),
+        (
+            "slurm_small.sh",
+            ["--epochz", "3"],
+            "unknown option --epochz; there are --data --ds_config --epochs",
+        ),
         ("slurm_small.sh", ["--epochs"], "--epochs needs a value"),
         ("slurm_small.sh", ["3"], "unexpected word 3"),
-        ("slurm_imagenet.sh", ["--data", "gone.beton"], "gone-train.beton is not there: --root FOLDER names ImageNet to build it from"),
+        (
+            "slurm_imagenet.sh",
+            ["--data", "gone.beton"],
+            "gone-train.beton is not there: --root FOLDER names ImageNet to build it from",
+        ),
         ("slurm_transfer.sh", [], "--init RUN names the pretrained run"),
-        ("slurm_transfer.sh", ["--init", "r", "--targets", "a"], "there are 1 targets, so submit with --array=0-0; this is number 1"),
+        (
+            "slurm_transfer.sh",
+            ["--init", "r", "--targets", "a"],
+            "there are 1 targets, so submit with --array=0-0; this is number 1",
+        ),
     ],
 )
 def test_slurm_scripts_refuse_wrong_words(script: str, words: list[str], refusal: str) -> None:
@@ -68,7 +111,9 @@ def test_slurm_scripts_refuse_wrong_words(script: str, words: list[str], refusal
 
 def test_slurm_script_outside_the_project_or_outside_a_job_says_so(tmp_path: Path) -> None:
     assert "is not the project's folder; submit from there" in dry("slurm_small.sh", folder=tmp_path).stderr
-    done = subprocess.run(["bash", "launch/slurm_small.sh"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "launch/slurm_small.sh"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and "this is for sbatch; --dry_run shows what it would do" in done.stderr
 
 
@@ -83,7 +128,12 @@ def test_slurm_copy_is_made_once_and_again_when_damaged_or_outdated(tmp_path: Pa
     (tmp_path / "x.beton.json").write_text("{}")
 
     def copy() -> str:
-        words = ["bash", str(ROOT / "launch/slurm_copy.sh"), str(tmp_path / "x.beton"), str(tmp_path / "disk")]
+        words = [
+            "bash",
+            str(ROOT / "launch/slurm_copy.sh"),
+            str(tmp_path / "x.beton"),
+            str(tmp_path / "disk"),
+        ]
         return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
 
     assert copy().count("copied") == 2 and (tmp_path / "disk/x.beton").read_text() == "data"

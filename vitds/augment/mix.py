@@ -1,6 +1,6 @@
 """Crops and labels -> normalised, mixed images and their targets, on the device that trains.
 
-One draw of lambda, box and partners a chunk and group (METHOD 3.3, 4.1), keyed by (seed, step, chunk, group): so the mixing is the
+One draw of lambda, box and partners a chunk and group (as in the paper's code), keyed by (seed, step, chunk, group): so the mixing is the
 same however chunks are spread over ranks and micro steps.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitds import rng
-from vitds.batch import CropBatch, MixedBatch, Targets
+from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.tree import Mix, Views
 from vitds.rng import Purpose
 
@@ -32,18 +32,22 @@ class CutMixBox:
 
 
 def draw_lambda(alpha: float, *key: rng.Key) -> NDArray[np.float64]:
-    """Beta(alpha, alpha), folded to 0.5 and above (METHOD 3.3); one a key."""
+    """Beta(alpha, alpha), folded to 0.5 and above, as the paper's code does; one a key."""
     lam = rng.beta(alpha, Purpose.MIX, *key, 0)
     return np.asarray(np.maximum(lam, 1 - lam))
 
 
 def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
-    """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped area (METHOD 3.3)."""
+    """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped area."""
     half = np.floor(side_px * np.sqrt(1 - draw_lambda(alpha, *key))).astype(np.int64) // 2
-    centre_y, centre_x = (np.floor(side_px * rng.uniform(Purpose.MIX, *key, axis)).astype(np.int64) for axis in (1, 2))
+    centre_y, centre_x = (
+        np.floor(side_px * rng.uniform(Purpose.MIX, *key, axis)).astype(np.int64) for axis in (1, 2)
+    )
     top, bottom = np.maximum(centre_y - half, 0), np.minimum(centre_y + half, side_px)
     left, right = np.maximum(centre_x - half, 0), np.minimum(centre_x + half, side_px)
-    return CutMixBox(*map(np.asarray, (top, bottom, left, right, 1 - (bottom - top) * (right - left) / side_px**2)))
+    return CutMixBox(
+        *map(np.asarray, (top, bottom, left, right, 1 - (bottom - top) * (right - left) / side_px**2))
+    )
 
 
 def draw_partners(is_real: NDArray[np.bool_], *key: rng.Key) -> NDArray[np.int64]:
@@ -62,28 +66,42 @@ def draw_partners(is_real: NDArray[np.bool_], *key: rng.Key) -> NDArray[np.int64
 
 
 def kind_in_epoch(mix: Mix, epoch: int) -> str:
-    """The mixing of an epoch: `alternate` is mixup in even epochs, CutMix in odd ones (METHOD 4.1)."""
+    """The mixing of an epoch: `alternate` is mixup in even epochs, CutMix in odd ones."""
     if mix.kind == "alternate":
         return "cutmix" if epoch % 2 else "mixup"
     return mix.kind
 
 
-def mix_batch(batch: CropBatch, labels: Int[Tensor, "B"], views: Views, mix: Mix, seed: int, device: torch.device) -> MixedBatch:
+def mix_batch(
+    batch: CropBatch,
+    labels: Int[Tensor, "B"],
+    views: Views,
+    mix: Mix,
+    *,
+    chunk_images: int,
+    seed: int,
+    device: torch.device,
+) -> TrainBatch:
     """Mix each chunk and group of a micro batch, and normalise.
 
     Args:
-        batch: uint8 crops (B, V, 3, S, S) on the host; B is a multiple of mix.chunk_images.
+        batch: uint8 crops (B, V, 3, S, S) on the host; B is a multiple of chunk_images.
         labels: the target of each image: its instance in pretraining, its class in fine-tuning.
+        mix: kind `none` leaves every row its own, as methods that mix nothing want it.
+        chunk_images: K, the images that share a draw.
     Returns: images (B·V, 3, S, S) float32 on `device` and targets, rows in the order (chunk, view, image).
     """
-    chunks, side_px = batch.crops.shape[0] // mix.chunk_images, batch.crops.shape[-1]
-    crops = batch.crops.to(device, non_blocking=True).unflatten(0, (chunks, mix.chunk_images)).transpose(1, 2)  # chunk, view, image
+    side_px = batch.crops.shape[-1]
+    crops = (
+        batch.crops.to(device, non_blocking=True).unflatten(0, (-1, chunk_images)).transpose(1, 2)
+    )  # chunk, view, image
     crops = crops.reshape(-1, 3, side_px, side_px)
     kind = kind_in_epoch(mix, batch.epoch)
-    partner, box = _draw_mixing(batch, views, mix, kind, seed)
+    partner, box = _draw_mixing(batch, views, mix, kind, chunk_images, seed)
+    targets = _targets(batch, labels, views, partner, box.lam, device)
     if kind == "none":
-        return MixedBatch(normalise(crops, views), _targets(batch, labels, views, partner, box.lam, device))
-    rows = partner.shape[1]
+        return TrainBatch(normalise(crops, views), targets)
+    chunks, rows = partner.shape
     others = torch.from_numpy((partner + rows * np.arange(chunks)[:, None]).reshape(-1)).to(device)
     if kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
         crops = torch.where(_inside(box, side_px, device), crops[others], crops)
@@ -91,19 +109,23 @@ def mix_batch(batch: CropBatch, labels: Int[Tensor, "B"], views: Views, mix: Mix
     if kind == "mixup":
         lam = torch.from_numpy(box.lam.astype(np.float32).reshape(-1, 1, 1, 1)).to(device)
         images = torch.lerp(images[others], images, lam)
-    return MixedBatch(images, _targets(batch, labels, views, partner, box.lam, device))
+    return TrainBatch(images, targets)
 
 
-def _draw_mixing(batch: CropBatch, views: Views, mix: Mix, kind: str, seed: int) -> tuple[NDArray[np.int64], CutMixBox]:
+def _draw_mixing(
+    batch: CropBatch, views: Views, mix: Mix, kind: str, chunk_images: int, seed: int
+) -> tuple[NDArray[np.int64], CutMixBox]:
     """Each row's partner within its chunk, and its box and lambda, (chunks, V·K): one draw a chunk and group."""
-    chunks, side_px = batch.crops.shape[0] // mix.chunk_images, batch.crops.shape[-1]
-    is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, mix.chunk_images), (1, views.count, 1)).reshape(chunks, -1)
+    chunks, side_px = batch.crops.shape[0] // chunk_images, batch.crops.shape[-1]
+    is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, chunk_images), (1, views.count, 1)).reshape(
+        chunks, -1
+    )
     rows = is_real.shape[1]
     partner = np.tile(np.arange(rows), (chunks, 1))
     edges = [np.zeros((chunks, rows), np.int64) for _ in range(4)]
     lam, first = np.ones((chunks, rows)), 0
     for number, group in enumerate(views.groups if kind != "none" else ()):
-        own = slice(first, first + group.views * mix.chunk_images)
+        own = slice(first, first + group.views * chunk_images)
         first = own.stop
         key = (seed, batch.step, batch.first_chunk + np.arange(chunks)[:, None], number)
         partner[:, own] = own.start + draw_partners(is_real[:, own], *key)
@@ -119,7 +141,10 @@ def _draw_mixing(batch: CropBatch, views: Views, mix: Mix, kind: str, seed: int)
 
 def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, "M 1 S S"]:
     """Which pixels of each row lie in its box."""
-    top, bottom, left, right = (torch.from_numpy(edge.reshape(-1, 1)).to(device) for edge in (box.top, box.bottom, box.left, box.right))
+    top, bottom, left, right = (
+        torch.from_numpy(edge.reshape(-1, 1)).to(device)
+        for edge in (box.top, box.bottom, box.left, box.right)
+    )
     place = torch.arange(side_px, device=device)
     in_y, in_x = (place >= top) & (place < bottom), (place >= left) & (place < right)
     return (in_y[:, :, None] & in_x[:, None, :])[:, None]
@@ -133,15 +158,28 @@ def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M
 
 
 def _targets(
-    batch: CropBatch, labels: Int[Tensor, "B"], views: Views, partner: NDArray[np.int64], lam: NDArray[np.float64], device: torch.device
+    batch: CropBatch,
+    labels: Int[Tensor, "B"],
+    views: Views,
+    partner: NDArray[np.int64],
+    lam: NDArray[np.float64],
+    device: torch.device,
 ) -> Targets:
     chunks = partner.shape[0]
     per_row = labels.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(chunks, -1)
-    group_of_view = torch.tensor([number for number, group in enumerate(views.groups) for _ in range(group.views)])
+    group_of_view = torch.tensor(
+        [number for number, group in enumerate(views.groups) for _ in range(group.views)]
+    )
     group = group_of_view.view(1, -1, 1).expand(chunks, -1, per_row.shape[1] // views.count).reshape(-1)
     views_in_group = torch.tensor([group.views for group in views.groups])[group]
     is_real = batch.is_real.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(-1)
     weight = is_real.float() / (views_in_group * batch.real_images)
     other = per_row.gather(1, torch.from_numpy(partner))
-    columns = (per_row.reshape(-1), other.reshape(-1), torch.from_numpy(lam).float().reshape(-1), weight, group)
-    return Targets(*(column.to(device, non_blocking=True) for column in columns))
+    columns = (
+        per_row.reshape(-1),
+        other.reshape(-1),
+        torch.from_numpy(lam).float().reshape(-1),
+        weight,
+        group,
+    )
+    return Targets(*(column.to(device, non_blocking=True) for column in columns), groups=len(views.groups))

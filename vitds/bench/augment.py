@@ -70,13 +70,23 @@ def _policy(name: str, value: float = 0.0) -> dict[str, Any]:
     return {"policy_op": (POLICY_OPS.index(name), 0), "policy_value": (value, 0), "cutout_centre": (0.5, 0.5)}
 
 
-def _affine(picture: Image.Image, *matrix: float | int, resample: int = Image.Resampling.NEAREST) -> Image.Image:
+def _affine(
+    picture: Image.Image, *matrix: float | int, resample: int = Image.Resampling.NEAREST
+) -> Image.Image:
     return picture.transform(_SIZE, _AFFINE, matrix, resample, fillcolor=GREY)
 
 
-def _move(crops: Tensor, *, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0), mode: str = "nearest") -> Tensor:
+def _move(
+    crops: Tensor,
+    *,
+    shift: tuple[int, int] = (0, 0),
+    shear: tuple[float, float] = (0.0, 0.0),
+    mode: str = "nearest",
+) -> Tensor:
     angles = [math.degrees(math.atan(part)) for part in shear]
-    return F.affine(crops, 0.0, list(shift), 1.0, angles, F.InterpolationMode(mode), [128.0], center=[0.0, 0.0])
+    return F.affine(
+        crops, 0.0, list(shift), 1.0, angles, F.InterpolationMode(mode), [128.0], center=[0.0, 0.0]
+    )
 
 
 def _cutout(picture: Image.Image) -> Image.Image:
@@ -184,7 +194,9 @@ def _resampling(file: BetonFile) -> list[Row]:
     pictures, rows = _pictures(file), []
     sizes = np.array([picture.shape[:2] for picture in pictures], np.int32)
     for name, resample in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", _BICUBIC)):
-        views = Views(crop_px=CROP_PX, filter=name, flip=0.0, groups=(ViewGroup(name="small", scale=(0.05, 0.4)),))
+        views = Views(
+            crop_px=CROP_PX, filter=name, flip=0.0, groups=(ViewGroup(name="small", scale=(0.05, 0.4)),)
+        )
         plans = draw_views(views, *sizes.T, seed=0, epoch=0, images=np.arange(CROPS))
         boxes = plans[["top", "left", "height", "width"]][:, 0].tolist()
         opened = [Image.fromarray(picture) for picture in pictures]
@@ -196,7 +208,9 @@ def _resampling(file: BetonFile) -> list[Row]:
 
         def torchvision(planes=planes, boxes=boxes, mode=name):
             for picture, (top, left, height, width) in zip(planes, boxes, strict=True):
-                interpolate(picture[:, :, top : top + height, left : left + width], _SIZE, mode=mode, antialias=True)
+                interpolate(
+                    picture[:, :, top : top + height, left : left + width], _SIZE, mode=mode, antialias=True
+                )
 
         ours = _milliseconds(lambda plans=plans: cut_views(pictures, [RAW] * CROPS, sizes, plans, CROP_PX))
         rows.append(_row(f"resample {name}", ours, _milliseconds(pil), _milliseconds(torchvision), None))
@@ -206,14 +220,21 @@ def _resampling(file: BetonFile) -> list[Row]:
 def _operations(file: BetonFile) -> list[Row]:
     """Each operation on the same CROPS crops of CROP_PX; ours without the time of a plan that does nothing else."""
     crops = [np.asarray(Image.fromarray(picture).resize(_SIZE, _BICUBIC)) for picture in _pictures(file)]
-    opened, planes = [Image.fromarray(crop) for crop in crops], torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    opened, planes = (
+        [Image.fromarray(crop) for crop in crops],
+        torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
+    )
     floats, rows = planes.float() / 255, []
     without = _milliseconds(lambda: _cut(crops, {}))
     for name, kernel in KERNELS.items():
         ours = _milliseconds(lambda kernel=kernel: _cut(crops, kernel.plan)) - without
         pil = _milliseconds(lambda kernel=kernel: [kernel.pil(picture) for picture in opened])
         theirs = _milliseconds(lambda kernel=kernel: kernel.torchvision(planes))
-        kornia = _milliseconds(lambda kernel=kernel: kernel.kornia(floats)) if ke is not None and kernel.kornia else None
+        kornia = (
+            _milliseconds(lambda kernel=kernel: kernel.kornia(floats))
+            if ke is not None and kernel.kornia
+            else None
+        )
         rows.append(_row(name, ours, pil, theirs, kornia))
     return rows
 

@@ -78,7 +78,7 @@ def bench_head(
 
     Args:
         rows: N. dim: D. batch: M, the features of all ranks together. ranks: processes of a sharded head, on this machine.
-        bf16_rows: rows and their gradient are bfloat16, as with `head.rows`. keep_mb: the heads' own `keep_bytes`, in MiB.
+        bf16_rows: rows and their gradient are bfloat16, as with `head.row_dtype`. keep_mb: the heads' own `keep_bytes`, in MiB.
     Returns: a dict a contender: ms; ratio to the four bare products; to_three, to_naive and to_chunked; extra_mb, the peak beyond the
         process's memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
     Raises: SettingsError if the ranks do not divide the batch, a number is below 1, or rows of bfloat16 meet other products.
@@ -89,7 +89,9 @@ def bench_head(
             "from 0), a row a rank at least, and ranks that divide the batch"
         )
     if bf16_rows and precision != "bf16":
-        raise SettingsError(f"--bf16_rows goes with --precision bf16, not {precision}: the other ways multiply in one type alone")
+        raise SettingsError(
+            f"--bf16_rows goes with --precision bf16, not {precision}: the other ways multiply in one type alone"
+        )
     case = Case(rows, dim, batch, precision, bf16_rows, rounds, keep_mb << 20)
     measured = _measure_alone(case)
     if ranks > 1:
@@ -99,9 +101,16 @@ def bench_head(
     for name, facts in measured.items():
         ms = facts["ms"]
         row = {"name": name, "ms": ms and round(ms, 1)}
-        for key, other in (("ratio", four), ("to_three", three), ("to_naive", naive), ("to_chunked", chunked)):
+        for key, other in (
+            ("ratio", four),
+            ("to_three", three),
+            ("to_naive", naive),
+            ("to_chunked", chunked),
+        ):
             row[key] = round(ms / other, 3) if ms and other else None
-        table.append(row | {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")})
+        table.append(
+            row | {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")}
+        )
     kind = f"{precision}, rows too" if bf16_rows else precision
     print_rows(f"head of {rows:,} rows x {dim}, {batch:,} features, {kind}", table, as_json=as_json)
     return table
@@ -110,7 +119,9 @@ def bench_head(
 def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
     """All contenders in this process; name -> ms, extra_mb and sent_mb, both in bytes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dense = DenseHead(case.rows, case.dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=case.keep_bytes).to(device, case.dtype)
+    dense = DenseHead(
+        case.rows, case.dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=case.keep_bytes
+    ).to(device, case.dtype)
     features, targets = _make_batch(case.rows, case.dim, case.batch, device)
     found: dict[str, dict[str, Any]] = {}
     steps = {}
@@ -118,7 +129,9 @@ def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
         held = contender.logits * case.batch * case.rows * 4
         free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
         if held > 0.8 * free:
-            found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict.fromkeys(("ms", "extra_mb", "sent_mb"))
+            found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict.fromkeys(
+                ("ms", "extra_mb", "sent_mb")
+            )
             continue
         try:
             contender.step()
@@ -160,8 +173,15 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
     yield Contender("four bare products", partial(products, 4), makes_gradient=False)
     yield Contender("three bare products", partial(products, 3), makes_gradient=False)
     # Logits, their logarithms of shares and the gradient of these; bfloat16 ones and their float32 copies come to the same.
-    yield Contender("naive: linear, cross_entropy", backward_of(lambda: _cross_entropy(nn.functional.linear(features, weight), target)), 3)
-    yield Contender(f"chunked: {CHECKPOINT_ROWS} rows under checkpoint", backward_of(lambda: _checkpointed(features, weight, target)))
+    yield Contender(
+        "naive: linear, cross_entropy",
+        backward_of(lambda: _cross_entropy(nn.functional.linear(features, weight), target)),
+        3,
+    )
+    yield Contender(
+        f"chunked: {CHECKPOINT_ROWS} rows under checkpoint",
+        backward_of(lambda: _checkpointed(features, weight, target)),
+    )
     liger = _peer("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", "liger-kernel")
     yield Contender("Liger", backward_of(lambda: liger(features, weight, target)))
     cce = _peer("cut_cross_entropy", "linear_cross_entropy", "cut-cross-entropy")
@@ -171,9 +191,15 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
         compiled = backward_of(lambda: cce(features, weight, target, impl="torch_compile"))
         yield Contender("Cut Cross-Entropy's torch_compile", compiled, 3)
     yield Contender("ours dense", backward_of(lambda: (dense(features, targets) * targets.weight).sum()))
-    sharded = ShardedHead(rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0, keep_bytes=dense.keep_bytes)
+    sharded = ShardedHead(
+        rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0, keep_bytes=dense.keep_bytes
+    )
     sharded.weight = weight
-    yield Contender("ours sharded", backward_of(lambda: (sharded(features, targets)[0] * targets.weight).sum()), makes_gradient=False)
+    yield Contender(
+        "ours sharded",
+        backward_of(lambda: (sharded(features, targets)[0] * targets.weight).sum()),
+        makes_gradient=False,
+    )
 
 
 def _bare_products(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Callable[[int], None]:
@@ -205,7 +231,9 @@ def _checkpointed(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
         return nn.functional.linear(features, rows).float().logsumexp(1)
 
     parts = [checkpoint(part, rows, use_reentrant=False) for rows in weight.split(CHECKPOINT_ROWS)]
-    return (torch.stack(parts).logsumexp(0) - (features * nn.functional.embedding(target, weight)).sum(1)).mean()
+    return (
+        torch.stack(parts).logsumexp(0) - (features * nn.functional.embedding(target, weight)).sum(1)
+    ).mean()
 
 
 def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
@@ -257,8 +285,19 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
-    td.init_process_group("nccl" if device.type == "cuda" else "gloo", store=td.FileStore(meeting, ranks), rank=rank, world_size=ranks)
-    options = {"bias": False, "label_smoothing": 0.0, "seed": 0, "dtype": case.dtype, "keep_bytes": case.keep_bytes}
+    td.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=td.FileStore(meeting, ranks),
+        rank=rank,
+        world_size=ranks,
+    )
+    options = {
+        "bias": False,
+        "label_smoothing": 0.0,
+        "seed": 0,
+        "dtype": case.dtype,
+        "keep_bytes": case.keep_bytes,
+    }
     head = ShardedHead(case.rows, case.dim, **options).to(device)
     features, targets = _make_batch(case.rows, case.dim, case.batch // ranks, device)
     dtype = AUTOCAST.get(case.precision)
@@ -269,7 +308,9 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
         (losses * everyone.weight).sum().backward()
 
     step()
-    extra = _extra_bytes(step, [features, head.weight], device)  # its gradient's memory stays with it and is no part of this
+    extra = _extra_bytes(
+        step, [features, head.weight], device
+    )  # its gradient's memory stays with it and is no part of this
     dist.barrier()
     answer.send((_best_seconds({"": step}, [features, head.weight], case.rounds, device)[""], extra))
 
@@ -277,7 +318,9 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
 # Measuring ------------------------------------------------------------------------------------------------------------------------
 
 
-def _best_seconds(steps: dict[str, Callable[[], None]], leaves: list[Tensor], rounds: int, device: torch.device) -> dict[str, float]:
+def _best_seconds(
+    steps: dict[str, Callable[[], None]], leaves: list[Tensor], rounds: int, device: torch.device
+) -> dict[str, float]:
     """The best of the rounds, all taking turns; gradients are dropped before each step, as between a trainer's steps."""
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):

@@ -9,7 +9,9 @@ from vitds.data.build import build_beton
 from vitds.data.digits import embedded_digits
 
 FOLDER = Path("data")  # where files are built, as for every other command
-PHOTOGRAPHS = Path("../shared/data/flowers102-256/train.tar")  # Flowers-102, training and validation part, short side 256
+PHOTOGRAPHS = Path(
+    "../shared/data/flowers102-256/train.tar"
+)  # Flowers-102, training and validation part, short side 256
 
 
 def bench_images(data: str | None) -> BetonFile:

@@ -27,7 +27,10 @@ from vitds.kernels.views import normalise
 
 IMAGES = 512  # at most so many of the file are used
 BATCH_IMAGES = 64
-PASSES, SECONDS = 3, 2.0  # a row is measured for at least so many passes over the images, and so long; the fastest pass counts
+PASSES, SECONDS = (
+    3,
+    2.0,
+)  # a row is measured for at least so many passes over the images, and so long; the fastest pass counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Row:
     ratio: float = 1.0
 
 
-def bench_loader(data: str | None = None, recipe: str | None = None, workers: int = 1, as_json: bool = False) -> list[Row]:
+def bench_loader(
+    data: str | None = None, recipe: str | None = None, workers: int = 1, as_json: bool = False
+) -> list[Row]:
     """Measure the pipelines, the reference first, and print a table or one JSON object.
 
     Args:
@@ -60,11 +65,13 @@ def bench_loader(data: str | None = None, recipe: str | None = None, workers: in
     file = bench_images(data)
     recipe = recipe or ("idmm_digits" if file.manifest.sources == ("digits",) else "idmm_deit_tiny")
     file = first_images(file, min(IMAGES, file.images))
-    settings = load_settings(recipe=recipe, method=None, flags={}, extra={"data": {"workers": workers}})
+    settings = load_settings(recipe=recipe, command=None, flags={}, extra={"data": {"workers": workers}})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [measure(name, passes, file.images, settings) for name, passes in pipelines(file, settings).items()]
+        rows = [
+            measure(name, passes, file.images, settings) for name, passes in pipelines(file, settings).items()
+        ]
     finally:
         torch.set_num_threads(threads)
     rows = [dataclasses.replace(row, ratio=round(row.images_per_s / rows[0].images_per_s, 2)) for row in rows]
@@ -82,7 +89,11 @@ def first_images(file: BetonFile, count: int) -> BetonFile:
 
 def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Iterator[None]]]:
     """By name, what makes an endless iterator over passes: each step of it makes every view of every image once."""
-    plain = settings.model_copy(update={"views": Views(**{key: getattr(settings.views, key) for key in ("crop_px", "filter", "groups")})})
+    plain = settings.model_copy(
+        update={
+            "views": Views(**{key: getattr(settings.views, key) for key in ("crop_px", "filter", "groups")})
+        }
+    )
     return {
         "reference": lambda: reference(file, settings),
         "ffcv_per_view": lambda: ffcv_per_view(file, settings),
@@ -108,14 +119,23 @@ def measure(name: str, make_passes: Callable[[], Iterator[None]], images: int, s
     passes.close()
     rate = images / min(walls)
     crops = rate * settings.views.count / settings.data.workers
-    return Row(name, round(rate, 1), round(crops, 1), round(1000 * min(cpus) / images, 4), round(_peak_mb() - memory_before, 1))
+    return Row(
+        name,
+        round(rate, 1),
+        round(crops, 1),
+        round(1000 * min(cpus) / images, 4),
+        round(_peak_mb() - memory_before, 1),
+    )
 
 
 def reference(file: BetonFile, settings: Settings) -> Iterator[None]:
     """torchvision and PIL, complete, in `workers` processes of torch's DataLoader (one: in this process)."""
     workers = settings.data.workers
     loader = torch.utils.data.DataLoader(
-        ReferenceSet(file, settings.views), BATCH_IMAGES, num_workers=workers if workers > 1 else 0, persistent_workers=workers > 1
+        ReferenceSet(file, settings.views),
+        BATCH_IMAGES,
+        num_workers=workers if workers > 1 else 0,
+        persistent_workers=workers > 1,
     )
     while True:
         for _ in loader:
@@ -147,7 +167,10 @@ def ffcv_per_view(file: BetonFile, settings: Settings) -> Iterator[None]:
 
 def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
     """FFCV's decoder once an image, then torch's own uint8 antialiased kernel: crops only."""
-    views, mapped = settings.views, np.memmap(file.path, np.uint8, "c")  # torch warns of memory that it cannot write to
+    views, mapped = (
+        settings.views,
+        np.memmap(file.path, np.uint8, "c"),
+    )  # torch warns of memory that it cannot write to
     out = torch.empty(BATCH_IMAGES, views.count, 3, views.crop_px, views.crop_px, dtype=torch.uint8)
 
     def cut(image: int, epoch: int) -> None:
@@ -157,10 +180,16 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
             stored, pixels = pixels, np.empty(3 * height * width, np.uint8)
             imdecode(stored, pixels, height, width, height, width)
         picture = torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)[None]
-        plans = draw_views(views, [height], [width], seed=settings.seed, epoch=epoch, images=np.array([image]))[0]
-        for view, (top, left, box_height, box_width) in enumerate(plans[["top", "left", "height", "width"]].tolist()):
+        plans = draw_views(
+            views, [height], [width], seed=settings.seed, epoch=epoch, images=np.array([image])
+        )[0]
+        for view, (top, left, box_height, box_width) in enumerate(
+            plans[["top", "left", "height", "width"]].tolist()
+        ):
             box = picture[:, :, top : top + box_height, left : left + box_width]
-            out[image % BATCH_IMAGES, view] = interpolate(box, out.shape[-2:], mode=views.filter, antialias=True)[0]
+            out[image % BATCH_IMAGES, view] = interpolate(
+                box, out.shape[-2:], mode=views.filter, antialias=True
+            )[0]
 
     with ThreadPoolExecutor(settings.data.workers) as pool:
         epoch = 0
@@ -170,11 +199,13 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
             yield
 
 
-def ours(file: BetonFile, settings: Settings, dtype: type[np.float32] | type[np.uint16] | None = None) -> Iterator[None]:
+def ours(
+    file: BetonFile, settings: Settings, dtype: type[np.float32] | type[np.uint16] | None = None
+) -> Iterator[None]:
     """TrainLoader; with a dtype also the normalisation, that is otherwise the training device's: float32, or the bits of bfloat16."""
     batch_images = min(BATCH_IMAGES, file.images)
-    batch = settings.batch.model_copy(update={"global_images": batch_images})
-    settings = settings.model_copy(update={"batch": batch, "mix": settings.mix.model_copy(update={"chunk_images": batch_images})})
+    batch = settings.batch.model_copy(update={"global_images": batch_images, "chunk_images": batch_images})
+    settings = settings.model_copy(update={"batch": batch})
     loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=batch_images)
     for number, made in enumerate(loader.batches(0, 2**40), start=1):
         if dtype is not None:

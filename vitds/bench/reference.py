@@ -54,14 +54,18 @@ def _sign() -> int:
     return random.choice((-1, 1))
 
 
-def _affine(picture: Image.Image, *matrix: float | int, resample: int = Image.Resampling.NEAREST) -> Image.Image:
+def _affine(
+    picture: Image.Image, *matrix: float | int, resample: int = Image.Resampling.NEAREST
+) -> Image.Image:
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample, fillcolor=GREY_FILL)
 
 
 def _cutout(picture: Image.Image, side_px: int) -> Image.Image:
     picture, (width, height) = picture.copy(), picture.size
     left, top = random.randrange(width) - side_px // 2, random.randrange(height) - side_px // 2
-    picture.paste(CUTOUT_FILL, (max(left, 0), max(top, 0), min(left + side_px, width), min(top + side_px, height)))
+    picture.paste(
+        CUTOUT_FILL, (max(left, 0), max(top, 0), min(left + side_px, width), min(top + side_px, height))
+    )
     return picture
 
 
@@ -71,10 +75,18 @@ POLICY: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "sharpness": lambda picture, m: ImageEnhance.Sharpness(picture).enhance(1 + 0.9 * m * _sign()),
     "autocontrast": lambda picture, m: ImageOps.autocontrast(picture),
     "posterize": lambda picture, m: ImageOps.posterize(picture, round(8 - 4 * m)),
-    "shear_x": lambda picture, m: _affine(picture, 1, 0.3 * m * _sign(), 0, 0, 1, 0, resample=Image.Resampling.BICUBIC),
-    "shear_y": lambda picture, m: _affine(picture, 1, 0, 0, 0.3 * m * _sign(), 1, 0, resample=Image.Resampling.BICUBIC),
-    "translate_x": lambda picture, m: _affine(picture, 1, 0, picture.width * 150 / 331 * m * _sign(), 0, 1, 0),
-    "translate_y": lambda picture, m: _affine(picture, 1, 0, 0, 0, 1, picture.height * 150 / 331 * m * _sign()),
+    "shear_x": lambda picture, m: _affine(
+        picture, 1, 0.3 * m * _sign(), 0, 0, 1, 0, resample=Image.Resampling.BICUBIC
+    ),
+    "shear_y": lambda picture, m: _affine(
+        picture, 1, 0, 0, 0.3 * m * _sign(), 1, 0, resample=Image.Resampling.BICUBIC
+    ),
+    "translate_x": lambda picture, m: _affine(
+        picture, 1, 0, picture.width * 150 / 331 * m * _sign(), 0, 1, 0
+    ),
+    "translate_y": lambda picture, m: _affine(
+        picture, 1, 0, 0, 0, 1, picture.height * 150 / 331 * m * _sign()
+    ),
     "rotate": lambda picture, m: picture.rotate(30 * m, fillcolor=GREY_FILL),
     "equalize": lambda picture, m: ImageOps.equalize(picture),
     "contrast": lambda picture, m: ImageEnhance.Contrast(picture).enhance(1 + 0.9 * m * _sign()),
@@ -86,7 +98,9 @@ POLICY: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 def view_transform(views: Views, group: ViewGroup) -> Callable[[Image.Image], Tensor]:
     """The transform of one view: picture -> float32 (3, S, S), normalised."""
-    steps: list[Callable] = [T.RandomResizedCrop(views.crop_px, scale=group.scale, interpolation=FILTERS[views.filter])]
+    steps: list[Callable] = [
+        T.RandomResizedCrop(views.crop_px, scale=group.scale, interpolation=FILTERS[views.filter])
+    ]
     jitter = T.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
     steps += [T.RandomApply([jitter], views.colour)] if views.colour else []
     steps += [T.RandomGrayscale(views.grey)] if views.grey else []

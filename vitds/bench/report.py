@@ -26,5 +26,11 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]], *, as_json: bool) -> 
         if all(number is None for number in numbers):
             below.append(name)
         else:
-            table.add_row(name, *(f"{number:,}" if isinstance(number, int | float) else str(number or "-") for number in numbers))
+            table.add_row(
+                name,
+                *(
+                    f"{number:,}" if isinstance(number, int | float) else str(number or "-")
+                    for number in numbers
+                ),
+            )
     Console(width=max(Console().width, WIDTH)).print(table, *below, sep="\n", highlight=False)

@@ -34,7 +34,12 @@ from vitds.runs.metrics import read_metrics
 
 
 def bench_step(
-    *, recipe: str | None = None, data: str | None = None, ds_config: str | None = None, rounds: int = 3, as_json: bool = False
+    *,
+    recipe: str | None = None,
+    data: str | None = None,
+    ds_config: str | None = None,
+    rounds: int = 3,
+    as_json: bool = False,
 ) -> list[dict[str, float | str]]:
     """Milliseconds of a step: ours whole (input, mixing, engine, metrics), and forward plus backward alone, in turn.
 
@@ -42,7 +47,9 @@ def bench_step(
         recipe: of pretraining. data: a .beton; the embedded digits by default. rounds: of one epoch of ours and as many bare steps.
     Returns: rows bare, bare with optimizer, step, and what of the step lies outside its own forward and backward; ratio is to the first.
     """
-    settings = load_settings(recipe=recipe or DEFAULT_RECIPES["idmm"], method="idmm", flags={"epochs": 1})
+    settings = load_settings(
+        recipe=recipe or DEFAULT_RECIPES["pretrain"], command="pretrain", flags={"epochs": 1}
+    )
     ds = load_ds_config(ds_config)
     device = start_ranks()
     file = open_beton(Path(data) if data else embedded_digits("data")[0])
@@ -63,7 +70,13 @@ def bench_step(
 
 
 def train_steps(
-    settings: Settings, ds: DsConfig, file: BetonFile, rows: int, device: torch.device, *, steps: int | None = None
+    settings: Settings,
+    ds: DsConfig,
+    file: BetonFile,
+    rows: int,
+    device: torch.device,
+    *,
+    steps: int | None = None,
 ) -> tuple[Settings, int, list[float], list[float]]:
     """Train for a moment in a folder that is removed again.
 
@@ -89,7 +102,10 @@ def train_steps(
         with out_of_memory_told(backbone_sizes(module.backbone, resolved), resolved, ds, rows, device):
             trainer = Trainer(Run(Path(folder)), resolved, ds, file, module, rows, device, None)
             trainer.total = min(trainer.total, steps or trainer.total)
-            trainer._forward, trainer.engine.backward = timed(trainer._forward), timed(trainer.engine.backward)
+            trainer._forward, trainer.engine.backward = (
+                timed(trainer._forward),
+                timed(trainer.engine.backward),
+            )
             trainer.train()
         seconds = [line["time/step_s"] for line in read_metrics(Path(folder) / "metrics.jsonl")]
     calls = 2 * trainer.accumulation
@@ -97,15 +113,25 @@ def train_steps(
     return resolved, trainer.accumulation, outside, seconds
 
 
-def _bare_steps(settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device) -> tuple[list[float], list[float]]:
+def _bare_steps(
+    settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device
+) -> tuple[list[float], list[float]]:
     """Seconds of each step without and with AdamW: no loader, no engine, no metrics, the same tensors each time."""
     views, micro = settings.views, settings.batch.micro_images
     backbone = build_backbone(settings.backbone, crop_px=views.crop_px, seed=0)
-    head = DenseHead(rows, backbone.num_features, bias=settings.head.bias, label_smoothing=settings.head.label_smoothing, seed=0)
+    head = DenseHead(
+        rows,
+        backbone.num_features,
+        bias=settings.head.bias,
+        label_smoothing=settings.head.label_smoothing,
+        seed=0,
+    )
     module = TrainModule(backbone, head).to(device).train()
     if settings.engine.compile == "on":
         module.backbone.compile()
-    StochasticDraws(backbone, seed=0, rows_per_chunk=micro * views.count, patches=patch_count(backbone)).fill(0, 0, 1)
+    StochasticDraws(backbone, seed=0, rows_per_chunk=micro * views.count, patches=patch_count(backbone)).fill(
+        0, 0, 1
+    )
     optimizer = build_optimizer(module, settings.optimizer)
     images = torch.randn(micro * views.count, 3, views.crop_px, views.crop_px, device=device)
     target = torch.randint(0, rows, (len(images),), device=device)
@@ -124,7 +150,9 @@ def _bare_steps(settings: Settings, rows: int, steps: int, accumulation: int, de
     return bare, with_optimizer
 
 
-def _forward_backward(module: nn.Module, images: torch.Tensor, targets: Targets, dtype: torch.dtype | None) -> None:
+def _forward_backward(
+    module: nn.Module, images: torch.Tensor, targets: Targets, dtype: torch.dtype | None
+) -> None:
     with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
         losses = module(images, targets)
     (losses * targets.weight).sum().backward()

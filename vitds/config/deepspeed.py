@@ -32,15 +32,64 @@ REPLACED = {
 }
 # DeepSpeed ignores a top-level key it does not know. Newer versions add keys, so only a near miss of one of these is refused.
 TOP_KEYS = (
-    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "zero_optimization"),
-    *("bf16", "fp16", "torch_autocast", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type"),
-    *("prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op", "data_types", "aio", "checkpoint", "comms_logger"),
-    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "log_level", "timers", "compile"),
+    *(
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "zero_optimization",
+    ),
+    *(
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "communication_data_type",
+    ),
+    *(
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "gradient_allreduce_op",
+        "data_types",
+        "aio",
+        "checkpoint",
+        "comms_logger",
+    ),
+    *(
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "dump_state",
+        "flops_profiler",
+        "log_level",
+        "timers",
+        "compile",
+    ),
 )
 ZERO_KEYS = (
-    *("stage", "offload_param", "offload_optimizer", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size"),
-    *("allgather_partitions", "allgather_bucket_size", "round_robin_gradients", "sub_group_size", "stage3_prefetch_bucket_size"),
-    *("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_hpz_partition_size"),
+    *(
+        "stage",
+        "offload_param",
+        "offload_optimizer",
+        "overlap_comm",
+        "contiguous_gradients",
+        "reduce_scatter",
+        "reduce_bucket_size",
+    ),
+    *(
+        "allgather_partitions",
+        "allgather_bucket_size",
+        "round_robin_gradients",
+        "sub_group_size",
+        "stage3_prefetch_bucket_size",
+    ),
+    *(
+        "stage3_param_persistence_threshold",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "zero_hpz_partition_size",
+    ),
 )
 PRECISION_BLOCKS: dict[str, Precision] = {"bf16": "bf16", "torch_autocast": "bf16", "fp16": "fp16"}
 
@@ -104,7 +153,9 @@ def load_ds_config(path: str | None) -> DsConfig:
     except json.JSONDecodeError as error:
         raise SettingsError(f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        raise SettingsError(
+            f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
     if not isinstance(values, dict):
         raise SettingsError(f"{file}: a DeepSpeed configuration is one JSON object, {{...}}")
     config = DsConfig(file, values, text)
@@ -118,9 +169,13 @@ def _find(name: str) -> Path:
     if "/" in name or name.endswith(".json"):
         return Path(name)
     # A link to the checkout's ds_configs, and a folder of its own in an installed package.
-    packaged = {path.stem: path for path in map(Path, (importlib.resources.files("vitds") / "ds_configs").iterdir())}
+    packaged = {
+        path.stem: path for path in map(Path, (importlib.resources.files("vitds") / "ds_configs").iterdir())
+    }
     if name not in packaged:
-        raise SettingsError(f"ds_config {name} is unknown; {did_you_mean(name, packaged)} (a file of your own: its path, ending in .json)")
+        raise SettingsError(
+            f"ds_config {name} is unknown; {did_you_mean(name, packaged)} (a file of your own: its path, ending in .json)"
+        )
     return packaged[name]
 
 
@@ -136,10 +191,14 @@ def _check_keys(config: DsConfig) -> None:
     """Blocks that belong to the recipe, near misses of DeepSpeed's keys, and values where a block is meant."""
     for key in config.values:
         if key in REPLACED:
-            raise SettingsError(f'{config.place(key)}: "{key}" is decided by {REPLACED[key]}; remove the block')
+            raise SettingsError(
+                f'{config.place(key)}: "{key}" is decided by {REPLACED[key]}; remove the block'
+            )
     for block in ("zero_optimization", *PRECISION_BLOCKS):
         if not isinstance(config.values.get(block, {}), dict):
-            raise SettingsError(f'{config.place(block)}: "{block}" must be an object, got {json.dumps(config.values[block])}')
+            raise SettingsError(
+                f'{config.place(block)}: "{block}" must be an object, got {json.dumps(config.values[block])}'
+            )
     for above, known in (("", TOP_KEYS), ("zero_optimization", ZERO_KEYS)):
         for key in config.values.get(above, {}) if above else config.values:
             if key not in known and (near := nearest(key, known, cutoff=0.85)):
@@ -156,18 +215,26 @@ def _check_zero(config: DsConfig) -> None:
         raise SettingsError(f"{place}: zero_optimization.stage must be 0, 1, 2 or 3, got {json.dumps(stage)}")
     for offload, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
         key = f"zero_optimization.{offload}"
-        if not isinstance(zero.get(offload) or {}, dict) or config.device(offload) not in ("none", "cpu", "nvme"):
-            raise SettingsError(f'{config.place(key)}: {key} must be an object with "device": "none", "cpu" or "nvme"')
+        if not isinstance(zero.get(offload) or {}, dict) or config.device(offload) not in (
+            "none",
+            "cpu",
+            "nvme",
+        ):
+            raise SettingsError(
+                f'{config.place(key)}: {key} must be an object with "device": "none", "cpu" or "nvme"'
+            )
         device = config.device(offload)
         needed = 3 if device == "nvme" else lowest
         if device != "none" and stage < needed:
             raise SettingsError(
-                f'{config.place(key)}: {key} to {device} needs ZeRO stage {needed} or higher, this is stage {stage}, where DeepSpeed '
+                f"{config.place(key)}: {key} to {device} needs ZeRO stage {needed} or higher, this is stage {stage}, where DeepSpeed "
                 f"leaves everything in memory without a word; raise zero_optimization.stage or remove the block"
             )
     for old, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
         if old in zero:
-            raise SettingsError(f'{config.place(f"zero_optimization.{old}")}: "{old}" is an old name; write "{new}": {{"device": "cpu"}}')
+            raise SettingsError(
+                f'{config.place(f"zero_optimization.{old}")}: "{old}" is an old name; write "{new}": {{"device": "cpu"}}'
+            )
 
 
 def _check_precision(config: DsConfig) -> None:
@@ -184,13 +251,19 @@ def _check_precision(config: DsConfig) -> None:
     dtype = config.values.get("torch_autocast", {}).get("dtype", "auto")
     if dtype not in ("auto", "bfloat16"):
         raise SettingsError(
-            f"{config.place('torch_autocast.dtype')}: torch_autocast.dtype must be \"bfloat16\" or \"auto\", got {json.dumps(dtype)}; "
+            f'{config.place("torch_autocast.dtype")}: torch_autocast.dtype must be "bfloat16" or "auto", got {json.dumps(dtype)}; '
             f'for half precision write "fp16": {{"enabled": true}}'
         )
 
 
 def resolve_ds_config(
-    config: DsConfig, settings: Settings, *, micro_images: int, accumulation: int, ranks: int, precision: Precision
+    config: DsConfig,
+    settings: Settings,
+    *,
+    micro_images: int,
+    accumulation: int,
+    ranks: int,
+    precision: Precision,
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` is given: the file, every `auto` and every absent value filled in from the recipe.
 
@@ -204,7 +277,11 @@ def resolve_ds_config(
     for key, recipe_key, value in (
         ("train_batch_size", "batch.global_images", settings.batch.global_images),
         ("train_micro_batch_size_per_gpu", "batch.micro_images", micro_images),
-        ("gradient_accumulation_steps", f"batch.global_images / (batch.micro_images x {ranks} ranks)", accumulation),
+        (
+            "gradient_accumulation_steps",
+            f"batch.global_images / (batch.micro_images x {ranks} ranks)",
+            accumulation,
+        ),
         ("gradient_clipping", "optimizer.clip_norm", settings.optimizer.clip_norm),
     ):
         if resolved.get(key, "auto") not in ("auto", value):

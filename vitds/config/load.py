@@ -11,18 +11,17 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from vitds.config.methods import DEFAULT_METHODS, METHODS, Command, readers
 from vitds.config.names import nearest
 from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe
 from vitds.config.tree import Section, Settings
 from vitds.config.yaml_text import dump_yaml, parse_yaml
 from vitds.errors import SettingsError
 
-Method = Literal["idmm", "supervised"]
-COMMANDS = {"idmm": "vitds pretrain", "supervised": "vitds finetune"}
 FLAG_KEYS = {"data": "data.train", "test": "data.test", "init": "init", "epochs": "epochs", "seed": "seed"}
 # What may differ between a run's first start and its resume: none of these changes a number of the training.
 FREE_ON_RESUME = ("checkpoint.", "log.", "eval.", "data.workers", "batch.micro_images")
@@ -39,7 +38,7 @@ class Given(NamedTuple):
 def load_settings(
     *,
     recipe: str | None,
-    method: Method | None,
+    command: Command | None,
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any],
     extra: Mapping[str, Any] = {},  # noqa: B006 (never written to)
@@ -49,15 +48,16 @@ def load_settings(
     A data set given by hand drops the recipe's test set, which belongs to the recipe's own data.
 
     Args:
-        recipe: a packaged recipe's name or a YAML file's path; None takes the method's default on the embedded digits.
-        method: what the calling command trains; None takes the recipe's own (`recipes show`).
+        recipe: a packaged recipe's name or a YAML file's path; None takes the command's default on the embedded digits.
+        command: whose methods the recipe may name, and whose default stands where it names none; None takes any (`recipes show`).
         assignments: `section.key=value`, the value read as YAML.
         flags: data, test, init, epochs, seed; None where not given.
         extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
-    Raises: SettingsError if a recipe is unknown or belongs to another method, if one key is assigned two values, or if keys or values
-        are wrong: one message that lists every mistake with its key, its value, what is allowed, and where it was given.
+    Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two values, if the method does not
+        read a key, or if keys or values are wrong: one message that lists every mistake with its key, its value, what is allowed, and
+        where it was given.
     """
-    recipe = recipe or DEFAULT_RECIPES[method or "idmm"]
+    recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
     of_recipe = list(_cut(read_recipe(recipe), f"recipe {recipe}"))
     of_person = [
         *_assigned([assignments] if isinstance(assignments, str) else assignments),
@@ -67,7 +67,7 @@ def load_settings(
     if any(given.key == "data.train" for given in of_person):
         of_recipe = [given for given in of_recipe if given.key != "data.test"]
     tree, origins = _merge([*of_recipe, *of_person])
-    _check_method(tree, origins, method)
+    _check_command(tree, origins, command)
     return _validate(tree, origins)
 
 
@@ -80,8 +80,9 @@ def read_settings(path: str | Path) -> Settings:
 
 
 def dump_settings(settings: Settings) -> str:
-    """The whole tree as YAML; `read_settings` gives equal settings back."""
-    return dump_yaml(settings.model_dump(mode="json"))
+    """The whole tree as YAML, without what the method does not read; `read_settings` gives equal settings back."""
+    leaves = _cut(settings.model_dump(mode="json"), "")
+    return dump_yaml(_merge(leaf for leaf in leaves if settings.method in readers(leaf.key))[0])
 
 
 def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
@@ -89,12 +90,19 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
 
     Left out are the keys that may differ, and those where an `auto` was given, which stands for the value the run resolved and saved.
     """
-    before, now = ({leaf.key: leaf.value for leaf in _cut(settings.model_dump(mode="json"), "")} for settings in (saved, given))
-    different = [(key, before[key], value) for key, value in now.items() if value not in (before[key], "auto")]
+    before, now = (
+        {leaf.key: leaf.value for leaf in _cut(settings.model_dump(mode="json"), "")}
+        for settings in (saved, given)
+    )
+    different = [
+        (key, before[key], value) for key, value in now.items() if value not in (before[key], "auto")
+    ]
     return [row for row in different if not row[0].startswith(FREE_ON_RESUME)]
 
 
-def _cut(values: Mapping[str, Any], origin: str, section: type[Section] = Settings, above: str = "") -> Iterator[Given]:
+def _cut(
+    values: Mapping[str, Any], origin: str, section: type[Section] = Settings, above: str = ""
+) -> Iterator[Given]:
     """The leaves of nested mappings: whatever is no section of the tree is one value (a list of groups, the backbone's options)."""
     for key, value in values.items():
         inner = _section_of(section, str(key))
@@ -141,7 +149,11 @@ def _leaves_of(word: str) -> list[Given]:
     section: type[Section] | None = Settings
     for part in key.split("."):
         section = _section_of(section, part) if section else None
-    return list(_cut(value, origin, section, f"{key}.")) if section and isinstance(value, Mapping) else [Given(key, value, origin)]
+    return (
+        list(_cut(value, origin, section, f"{key}."))
+        if section and isinstance(value, Mapping)
+        else [Given(key, value, origin)]
+    )
 
 
 def _merge(leaves: Sequence[Given] | Iterator[Given]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -154,34 +166,50 @@ def _merge(leaves: Sequence[Given] | Iterator[Given]) -> tuple[dict[str, Any], d
         for part in above:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise SettingsError(f"{key} (from {origin}): {part} is one value, {place!r}, and has no keys; set it whole")
+                raise SettingsError(
+                    f"{key} (from {origin}): {part} is one value, {place!r}, and has no keys; set it whole"
+                )
         place[last] = value
         origins[key] = origin
     return tree, origins
 
 
-def _check_method(tree: dict[str, Any], origins: Mapping[str, str], method: Method | None) -> None:
-    """Fills the method in, or refuses another one than the command's."""
-    if method is None or tree.setdefault("method", method) == method:
+def _check_command(tree: dict[str, Any], origins: Mapping[str, str], command: Command | None) -> None:
+    """Fill the command's own method in where none is named, or refuse a method of another command."""
+    if command is None:
         return
-    other = tree["method"]
-    if other in COMMANDS:
-        fitting = [name for name, _ in list_recipes() if read_recipe(name)["method"] == method]
+    method = tree.setdefault("method", DEFAULT_METHODS[command])
+    if method in METHODS and METHODS[method].command != command:
+        fitting = [
+            name for name, _ in list_recipes() if METHODS[read_recipe(name)["method"]].command == command
+        ]
         raise SettingsError(
-            f"{origins['method']} is for `{COMMANDS[other]}` (method {other}); "
-            f"recipes for `{COMMANDS[method]}` (method {method}): {', '.join(fitting)}"
+            f"{origins['method']} is for `vitds {METHODS[method].command}` (method {method}); "
+            f"recipes for `vitds {command}`: {', '.join(fitting)}"
         )
 
 
 def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     """The checked tree. Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float."""
     try:
-        return Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
+        settings = Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
+        mistakes = _unread(settings.method, origins)
+        if not mistakes:
+            return settings
     except ValidationError as error:
         mistakes = _mistakes(error, origins)
     if len(mistakes) == 1:
         raise SettingsError(mistakes[0])
     raise SettingsError("\n  ".join([f"{len(mistakes)} settings are wrong:", *mistakes]))
+
+
+def _unread(method: str, origins: Mapping[str, str]) -> list[str]:
+    """A line for every key that was given and that the method does not read: it would change nothing, and look as if it did."""
+    return [
+        f"{key}: method {method} does not read it; it is for {' and '.join(readers(key)) or 'no method'}, leave it out (from {origin})"
+        for key, origin in origins.items()
+        if method not in readers(key)
+    ]
 
 
 def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
@@ -203,7 +231,10 @@ def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
             wrong[key] = [f"must be a section with the keys {', '.join(own.model_fields)}"]
         else:
             wrong.setdefault(key, []).append(re.sub(r"^\w+ should ", "must ", item["msg"]))
-    return [": ".join(filter(None, [key, ", or ".join(texts)])) + ends[key] + _origin(key, origins) for key, texts in wrong.items()]
+    return [
+        ": ".join(filter(None, [key, ", or ".join(texts)])) + ends[key] + _origin(key, origins)
+        for key, texts in wrong.items()
+    ]
 
 
 def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section] | None]:
@@ -232,7 +263,11 @@ def _nearest_key(key: str, holder: type[Section]) -> str:
         meant = [f"{above}.{near}" if above else near]
     if not meant and (near := nearest(last, everywhere.values())):
         meant = [full for full, name in everywhere.items() if name == near]
-    return f"did you mean {' or '.join(meant)}?" if meant else f"the keys here are {', '.join(holder.model_fields)}"
+    return (
+        f"did you mean {' or '.join(meant)}?"
+        if meant
+        else f"the keys here are {', '.join(holder.model_fields)}"
+    )
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:

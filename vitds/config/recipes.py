@@ -14,7 +14,10 @@ from vitds.config.names import did_you_mean
 from vitds.config.yaml_text import parse_yaml
 from vitds.errors import SettingsError
 
-DEFAULT_RECIPES = {"idmm": "idmm_digits", "supervised": "finetune_digits"}
+DEFAULT_RECIPES = {
+    "pretrain": "idmm_digits",
+    "finetune": "finetune_digits",
+}  # of each command, on the embedded digits
 
 
 def _packaged() -> dict[str, Path]:
@@ -44,7 +47,9 @@ def find_recipe(recipe: str) -> Path:
         return Path(recipe)
     packaged = _packaged()
     if recipe not in packaged:
-        raise SettingsError(f"recipe {recipe} is unknown; {did_you_mean(recipe, packaged)} (a file of your own: its path, ending in .yaml)")
+        raise SettingsError(
+            f"recipe {recipe} is unknown; {did_you_mean(recipe, packaged)} (a file of your own: its path, ending in .yaml)"
+        )
     return packaged[recipe]
 
 
@@ -64,7 +69,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        raise SettingsError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: holds no settings; expected lines like `epochs: 100`")
     return values

@@ -6,27 +6,32 @@ the disk. An `auto` is resolved once, at the run's first start, and saved as res
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+from vitds.config.methods import METHODS, MethodSections
+from vitds.config.section import Count, Positive, Probability, Section
 
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+Deviation = Annotated[float, Field(gt=0)]
 
 
 class ViewGroup(Section):
-    """Crops that share an area range and one term of the loss (METHOD 3.2)."""
+    """Crops that share an area range. A probability that is given here stands in place of the one in `views`."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     views: Positive = 1
     scale: tuple[float, float] = (0.08, 1.0)
+    flip: Probability | None = None
+    colour: Probability | None = None
+    grey: Probability | None = None
+    blur: Probability | None = None
+    solarise: Probability | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, inner: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in inner(self).items() if value is not None}
 
     @field_validator("scale")
     @classmethod
@@ -37,7 +42,7 @@ class ViewGroup(Section):
 
 
 class Views(Section):
-    """How an image becomes crops: random-resized crop, flip, colour, grey, blur, policy; all on the host, as uint8."""
+    """How an image becomes crops: random-resized crop, flip, colour, grey, blur, solarise, policy; all on the host, as uint8."""
 
     crop_px: Positive = 112
     filter: Literal["bilinear", "bicubic"] = "bilinear"
@@ -51,9 +56,10 @@ class Views(Section):
     grey: Probability = 0.0
     blur: Probability = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: Probability = 0.0
     policy: Literal["none", "randaugment"] = "none"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
 
     @field_validator("groups")
     @classmethod
@@ -75,6 +81,12 @@ class Views(Section):
         """V, the views of one image."""
         return sum(group.views for group in self.groups)
 
+    def of_each_view(self, name: str) -> list[float]:
+        """The probability `name` (flip, colour, grey, blur or solarise) of each of the V views: its group's own, or that of all."""
+        own = {group.name: getattr(group, name) for group in self.groups}
+        chosen = {group: getattr(self, name) if value is None else value for group, value in own.items()}
+        return [chosen[group.name] for group in self.groups for _ in range(group.views)]
+
 
 class Data(Section):
     """Which files, and how they are read."""
@@ -87,14 +99,13 @@ class Data(Section):
 
 
 class Mix(Section):
-    """Mixing of images and targets, one draw a chunk and group (METHOD 3.3, 4.1).
+    """Mixing of images and targets, one draw a chunk and group.
 
     kind `alternate`: mixup in even epochs, CutMix in odd ones.
     """
 
     kind: Literal["none", "cutmix", "mixup", "alternate"] = "cutmix"
     alpha: Annotated[float, Field(gt=0)] = 0.5
-    chunk_images: Positive = 64
 
 
 class Backbone(Section):
@@ -123,7 +134,7 @@ class Head(Section):
     init: Literal["noise", "features"] = "noise"
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     lazy: bool = False
-    rows: Literal["fp32", "bf16"] = "fp32"
+    row_dtype: Literal["fp32", "bf16"] = "fp32"
     keep_mb: Annotated[int, Field(ge=0)] = 64
 
     @model_validator(mode="after")
@@ -132,9 +143,13 @@ class Head(Section):
             wanted = "optimizer lean" if self.optimizer == "lean" else f"sample_rate {self.sample_rate:g}"
             raise ValueError(f"{wanted} is for a sharded head, got kind dense; set kind to sharded or auto")
         if self.lazy and self.sample_rate == 1:
-            raise ValueError("lazy is for sampled negatives, but with sample_rate 1 every row is in play in each step; set one of them")
-        if self.rows == "bf16" and self.optimizer != "lean":
-            raise ValueError(f"rows bf16 need the lean optimizer, which rounds them by chance, got optimizer {self.optimizer}")
+            raise ValueError(
+                "lazy is for sampled negatives, but with sample_rate 1 every row is in play in each step; set one of them"
+            )
+        if self.row_dtype == "bf16" and self.optimizer != "lean":
+            raise ValueError(
+                f"row_dtype bf16 needs the lean optimizer, which rounds rows by chance, got optimizer {self.optimizer}"
+            )
         return self
 
     @property
@@ -151,17 +166,22 @@ class Head(Section):
 
 
 class Batch(Section):
-    """G images a step, cut into chunks; the micro batch is what one rank puts through the backbone at once."""
+    """G images a step, cut into chunks; the micro batch is what one rank puts through the backbone at once.
+
+    Whatever lets one image see another happens within a chunk: CutMix partners, negatives, statistics of a projector.
+    """
 
     global_images: Positive = 256
+    chunk_images: Positive = 64
     micro_images: Literal["auto"] | Positive = "auto"
 
 
 class Optimizer(Section):
-    """AdamW, one parameter group (METHOD 3.4)."""
+    """AdamW. decay: the weight decay is of all parameters, as in the paper's code, or of those with two dimensions and more."""
 
     lr_peak: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    decay: Literal["all", "matrices"] = "all"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
@@ -207,10 +227,9 @@ class Log(Section):
     tensorboard: bool = True
 
 
-class Settings(Section):
+class Settings(MethodSections):
     """A run, whole."""
 
-    method: Literal["idmm", "supervised"] = "idmm"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Positive = 100
     init: str | None = None
@@ -229,14 +248,31 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _chunks_divide(self) -> Settings:
-        images, chunk = self.batch.global_images, self.mix.chunk_images
+        images, chunk = self.batch.global_images, self.batch.chunk_images
         if images % chunk:
             fits = [k for k in range(1, images + 1) if images % k == 0]
-            raise ValueError(f"batch.global_images {images} is not a multiple of mix.chunk_images {chunk}; chunk_images may be {fits}")
+            raise ValueError(
+                f"batch.global_images {images} is not a multiple of batch.chunk_images {chunk}; chunk_images may be {fits}"
+            )
         micro = self.batch.micro_images
         if micro != "auto" and (micro % chunk or images % micro):
             fits = [k for k in range(chunk, images + 1, chunk) if images % k == 0]
-            raise ValueError(f"batch.micro_images {micro} must be whole chunks of {chunk} images that divide {images}; it may be {fits}")
-        if self.method == "supervised" and len(self.views.groups) != 1:
-            raise ValueError(f"views.groups: method supervised takes one group, got {len(self.views.groups)}")
+            raise ValueError(
+                f"batch.micro_images {micro} must be whole chunks of {chunk} images that divide {images}; it may be {fits}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Settings:
+        facts, groups, views = METHODS[self.method], len(self.views.groups), self.views.count
+        if facts.groups not in (None, groups):
+            raise ValueError(f"views.groups: method {self.method} takes {facts.groups} group, got {groups}")
+        if facts.views not in (None, views):
+            raise ValueError(
+                f"views.groups: method {self.method} takes {facts.views} views of an image in all, got {views}"
+            )
+        if facts.couples and self.batch.chunk_images < 2:
+            raise ValueError(
+                f"batch.chunk_images: method {self.method} compares the images of a chunk, so it needs 2 or more, got 1"
+            )
         return self

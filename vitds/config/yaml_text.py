@@ -16,7 +16,10 @@ SCALARS = {  # the core schema of YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2)
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 }
 
 
@@ -30,7 +33,9 @@ class Loader(yaml.SafeLoader):
         if len(mapping) < len(node.value):
             keys = [self.construct_object(key) for key, _ in node.value]
             twice = next(i for i, key in enumerate(keys) if key in keys[:i])
-            raise yaml.constructor.ConstructorError(None, None, f"key {keys[twice]} stands twice", node.value[twice][0].start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {keys[twice]} stands twice", node.value[twice][0].start_mark
+            )
         return mapping
 
 
@@ -40,7 +45,9 @@ class Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict = {}
 
     def represent_list(self, values: list) -> yaml.SequenceNode:
-        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=not any(isinstance(v, dict) for v in values))
+        return self.represent_sequence(
+            "tag:yaml.org,2002:seq", values, flow_style=not any(isinstance(v, dict) for v in values)
+        )
 
 
 Dumper.add_representer(list, Dumper.represent_list)
@@ -66,9 +73,13 @@ def parse_yaml(text: str, where: str) -> Any:
         raise SettingsError(f"{where}{place}: not valid YAML: {error.problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise SettingsError(f"{where}:{line}: not valid YAML: character {error.character!r} is not allowed") from None
+        raise SettingsError(
+            f"{where}:{line}: not valid YAML: character {error.character!r} is not allowed"
+        ) from None
 
 
 def dump_yaml(values: Any) -> str:
     """YAML text, a key a line and plain lists on one line; `parse_yaml` gives equal values back, floats to the last bit."""
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=120)
+    return yaml.dump(
+        values, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=120
+    )

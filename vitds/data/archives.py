@@ -18,7 +18,11 @@ from typing import Literal
 from vitds.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by the file's first two bytes
+_COMPRESSIONS = {
+    b"\x1f\x8b": gzip.open,
+    b"BZ": bz2.open,
+    b"\xfd7": lzma.open,
+}  # by the file's first two bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,13 @@ def read_archive(path: Path, workspace: Path) -> tuple[Path, list[Member]]:
             return plain, list_members(plain, shown_as=path)
         return path, list_members(path)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: its compressed data are damaged ({error}). Fetch or make the archive again.") from None
+        raise DataError(
+            f"{path}: its compressed data are damaged ({error}). Fetch or make the archive again."
+        ) from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check the file and the free space.") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}). Check the file and the free space."
+        ) from None
 
 
 def list_members(path: Path, offset: int = 0, shown_as: Path | None = None) -> list[Member]:
@@ -66,7 +74,9 @@ def list_members(path: Path, offset: int = 0, shown_as: Path | None = None) -> l
                     tar.members.clear()  # else tarfile keeps a kilobyte a member
                 end = tar.offset
         except (tarfile.TarError, ValueError, OverflowError) as error:
-            raise DataError(f"{name}: not a tar, or a damaged one ({error}). Fetch or make the archive again.") from None
+            raise DataError(
+                f"{name}: not a tar, or a damaged one ({error}). Fetch or make the archive again."
+            ) from None
         # tarfile takes a damaged header for the archive's end; the true end is a block of zeros, or the file's end.
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):

@@ -30,7 +30,14 @@ MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
 JPEG, RAW = 0, 1  # FFCV's image modes
 
 HEADER = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")], align=True
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
 )
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
@@ -132,7 +139,9 @@ def load_manifest(path: str | Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(f"{sidecar}: {where}: {first['msg']}. Build the file again with `vitds data build`.") from None
+        raise DataError(
+            f"{sidecar}: {where}: {first['msg']}. Build the file again with `vitds data build`."
+        ) from None
     if manifest.version != MANIFEST_VERSION:
         raise DataError(
             f"{sidecar}: manifest version {manifest.version}, this vitds reads {MANIFEST_VERSION}. "
@@ -154,7 +163,9 @@ def open_beton(path: str | Path) -> BetonFile:
             header = _read_header(path, file, size)
             samples, allocations = _read_tables(path, file, size, header)
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}). Build it with `vitds data build SOURCE --out {path}`.") from None
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror}). Build it with `vitds data build SOURCE --out {path}`."
+        ) from None
     manifest = load_manifest(path)
     sizes = _check_samples(path, header, samples, allocations)
     _check_meaning(path, size, samples, manifest)
@@ -177,7 +188,10 @@ def require_same_classes(train: BetonFile, test: BetonFile) -> None:
     ours, theirs = train.manifest.classes, test.manifest.classes
     if ours == theirs:
         return
-    place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+    place = next(
+        (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+        min(len(ours), len(theirs)),
+    )
     first, second = (repr(names[place]) if place < len(names) else "nothing" for names in (ours, theirs))
     raise DataError(
         f"{test.path}: its {len(theirs)} classes are not the {len(ours)} of {train.path}: class {place} is {second} there, {first} here. "
@@ -186,7 +200,9 @@ def require_same_classes(train: BetonFile, test: BetonFile) -> None:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: {what}. The file is damaged: copy it again, or build it again with `vitds data build`.")
+    return DataError(
+        f"{path}: {what}. The file is damaged: copy it again, or build it again with `vitds data build`."
+    )
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> dict[str, int]:
@@ -195,10 +211,19 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> dict[str, int]:
         raise DataError(f"{path}: the file is empty. Build it again with `vitds data build`.")
     header = {name: 0 for name in HEADER.names or ()}
     if len(raw) == HEADER.itemsize:
-        header = {name: int(value) for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)}
+        header = {
+            name: int(value)
+            for name, value in zip(HEADER.names or (), np.frombuffer(raw, HEADER)[0], strict=True)
+        }
     page = header["page_size"]
-    if not (1 <= header["num_fields"] <= 255 and MIN_PAGE_BYTES <= page <= MAX_PAGE_BYTES and page & (page - 1) == 0):
-        raise DataError(f"{path}: this is not a .beton file. Make one with `vitds data build SOURCE --out x.beton`.")
+    if not (
+        1 <= header["num_fields"] <= 255
+        and MIN_PAGE_BYTES <= page <= MAX_PAGE_BYTES
+        and page & (page - 1) == 0
+    ):
+        raise DataError(
+            f"{path}: this is not a .beton file. Make one with `vitds data build SOURCE --out x.beton`."
+        )
     if header["version"] != FORMAT_VERSION:
         raise DataError(
             f"{path}: format version {header['version']}, vitds reads {FORMAT_VERSION} (FFCV 1.0). Build it again with `vitds data build`."
@@ -209,9 +234,14 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> dict[str, int]:
 
 
 def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) -> tuple[NDArray, NDArray]:
-    descriptors = np.frombuffer(file.read(min(header["num_fields"] * FIELD.itemsize, size - HEADER.itemsize)), np.uint8)
+    descriptors = np.frombuffer(
+        file.read(min(header["num_fields"] * FIELD.itemsize, size - HEADER.itemsize)), np.uint8
+    )
     descriptors = descriptors[: len(descriptors) // FIELD.itemsize * FIELD.itemsize].view(FIELD)
-    found = {bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace"): int(row["type_id"]) for row in descriptors}
+    found = {
+        bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace"): int(row["type_id"])
+        for row in descriptors
+    }
     if list(found.items()) != list(FIELDS.items()) or header["num_fields"] != len(FIELDS):
         listed = ", ".join(f"{name!r} (type {kind})" for name, kind in found.items())
         raise DataError(
@@ -225,7 +255,9 @@ def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) 
     if end > size:
         raise _damaged(path, f"truncated: the header promises {end} bytes, there are {size}")
     if SAMPLES_START + count * SAMPLE.itemsize > table or end != size:
-        raise _damaged(path, f"the header's {count} images and table at byte {table} do not fit a file of {size} bytes")
+        raise _damaged(
+            path, f"the header's {count} images and table at byte {table} do not fit a file of {size} bytes"
+        )
     samples = file.read(count * SAMPLE.itemsize)
     file.seek(table)
     allocations = file.read(count * ALLOCATION.itemsize)
@@ -234,7 +266,9 @@ def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) 
     return np.frombuffer(samples, SAMPLE), np.frombuffer(allocations, ALLOCATION)
 
 
-def _check_samples(path: Path, header: dict[str, int], samples: NDArray, allocations: NDArray) -> NDArray[np.uint64]:
+def _check_samples(
+    path: Path, header: dict[str, int], samples: NDArray, allocations: NDArray
+) -> NDArray[np.uint64]:
     """Sizes (N,) uint64 of the samples' bytes, each inside the data region, inside one page, and overlapping no other."""
     count, table, page = len(samples), header["alloc_table_ptr"], header["page_size"]
     ids = allocations["sample_id"]
@@ -248,12 +282,20 @@ def _check_samples(path: Path, header: dict[str, int], samples: NDArray, allocat
     inside = (pointers >= start) & (pointers < table)
     inside &= (sizes > 0) & (sizes <= np.where(inside, np.uint64(table) - pointers, np.uint64(0)))
     _require(path, inside, "its bytes lie outside the file's data")
-    _require(path, pointers // np.uint64(page) == (pointers + sizes - np.uint64(1)) // np.uint64(page), "its bytes cross a page's border")
+    _require(
+        path,
+        pointers // np.uint64(page) == (pointers + sizes - np.uint64(1)) // np.uint64(page),
+        "its bytes cross a page's border",
+    )
     _require(path, image["data_ptr"] == pointers, "its pointer differs from the allocation table's")
     _require(path, np.isin(image["mode"], (JPEG, RAW)), "its storage is neither JPEG nor raw")
     height, width = image["height"].astype(np.uint64), image["width"].astype(np.uint64)
     _require(path, (height > 0) & (width > 0), "its width or height is 0")
-    _require(path, (image["mode"] == JPEG) | (sizes == 3 * height * width), "its size is not that of its raw pixels")
+    _require(
+        path,
+        (image["mode"] == JPEG) | (sizes == 3 * height * width),
+        "its size is not that of its raw pixels",
+    )
     order = np.argsort(pointers, kind="stable")
     apart = np.ones(count, bool)
     apart[order[1:]] = pointers[order[:-1]] + sizes[order[:-1]] <= pointers[order[1:]]
@@ -271,7 +313,9 @@ def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) 
     classes = len(manifest.classes)
     low, high = (0, classes - 1) if classes else (-1, -1)
     in_range = (samples["label"] >= low) & (samples["label"] <= high)
-    _require(path, in_range, f"its label is outside {low}..{high}, the range of the manifest's {classes} classes")
+    _require(
+        path, in_range, f"its label is outside {low}..{high}, the range of the manifest's {classes} classes"
+    )
 
 
 def _require(path: Path, holds: NDArray[np.bool_], what: str) -> None:

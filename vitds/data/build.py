@@ -68,7 +68,9 @@ class _Part:
     split: str | None
 
 
-def build_beton(sources: Sequence[str | Path], out: str | Path, *, split: str | None = None, **options: Any) -> list[tuple[Path, Manifest]]:
+def build_beton(
+    sources: Sequence[str | Path], out: str | Path, *, split: str | None = None, **options: Any
+) -> list[tuple[Path, Manifest]]:
     """Build F.beton from folders or tars of images; F-train.beton and F-test.beton with `test_fraction`.
 
     Args:
@@ -82,10 +84,14 @@ def build_beton(sources: Sequence[str | Path], out: str | Path, *, split: str | 
     """
     checked, findings = BuildOptions(**options), Findings()
     with tempfile.TemporaryDirectory(prefix="vitds-build-") as workspace:
-        return build_set(scan_sources(sources, findings, Path(workspace), split), Path(out), checked, findings)
+        return build_set(
+            scan_sources(sources, findings, Path(workspace), split), Path(out), checked, findings
+        )
 
 
-def build_set(images: ImageSet, out: Path, options: BuildOptions, findings: Findings | None = None) -> list[tuple[Path, Manifest]]:
+def build_set(
+    images: ImageSet, out: Path, options: BuildOptions, findings: Findings | None = None
+) -> list[tuple[Path, Manifest]]:
     """Build the file or files of one set; `findings` holds what was odd while it was gathered. Else as build_beton."""
     if out.suffix != ".beton" or out.is_dir():
         raise UsageError(f"--out {out}: must be a file name that ends in .beton.")
@@ -130,7 +136,9 @@ def _stratify(images: ImageSet, out: Path, test_fraction: float, findings: Findi
             findings.add("single", images.classes[label] if label >= 0 else images.sources[0])
         test.update(own[i] for i in permutation(len(own), Purpose.SPLIT, label)[:count])
     if not test:
-        raise DataError(f"{out}: no class has two images, so --test_fraction finds none for the test file. Leave it out.")
+        raise DataError(
+            f"{out}: no class has two images, so --test_fraction finds none for the test file. Leave it out."
+        )
     halves = {"train": [i for i in range(len(images.images)) if i not in test], "test": sorted(test)}
     return [_Part(with_suffix(out, half), chosen, half) for half, chosen in halves.items()]
 
@@ -143,7 +151,9 @@ def _with_classes_of(images: ImageSet, other: str | Path) -> ImageSet:
             f"(--classes_from), first {missing[0]!r}. Rename the folders, or leave --classes_from out."
         )
     if not images.classes:
-        raise DataError(f"{images.sources[0]}: its images have no labels, so --classes_from has nothing to number. Leave it out.")
+        raise DataError(
+            f"{images.sources[0]}: its images have no labels, so --classes_from has nothing to number. Leave it out."
+        )
     return replace(images, classes=classes)
 
 
@@ -154,18 +164,34 @@ def _choose_storage(images: list[SourceImage], options: BuildOptions) -> Literal
     sample = images[:: max(1, len(images) // MEASURED)]
     sizes = [size for size in (image_size(image) for image in sample) if size]
     scales = [min(1.0, (options.side_px or 65535) / min(size)) for size in sizes]
-    mean = 3 * sum(height * width * scale**2 for (height, width), scale in zip(sizes, scales, strict=True)) / max(1, len(sizes))
+    mean = (
+        3
+        * sum(height * width * scale**2 for (height, width), scale in zip(sizes, scales, strict=True))
+        / max(1, len(sizes))
+    )
     return "raw" if mean <= TINY_BYTES or mean * len(images) <= RAW_BYTES else "jpg"
 
 
 def _write(
-    writer: BetonWriter, images: ImageSet, part: _Part, storing: Storing, options: BuildOptions, findings: Findings, seen: dict[bytes, str]
+    writer: BetonWriter,
+    images: ImageSet,
+    part: _Part,
+    storing: Storing,
+    options: BuildOptions,
+    findings: Findings,
+    seen: dict[bytes, str],
 ) -> Manifest:
     chosen = [images.images[i] for i in part.chosen]
     label_of = {name: label for label, name in enumerate(images.classes)}
     totals, content = _Totals(), hashlib.sha256()
     store = functools.partial(store_image, storing=storing)
-    results = work_through(store, chosen, workers=options.workers, title=f"building {part.out.name}", show_progress=options.show_progress)
+    results = work_through(
+        store,
+        chosen,
+        workers=options.workers,
+        title=f"building {part.out.name}",
+        show_progress=options.show_progress,
+    )
     for image, stored in results:
         if isinstance(stored, LeftOut):
             findings.add(stored.kind, f"{image.name} ({stored.reason})")
@@ -180,8 +206,12 @@ def _write(
         totals.add(stored, label)
     if not totals.images:
         first = next((names[0] for names in findings.names.values()), "")
-        raise DataError(f"{part.out}: none of the {len(chosen)} images can be used, the first: {first}. Nothing was written.")
-    for name in sorted({image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}):
+        raise DataError(
+            f"{part.out}: none of the {len(chosen)} images can be used, the first: {first}. Nothing was written."
+        )
+    for name in sorted(
+        {image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}
+    ):
         findings.add("class_lost", name)
     mean, std = totals.mean_std()
     return Manifest(
@@ -216,7 +246,10 @@ class _Totals:
     def add(self, stored: Stored, label: int) -> None:
         self.images += 1
         self.pixels += stored.height * stored.width
-        self.sums = [[total + int(own) for total, own in zip(*pair, strict=True)] for pair in zip(self.sums, stored.sums, strict=True)]
+        self.sums = [
+            [total + int(own) for total, own in zip(*pair, strict=True)]
+            for pair in zip(self.sums, stored.sums, strict=True)
+        ]
         self.widths.add(stored.width)
         self.heights.add(stored.height)
         self.labels.add(label)
@@ -225,5 +258,7 @@ class _Totals:
         """Per channel, 0..1, over all pixels."""
         mean = [total / self.pixels / 255 for total, _ in self.sums]
         # n·Σx² - (Σx)² is exact in integers; as a difference of floating-point means it would lose most digits.
-        std = [(self.pixels * squares - total * total) ** 0.5 / self.pixels / 255 for total, squares in self.sums]
+        std = [
+            (self.pixels * squares - total * total) ** 0.5 / self.pixels / 255 for total, squares in self.sums
+        ]
         return tuple(mean), tuple(std)

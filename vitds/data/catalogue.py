@@ -29,7 +29,16 @@ TRAIN_AND_VAL: Halves = {"train": ("train", "val"), "test": ("test",)}
 TRAINVAL: Halves = {"train": ("trainval",), "test": ("test",)}
 AS_NAMED: Halves = {"train": ("train",), "test": ("test",)}
 # What torchvision, SciPy, tarfile and open() raise at files that are missing, damaged, or something else.
-UNREADABLE = (RuntimeError, ValueError, LookupError, OSError, EOFError, MatReadError, tarfile.TarError, zlib.error)
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OSError,
+    EOFError,
+    MatReadError,
+    tarfile.TarError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,13 @@ class NamedSet:
 
 
 def load_named(
-    name: str, root: str | Path, split: str, findings: Findings, *, download: bool = False, entry: NamedSet | None = None
+    name: str,
+    root: str | Path,
+    split: str,
+    findings: Findings,
+    *,
+    download: bool = False,
+    entry: NamedSet | None = None,
 ) -> ImageSet:
     """The images of one split of a set in the catalogue, every one of them there.
 
@@ -74,7 +89,9 @@ def load_named(
     if split not in entry.counts:
         raise UsageError(f"--split {split}: {name} has {' and '.join(entry.counts)}.")
     if download and not entry.can_download:
-        raise UsageError(f"--download: {name} cannot be fetched by a program. Put {entry.files} under {root} by hand.")
+        raise UsageError(
+            f"--download: {name} cannot be fetched by a program. Put {entry.files} under {root} by hand."
+        )
     try:
         images = entry.gather(root, split, download, findings)
     except UNREADABLE as error:
@@ -84,7 +101,11 @@ def load_named(
     found = len(images.images) - len(missing)
     if (found, len(images.classes)) != (entry.counts[split], entry.classes):
         _refuse_lookalikes(name, root, entry)
-        gone = f" {len(missing)} files of its lists are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}." if missing else ""
+        gone = (
+            f" {len(missing)} files of its lists are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}."
+            if missing
+            else ""
+        )
         raise DataError(
             f"{name}: {root}: split {split} has {found} images of {len(images.classes)} classes, published are {entry.counts[split]} of "
             f"{entry.classes}.{gone or ' Smallest classes: ' + _smallest(images) + '.'} Fetch or unpack {entry.files} again."
@@ -94,7 +115,9 @@ def load_named(
 
 def _smallest(images: ImageSet) -> str:
     counts = Counter(image.class_name for image in images.images)
-    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items(), key=lambda item: (item[1], item[0]))[:5])
+    return ", ".join(
+        f"{name} ({count})" for name, count in sorted(counts.items(), key=lambda item: (item[1], item[0]))[:5]
+    )
 
 
 def _refuse_lookalikes(name: str, root: Path, entry: NamedSet) -> None:
@@ -106,7 +129,9 @@ def _refuse_lookalikes(name: str, root: Path, entry: NamedSet) -> None:
         tops = _image_counts(root)
     for other in entry.lookalikes:
         if sorted(tops.values()) == sorted(other.counts):
-            raise DataError(f"{name}: {root}: this is {other.what} Put {entry.files} under --root, or build this one as a plain folder.")
+            raise DataError(
+                f"{name}: {root}: this is {other.what} Put {entry.files} under --root, or build this one as a plain folder."
+            )
 
 
 def _image_counts(root: Path) -> Counter[str]:
@@ -118,9 +143,14 @@ def _image_counts(root: Path) -> Counter[str]:
     return +counts
 
 
-def _in_order(rows: Iterable[tuple[str, str, int]], classes: tuple[str, ...], source: str, split: str) -> ImageSet:
+def _in_order(
+    rows: Iterable[tuple[str, str, int]], classes: tuple[str, ...], source: str, split: str
+) -> ImageSet:
     """(path, member, label) rows as a set."""
-    images = [SourceImage(path, member, classes[label], path) for path, member, label in sorted(rows, key=lambda row: (row[2], row[1]))]
+    images = [
+        SourceImage(path, member, classes[label], path)
+        for path, member, label in sorted(rows, key=lambda row: (row[2], row[1]))
+    ]
     return ImageSet(images, classes, (source,), split)
 
 
@@ -129,20 +159,28 @@ def _path_itself(path: str | Path) -> str:
     return str(path)
 
 
-def _listed(dataset: type, halves: Halves, root: Path, split: str, download: bool, findings: Findings) -> ImageSet:
+def _listed(
+    dataset: type, halves: Halves, root: Path, split: str, download: bool, findings: Findings
+) -> ImageSet:
     """torchvision's classes that list files: the halves of them that make up a split."""
     rows, classes = [], ()
     for half in halves[split]:
         listed = dataset(root, split=half, download=download, loader=_path_itself)
         classes = tuple(listed.classes)
-        rows += [(path, os.path.relpath(path, root), label) for path, label in (listed[i] for i in range(len(listed)))]
+        rows += [
+            (path, os.path.relpath(path, root), label)
+            for path, label in (listed[i] for i in range(len(listed)))
+        ]
     return _in_order(rows, classes, str(root), split)
 
 
 def _pets(dataset: type, root: Path, split: str, download: bool, findings: Findings) -> ImageSet:
     pets = dataset(root, split=TRAINVAL[split][0], download=download)
     # Its only public way to a path is through decoding the image.
-    rows = [(str(path), os.path.relpath(path, root), label) for path, label in zip(pets._images, pets._labels, strict=True)]
+    rows = [
+        (str(path), os.path.relpath(path, root), label)
+        for path, label in zip(pets._images, pets._labels, strict=True)
+    ]
     return _in_order(rows, tuple(pets.classes), str(root), split)
 
 
@@ -150,7 +188,10 @@ def _cifar(dataset: type, root: Path, split: str, download: bool, findings: Find
     cifar = dataset(root, train=split == "train", download=download)
     order = sorted(range(len(cifar.data)), key=lambda i: cifar.targets[i])
     name = dataset.base_folder
-    images = [SourceImage(f"{name}:{split}:{i}", str(i), cifar.classes[cifar.targets[i]], pixels=cifar.data[i]) for i in order]
+    images = [
+        SourceImage(f"{name}:{split}:{i}", str(i), cifar.classes[cifar.targets[i]], pixels=cifar.data[i])
+        for i in order
+    ]
     return ImageSet(images, tuple(cifar.classes), (str(root),), split)
 
 
@@ -187,7 +228,10 @@ KAGGLE_FLOWERS = Lookalike(
     "images, so its accuracies, near 97 % from scratch, are not comparable.",
 )
 FLOWERS_17 = tuple(
-    Lookalike(counts, "the 17-class Flowers set (1,360 images), another data set: accuracies on it say nothing about Flowers-102.")
+    Lookalike(
+        counts,
+        "the 17-class Flowers set (1,360 images), another data set: accuracies on it say nothing about Flowers-102.",
+    )
     for counts in ((1360,), (80,) * 17)
 )
 

@@ -35,7 +35,11 @@ def digit_images(split: str) -> ImageSet:
         order = permutation(len(own), Purpose.SPLIT, label)
         half = order[: len(own) // 2] if split == "train" else order[len(own) // 2 :]
         for i in own[np.sort(half)]:
-            images.append(SourceImage(f"{NAME}:{i}", str(i), str(label), pixels=np.repeat(grey[i][:, :, None], 3, axis=2)))
+            images.append(
+                SourceImage(
+                    f"{NAME}:{i}", str(i), str(label), pixels=np.repeat(grey[i][:, :, None], 3, axis=2)
+                )
+            )
     return ImageSet(images, tuple("0123456789"), (NAME,), split)
 
 
@@ -44,9 +48,14 @@ def build_digits(out: str | Path, *, split: str | None = None, **options: Any) -
 
     Raises: UsageError for an unknown split, and for `test_fraction`: the split is fixed.
     """
-    checked, out = replace(BuildOptions(**options), workers=1), Path(out)  # done sooner than a worker process starts
+    checked, out = (
+        replace(BuildOptions(**options), workers=1),
+        Path(out),
+    )  # done sooner than a worker process starts
     if checked.test_fraction is not None:
-        raise UsageError("--test_fraction: the digits have a fixed split. Leave it out, or choose a half with --split train or test.")
+        raise UsageError(
+            "--test_fraction: the digits have a fixed split. Leave it out, or choose a half with --split train or test."
+        )
     halves = {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
     return [built for half, path in halves.items() for built in build_set(digit_images(half), path, checked)]
 

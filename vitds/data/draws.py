@@ -15,7 +15,9 @@ from vitds.config.tree import Views
 from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS, VIEW_PLAN
 from vitds.rng import Purpose
 
-Key = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # seed, epoch (B, 1) or (1, 1), image (B, 1), view (V,)
+Key = tuple[
+    int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
+]  # seed, epoch (B, 1) or (1, 1), image (B, 1), view (V,)
 
 ASPECT = (3 / 4, 4 / 3)  # width : height of a crop, uniform in its logarithm
 ATTEMPTS = 10  # boxes tried before the central one is taken
@@ -23,7 +25,12 @@ FILTERS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
 LONGEST = 64  # evaluation looks at the central part of a picture, at most so many times as long as wide
 
 # RandAugment's magnitudes, index 0..9, of which 0 is never drawn, in the kernel's unit (METHOD 4.3).
-_NONE, _SHEAR, _TRANSLATE, _CHANGE = np.zeros(10), np.linspace(0, 0.3, 10), np.linspace(0, 150 / 331, 10), np.linspace(0, 0.9, 10)
+_NONE, _SHEAR, _TRANSLATE, _CHANGE = (
+    np.zeros(10),
+    np.linspace(0, 0.3, 10),
+    np.linspace(0, 150 / 331, 10),
+    np.linspace(0, 0.9, 10),
+)
 _MAGNITUDES = {
     "invert": _NONE,
     "cutout": np.rint(np.linspace(0, 20, 10)),
@@ -44,11 +51,19 @@ _MAGNITUDES = {
 _FACTORS = ("sharpness", "contrast", "colour", "brightness")  # 1 plus or minus the magnitude
 _SIGNED = (*_FACTORS, "shear_x", "shear_y", "translate_x", "translate_y")  # rotation is positive only
 _MAGNITUDE = np.stack([_MAGNITUDES[name] for name in POLICY_OPS[1:]])
-_IS_FACTOR, _IS_SIGNED = (np.array([name in names for name in POLICY_OPS[1:]]) for names in (_FACTORS, _SIGNED))
+_IS_FACTOR, _IS_SIGNED = (
+    np.array([name in names for name in POLICY_OPS[1:]]) for names in (_FACTORS, _SIGNED)
+)
 
 
 def draw_views(
-    views: Views, heights: ArrayLike, widths: ArrayLike, *, seed: int, epoch: int | NDArray[np.int64], images: NDArray[np.int64]
+    views: Views,
+    heights: ArrayLike,
+    widths: ArrayLike,
+    *,
+    seed: int,
+    epoch: int | NDArray[np.int64],
+    images: NDArray[np.int64],
 ) -> Shaped[np.ndarray, "B V"]:
     """The training views of some images.
 
@@ -61,7 +76,9 @@ def draw_views(
     view_V = np.arange(views.count)
     key = (seed, np.reshape(np.asarray(epoch, np.int64), (-1, 1)), image_B1, view_V)
     plan = np.zeros((len(image_B1), views.count), VIEW_PLAN)
-    scale_V2 = np.repeat([group.scale for group in views.groups], [group.views for group in views.groups], axis=0)
+    scale_V2 = np.repeat(
+        [group.scale for group in views.groups], [group.views for group in views.groups], axis=0
+    )
     plan["top"], plan["left"], plan["height"], plan["width"] = _draw_boxes(scale_V2, heights, widths, key)
     plan["resized_height"] = plan["resized_width"] = views.crop_px
     plan["filter"] = FILTERS[views.filter]
@@ -104,19 +121,34 @@ def _uniforms(purpose: Purpose, key: Key, count: int) -> NDArray[np.float64]:
     return rng.uniform(purpose, *(np.asarray(part)[..., None] for part in key), np.arange(count))
 
 
-def _draw_boxes(scale_V2: NDArray[np.float64], heights: ArrayLike, widths: ArrayLike, key: Key) -> tuple[NDArray[np.int64], ...]:
+def _draw_boxes(
+    scale_V2: NDArray[np.float64], heights: ArrayLike, widths: ArrayLike, key: Key
+) -> tuple[NDArray[np.int64], ...]:
     """Top, left, height, width (B, V) of the crops, as torchvision's RandomResizedCrop.get_params, all attempts at once."""
     H, W = np.asarray(heights, np.int64)[:, None], np.asarray(widths, np.int64)[:, None]
-    part, aspect, corner = np.split(_uniforms(Purpose.CROP, key, 2 * ATTEMPTS + 2), [ATTEMPTS, 2 * ATTEMPTS], axis=-1)
+    part, aspect, corner = np.split(
+        _uniforms(Purpose.CROP, key, 2 * ATTEMPTS + 2), [ATTEMPTS, 2 * ATTEMPTS], axis=-1
+    )
     low, high = scale_V2.T[..., None]
     area = (H * W)[..., None] * (low + (high - low) * part)
     aspect = np.exp(np.log(ASPECT[0]) + np.log(ASPECT[1] / ASPECT[0]) * aspect)
-    width, height = np.rint(np.sqrt(area * aspect)).astype(np.int64), np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    width, height = (
+        np.rint(np.sqrt(area * aspect)).astype(np.int64),
+        np.rint(np.sqrt(area / aspect)).astype(np.int64),
+    )
     fits = (0 < width) & (width <= W[..., None]) & (0 < height) & (height <= H[..., None])
     first, any_fits = fits.argmax(axis=-1)[..., None], fits.any(axis=-1)
     # None fits: the largest central box of an allowed aspect.
-    width = np.where(any_fits, np.take_along_axis(width, first, -1)[..., 0], np.minimum(W, np.rint(H * ASPECT[1]).astype(np.int64)))
-    height = np.where(any_fits, np.take_along_axis(height, first, -1)[..., 0], np.minimum(H, np.rint(W / ASPECT[0]).astype(np.int64)))
+    width = np.where(
+        any_fits,
+        np.take_along_axis(width, first, -1)[..., 0],
+        np.minimum(W, np.rint(H * ASPECT[1]).astype(np.int64)),
+    )
+    height = np.where(
+        any_fits,
+        np.take_along_axis(height, first, -1)[..., 0],
+        np.minimum(H, np.rint(W / ASPECT[0]).astype(np.int64)),
+    )
     top = np.where(any_fits, (corner[..., 0] * (H - height + 1)).astype(np.int64), (H - height) // 2)
     left = np.where(any_fits, (corner[..., 1] * (W - width + 1)).astype(np.int64), (W - width) // 2)
     return top, left, height, width

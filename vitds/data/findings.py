@@ -41,7 +41,9 @@ TEXTS = {**KINDS, OTHER_FILE: "passed over: no image extension"}
 def shown(name: str | PurePath) -> str:
     """A file's name as printable text: undecodable bytes and control characters as backslash escapes, any script as it is."""
     text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 class Findings:
@@ -50,7 +52,9 @@ class Findings:
     def __init__(self, earlier: Findings | None = None) -> None:
         """Empty, or a copy of earlier ones that can grow by itself."""
         self.counts: dict[str, int] = dict(earlier.counts) if earlier else {}
-        self.names: dict[str, list[str]] = {kind: list(names) for kind, names in earlier.names.items()} if earlier else {}
+        self.names: dict[str, list[str]] = (
+            {kind: list(names) for kind, names in earlier.names.items()} if earlier else {}
+        )
 
     def add(self, kind: str, name: str) -> None:
         """Count one; `name` says which, and where known why."""
@@ -61,13 +65,23 @@ class Findings:
 
     def as_record(self) -> dict[str, Finding]:
         """For the manifest, in the order of TEXTS."""
-        return {kind: Finding(count=self.counts[kind], names=tuple(self.names[kind])) for kind in TEXTS if kind in self.counts}
+        return {
+            kind: Finding(count=self.counts[kind], names=tuple(self.names[kind]))
+            for kind in TEXTS
+            if kind in self.counts
+        }
 
     def require_none(self) -> None:
         """The rule of `--strict`: no image may need any handling. Files without an image extension do not count.
 
         Raises: DataError naming each kind, its count and its first image.
         """
-        listed = [f"{self.counts[kind]} x {text} (first: {self.names[kind][0]})" for kind, text in KINDS.items() if kind in self.counts]
+        listed = [
+            f"{self.counts[kind]} x {text} (first: {self.names[kind][0]})"
+            for kind, text in KINDS.items()
+            if kind in self.counts
+        ]
         if listed:
-            raise DataError(f"--strict: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build without --strict.")
+            raise DataError(
+                f"--strict: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build without --strict."
+            )

@@ -17,7 +17,11 @@ from vitds.data.archives import list_members
 from vitds.data.findings import Findings
 from vitds.data.sources import ImageSet, SourceImage, scan_sources
 
-TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+TRAIN_TAR, VAL_TAR, DEVKIT = (
+    "ILSVRC2012_img_train.tar",
+    "ILSVRC2012_img_val.tar",
+    "ILSVRC2012_devkit_t12.tar.gz",
+)
 
 
 def gather_imagenet(root: Path, split: str, download: bool, findings: Findings) -> ImageSet:
@@ -27,7 +31,11 @@ def gather_imagenet(root: Path, split: str, download: bool, findings: Findings) 
         with tempfile.TemporaryDirectory() as workspace:
             images = scan_sources([folder], findings, Path(workspace))
         return ImageSet(images.images, images.classes, (str(root),), split)
-    found = _train_in_place(root / TRAIN_TAR) if split == "train" else _val_in_place(root / VAL_TAR, root / DEVKIT)
+    found = (
+        _train_in_place(root / TRAIN_TAR)
+        if split == "train"
+        else _val_in_place(root / VAL_TAR, root / DEVKIT)
+    )
     found.sort(key=lambda image: (image.class_name, image.member))
     return ImageSet(found, tuple(sorted({image.class_name for image in found})), (str(root),), split)
 
@@ -38,7 +46,9 @@ def _train_in_place(archive: Path) -> list[SourceImage]:
         wnid = inner.name.removesuffix(".tar")
         for member in list_members(archive, inner.offset):
             name = f"{wnid}/{member.name}"
-            images.append(SourceImage(f"{archive}:{name}", name, wnid, str(archive), member.offset, member.size))
+            images.append(
+                SourceImage(f"{archive}:{name}", name, wnid, str(archive), member.offset, member.size)
+            )
     return images
 
 
@@ -48,7 +58,16 @@ def _val_in_place(archive: Path, devkit: Path) -> list[SourceImage]:
     for member in list_members(archive):
         # ILSVRC2012_val_00000001.JPEG is the first line of the ground truth.
         wnid = wnids[int(member.name.removesuffix(".JPEG").rsplit("_", 1)[1]) - 1]
-        images.append(SourceImage(f"{archive}:{member.name}", f"{wnid}/{member.name}", wnid, str(archive), member.offset, member.size))
+        images.append(
+            SourceImage(
+                f"{archive}:{member.name}",
+                f"{wnid}/{member.name}",
+                wnid,
+                str(archive),
+                member.offset,
+                member.size,
+            )
+        )
     return images
 
 

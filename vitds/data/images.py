@@ -22,7 +22,17 @@ from vitds.errors import DataError, ResourceError
 from vitds.kernels.views import JPEG, RAW, decode
 
 Image.init()  # else Pillow knows only the plugins that it has needed so far
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")  # none that starts another program
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+)  # none that starts another program
 MAX_SIDE_PX = 65535
 ORIENTATION = 0x0112  # EXIF
 
@@ -96,12 +106,16 @@ def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
         return LeftOut("unreadable", error.strerror or str(error))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large pictures; what matters becomes a finding
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of odd metadata and of large pictures; what matters becomes a finding
             with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
                 return _store_picture(picture, raw, storing)
     except (MemoryError, ResourceError):
         raise
-    except Exception as error:  # a decoder can raise anything on hostile bytes, and none of it may end the build
+    except (
+        Exception
+    ) as error:  # a decoder can raise anything on hostile bytes, and none of it may end the build
         return _left_out(error)
 
 
@@ -148,7 +162,9 @@ def _store_picture(picture: Image.Image, raw: bytes, storing: Storing) -> Stored
         try:
             pixels = decode_stored(raw, True, picture.height, picture.width)
         except DataError:
-            kinds += ("mended",)  # Pillow is more lenient; if it can read the picture, what it reads is stored
+            kinds += (
+                "mended",
+            )  # Pillow is more lenient; if it can read the picture, what it reads is stored
         else:
             is_jpeg = storing.storage == "jpg"
             return _stored(raw if is_jpeg else pixels.tobytes(), is_jpeg, pixels, kinds)
@@ -185,7 +201,9 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
     is_deep_grey = _is_deep_grey(picture)
     upright = ImageOps.exif_transpose(picture)
     if is_deep_grey:
-        return Image.fromarray(((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(
+            ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        ).convert("RGB")
     if upright.mode in ("I", "F"):
         raise _Refused("range_unknown", f"Pillow mode {upright.mode}")
     if "transparency" in upright.info or upright.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
@@ -206,10 +224,14 @@ def _store_pixels(rgb: Image.Image, kinds: tuple[str, ...], storing: Storing) ->
         return _stored(pixels.tobytes(), False, pixels, kinds)
     encoded = io.BytesIO()
     rgb.save(encoded, "JPEG", quality=storing.quality)
-    return _stored(encoded.getvalue(), True, decode_stored(encoded.getvalue(), True, rgb.height, rgb.width), kinds)
+    return _stored(
+        encoded.getvalue(), True, decode_stored(encoded.getvalue(), True, rgb.height, rgb.width), kinds
+    )
 
 
 def _stored(data: bytes, is_jpeg: bool, pixels: NDArray[np.uint8], kinds: tuple[str, ...]) -> Stored:
     levels = np.arange(256)
-    sums = np.array(Image.fromarray(pixels).histogram()).reshape(3, 256) @ np.stack((levels, levels**2), axis=1)
+    sums = np.array(Image.fromarray(pixels).histogram()).reshape(3, 256) @ np.stack(
+        (levels, levels**2), axis=1
+    )
     return Stored(data, is_jpeg, pixels.shape[0], pixels.shape[1], digest_of(pixels), sums, kinds)

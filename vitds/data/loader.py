@@ -29,7 +29,16 @@ from vitds.batch import CropBatch
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import centre_views, draw_views
-from vitds.data.ffcv_import import IS_CUDA, EpochIterator, Graph, OSCacheContext, PipelineSpec, Reader, ffcv, uncompiled
+from vitds.data.ffcv_import import (
+    IS_CUDA,
+    EpochIterator,
+    Graph,
+    OSCacheContext,
+    PipelineSpec,
+    Reader,
+    ffcv,
+    uncompiled,
+)
 from vitds.data.operation import CutViews
 from vitds.data.order import accumulation_steps, epoch_order, page_order, rank_positions, steps_per_epoch
 from vitds.errors import DataError
@@ -84,14 +93,27 @@ class TrainLoader:
     Raises: SettingsError if ranks or micro batch do not divide a step.
     """
 
-    def __init__(self, file: BetonFile, settings: Settings, *, rank: int, ranks: int, micro_images: int) -> None:
+    def __init__(
+        self, file: BetonFile, settings: Settings, *, rank: int, ranks: int, micro_images: int
+    ) -> None:
         self.accumulation = accumulation_steps(
-            settings.batch.global_images, chunk_images=settings.mix.chunk_images, ranks=ranks, micro_images=micro_images
+            settings.batch.global_images,
+            chunk_images=settings.batch.chunk_images,
+            ranks=ranks,
+            micro_images=micro_images,
         )
         self.steps_per_epoch = steps_per_epoch(file.images, settings.batch.global_images)
         self.damaged: dict[int, str] = {}
-        self._file, self._settings, self._rank, self._ranks, self._micro_images = file, settings, rank, ranks, micro_images
-        operation = CutViews(file, self._plan_views, views=settings.views.count, crop_px=settings.views.crop_px)
+        self._file, self._settings, self._rank, self._ranks, self._micro_images = (
+            file,
+            settings,
+            rank,
+            ranks,
+            micro_images,
+        )
+        operation = CutViews(
+            file, self._plan_views, views=settings.views.count, crop_px=settings.views.crop_px
+        )
         self._loader = RunLoader(file, operation, batch_images=micro_images, workers=settings.data.workers)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
@@ -107,7 +129,10 @@ class TrainLoader:
             for planned, pixels, status in running:
                 step, micro_step, is_real = planned.ticket
                 epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-                global_images, chunk_images = self._settings.batch.global_images, self._settings.mix.chunk_images
+                global_images, chunk_images = (
+                    self._settings.batch.global_images,
+                    self._settings.batch.chunk_images,
+                )
                 yield CropBatch(
                     crops=torch.from_numpy(pixels),
                     index=torch.from_numpy(planned.images.copy()),
@@ -115,7 +140,8 @@ class TrainLoader:
                     is_real=torch.from_numpy(is_real & self._note_damaged(planned.images, status)),
                     epoch=epoch,
                     step=step,
-                    first_chunk=(self._rank * self.accumulation + micro_step) * (self._micro_images // chunk_images),
+                    first_chunk=(self._rank * self.accumulation + micro_step)
+                    * (self._micro_images // chunk_images),
                     real_images=min(global_images, self._file.images - step_in_epoch * global_images),
                 )
 
@@ -143,7 +169,9 @@ class TrainLoader:
 
     def _plan_views(self, images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
         heights, widths = self._file.heights[images], self._file.widths[images]
-        return draw_views(self._settings.views, heights, widths, seed=self._settings.seed, epoch=epochs, images=images)
+        return draw_views(
+            self._settings.views, heights, widths, seed=self._settings.seed, epoch=epochs, images=images
+        )
 
     def _note_damaged(self, images: NDArray[np.int64], status: NDArray[np.int32]) -> NDArray[np.bool_]:
         """(B,) False where an image is left out; each is reported once. Raises: DataError if data.damaged is fatal."""
@@ -154,7 +182,13 @@ class TrainLoader:
                 image, text = int(images[row]), error_text(int(status[row]))
                 if image not in self.damaged:
                     self.damaged[image] = text
-                    _log.warning("%s: image %d is left out: %s (%d so far)", self._file.path, image, text, len(self.damaged))
+                    _log.warning(
+                        "%s: image %d is left out: %s (%d so far)",
+                        self._file.path,
+                        image,
+                        text,
+                        len(self.damaged),
+                    )
         return status == 0
 
 
@@ -185,16 +219,26 @@ def eval_batches(
 
     operation = CutViews(file, plan_views, views=1, crop_px=views.crop_px)
     loader = RunLoader(file, operation, batch_images=batch_images, workers=workers)
-    schedule = (PlannedBatch(own[start : start + batch_images], epoch=0) for start in range(0, len(own), batch_images))
+    schedule = (
+        PlannedBatch(own[start : start + batch_images], epoch=0) for start in range(0, len(own), batch_images)
+    )
     with closing(loader.run(schedule)) as running:
         for (images, _, _), pixels, status in running:
             crops = pixels[:, 0]
             if status.any():
                 if damaged == "fatal":
                     raise _damaged(file, images, status)
-                _log.warning("%s: left out, as they cannot be decoded: images %s", file.path, images[status != 0].tolist())
+                _log.warning(
+                    "%s: left out, as they cannot be decoded: images %s",
+                    file.path,
+                    images[status != 0].tolist(),
+                )
                 images, crops = images[status == 0], crops[status == 0]
-            yield EvalBatch(torch.from_numpy(crops), torch.from_numpy(images.copy()), torch.from_numpy(file.labels[images]))
+            yield EvalBatch(
+                torch.from_numpy(crops),
+                torch.from_numpy(images.copy()),
+                torch.from_numpy(file.labels[images]),
+            )
 
 
 def _damaged(file: BetonFile, images: NDArray[np.int64], status: NDArray[np.int32]) -> DataError:
@@ -243,7 +287,9 @@ def read_ahead(file: BetonFile, schedule: Iterable[PlannedBatch]) -> Iterator[Pl
     coming: deque[PlannedBatch] = deque()
     with file.path.open("rb") as stream:
         for batch in schedule:
-            for offset, size in zip(file.offsets[batch.images].tolist(), file.sizes[batch.images].tolist(), strict=True):
+            for offset, size in zip(
+                file.offsets[batch.images].tolist(), file.sizes[batch.images].tolist(), strict=True
+            ):
                 os.posix_fadvise(stream.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
             coming.append(batch)
             if len(coming) > READ_AHEAD:
@@ -293,7 +339,9 @@ class RunIterator(EpochIterator):
         if self._copied[slot] is not None:
             self._copied[slot].synchronize()
         try:
-            ((pixels, status),) = self.run_pipeline(0, batch.epoch * self.loader.file.images + batch.images, slot, None)
+            ((pixels, status),) = self.run_pipeline(
+                0, batch.epoch * self.loader.file.images + batch.images, slot, None
+            )
         except ValueError as error:
             raise self.loader.operation.failure or error from None
         return MadeBatch(batch, pixels, status)
@@ -310,7 +358,9 @@ class RunIterator(EpochIterator):
 
     def __next__(self) -> MadeBatch:
         if self.closed:
-            raise RuntimeError("this iteration was closed, by its owner or because its loader was started again")
+            raise RuntimeError(
+                "this iteration was closed, by its owner or because its loader was started again"
+            )
         if self._given and IS_CUDA:  # the slot may be written again when copies from it are done
             self._copied[(self._given - 1) % self._slots] = torch.cuda.Event()
             self._copied[(self._given - 1) % self._slots].record()

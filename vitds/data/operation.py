@@ -17,7 +17,9 @@ from vitds.errors import DataError
 from vitds.kernels.views import kernel_error, library, scratch
 
 PlanViews = Callable[[NDArray[np.int64], NDArray[np.int64]], Shaped[np.ndarray, "B V"]]
-FILLING = 128  # mid-grey, where an image could not be decoded: neither black nor what was in the buffer before
+FILLING = (
+    128  # mid-grey, where an image could not be decoded: neither black nor what was in the buffer before
+)
 
 _CALLBACK = ctypes.CFUNCTYPE(*[ctypes.c_int64] * 6)
 
@@ -51,9 +53,14 @@ class CutViews(Operation):
         self._storages = file.is_jpeg.astype(np.int32)
         self._callback = _CALLBACK(self._cut_addresses)
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
+    def declare_state_and_memory(
+        self, previous_state: State
+    ) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
         """FFCV's question for the output's shape; asked again at every epoch."""
-        pixels, status = AllocationQuery(self._shape, np.dtype(np.uint8)), AllocationQuery((), np.dtype(np.int32))
+        pixels, status = (
+            AllocationQuery(self._shape, np.dtype(np.uint8)),
+            AllocationQuery((), np.dtype(np.int32)),
+        )
         return replace(previous_state, jit_mode=True, shape=self._shape, dtype=pixels.dtype), (pixels, status)
 
     def generate_code(self) -> Callable:
@@ -64,13 +71,28 @@ class CutViews(Operation):
         def decode(batch_indices, destination, metadata, storage_state):
             count = len(batch_indices)
             pixels, status = destination
-            if cut(batch_indices.ctypes.data, count, storage_state[0].ctypes.data, pixels.ctypes.data, status.ctypes.data) != 0:
+            if (
+                cut(
+                    batch_indices.ctypes.data,
+                    count,
+                    storage_state[0].ctypes.data,
+                    pixels.ctypes.data,
+                    status.ctypes.data,
+                )
+                != 0
+            ):
                 raise ValueError("the views could not be cut; the operation's attribute `failure` says why")
             return pixels[:count], status[:count]
 
         return decode
 
-    def cut(self, indices: NDArray[np.int64], base: int, pixels: UInt8[np.ndarray, "B V 3 S S"], status: Int[np.ndarray, " B"]) -> None:
+    def cut(
+        self,
+        indices: NDArray[np.int64],
+        base: int,
+        pixels: UInt8[np.ndarray, "B V 3 S S"],
+        status: Int[np.ndarray, " B"],
+    ) -> None:
         """Fill pixels and status for the images at `indices` of the file that is mapped at address `base`.
 
         Raises: ResourceError if memory is out, ShapeError if a plan is wrong (names the file and the image).

@@ -32,13 +32,15 @@ def accumulation_steps(global_images: int, *, chunk_images: int, ranks: int, mic
     if chunks % ranks:
         fits = [count for count in range(1, chunks + 1) if chunks % count == 0]
         raise SettingsError(
-            f"{ranks} ranks cannot share the {chunks} chunks of a step (batch.global_images {global_images} / mix.chunk_images "
-            f"{chunk_images}) evenly. Start {fits} ranks, or change batch.global_images or mix.chunk_images"
+            f"{ranks} ranks cannot share the {chunks} chunks of a step (batch.global_images {global_images} / batch.chunk_images "
+            f"{chunk_images}) evenly. Start {fits} ranks, or change batch.global_images or batch.chunk_images"
         )
     own = chunks // ranks
     if micro_images % chunk_images or own % (micro_images // chunk_images):
         fits = [chunk_images * m for m in range(1, own + 1) if own % m == 0]
-        raise SettingsError(f"batch.micro_images {micro_images} does not cut a rank's {own} chunks of {chunk_images}; it may be {fits}")
+        raise SettingsError(
+            f"batch.micro_images {micro_images} does not cut a rank's {own} chunks of {chunk_images}; it may be {fits}"
+        )
     return global_images // (ranks * micro_images)
 
 
@@ -48,7 +50,12 @@ def epoch_order(images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def page_order(
-    offsets: NDArray[np.int64], seed: int, epoch: int, *, page_bytes: int = PAGE_BYTES, pages_a_run: int = PAGES_A_RUN
+    offsets: NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    *,
+    page_bytes: int = PAGE_BYTES,
+    pages_a_run: int = PAGES_A_RUN,
 ) -> NDArray[np.int64]:
     """An order that reads a large file in runs of whole pages: for sets larger than memory on a disk with slow random access.
 
@@ -69,7 +76,13 @@ def page_order(
 
 
 def rank_positions(
-    order: NDArray[np.int64], *, global_images: int, rank: int, ranks: int, micro_images: int, start_step: int = 0
+    order: NDArray[np.int64],
+    *,
+    global_images: int,
+    rank: int,
+    ranks: int,
+    micro_images: int,
+    start_step: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The images of one rank from step start_step of the epoch to its end, a row a micro step.
 

@@ -33,7 +33,9 @@ class ImagePreview:
     targets: tuple[str, ...]
 
 
-def draw_preview(images: list[ImagePreview], view_names: list[str], groups: list[int], title: str) -> Image.Image:
+def draw_preview(
+    images: list[ImagePreview], view_names: list[str], groups: list[int], title: str
+) -> Image.Image:
     """The grid: two bands an image, the views as cut above the same views as trained on.
 
     Args:
@@ -51,11 +53,15 @@ def draw_preview(images: list[ImagePreview], view_names: list[str], groups: list
         original = _original(image, groups, cell_px)
         page.paste(original, (GAP_PX, top))
         pen.multiline_text((GAP_PX, top + original.height + 1), image.name, "black", FONT, spacing=1)
-        pen.multiline_text((GAP_PX, top + step_y), "as trained on,\nwith its targets' weights", "black", FONT, spacing=1)
+        pen.multiline_text(
+            (GAP_PX, top + step_y), "as trained on,\nwith its targets' weights", "black", FONT, spacing=1
+        )
         for band, crops in enumerate((image.views, image.trained)):
             for view, crop in enumerate(crops):
                 corner = (GAP_PX + (view + 1) * step_x, top + band * step_y)
-                cell = Image.fromarray(np.ascontiguousarray(crop.transpose(1, 2, 0))).resize((cell_px, cell_px), Image.Resampling.NEAREST)
+                cell = Image.fromarray(np.ascontiguousarray(crop.transpose(1, 2, 0))).resize(
+                    (cell_px, cell_px), Image.Resampling.NEAREST
+                )
                 page.paste(cell, corner)
                 edge = (corner[0] - 2, corner[1] - 2, corner[0] + cell_px + 1, corner[1] + cell_px + 1)
                 pen.rectangle(edge, outline=COLOURS[groups[view] % len(COLOURS)], width=2)
@@ -68,7 +74,9 @@ def _original(image: ImagePreview, groups: list[int], cell_px: int) -> Image.Ima
     """The picture, fitted into a cell, with the boxes of its crops."""
     height, width = image.original.shape[:2]
     scale = cell_px / max(height, width)
-    picture = Image.fromarray(image.original).resize((max(1, round(width * scale)), max(1, round(height * scale))))
+    picture = Image.fromarray(image.original).resize(
+        (max(1, round(width * scale)), max(1, round(height * scale)))
+    )
     pen = ImageDraw.Draw(picture)
     for (top, left, box_height, box_width), group in zip(image.boxes.tolist(), groups, strict=True):
         corners = [scale * edge for edge in (left, top, left + box_width, top + box_height)]

@@ -35,9 +35,13 @@ class Sample:
             if value is not None and value < 1:
                 raise UsageError(f"--{flag} {value}: must be at least 1.")
         if self.per_class and self.total:
-            raise UsageError("--per_class and --total exclude each other: both say how many images are taken.")
+            raise UsageError(
+                "--per_class and --total exclude each other: both say how many images are taken."
+            )
         if self.list and any(numbers.values()):
-            raise UsageError("--list names the images, so --classes, --per_class and --total have nothing to draw. Leave them out.")
+            raise UsageError(
+                "--list names the images, so --classes, --per_class and --total have nothing to draw. Leave them out."
+            )
 
     @property
     def is_everything(self) -> bool:
@@ -52,14 +56,20 @@ def draw_sample(images: ImageSet, sample: Sample) -> ImageSet:
     if sample.list:
         return _only(images, _read_list(images, Path(sample.list)))
     if sample.classes:
-        images = keep_classes(images, set(_draw(images.classes, sample.classes, "classes", sample.seed, CLASSES)))
+        images = keep_classes(
+            images, set(_draw(images.classes, sample.classes, "classes", sample.seed, CLASSES))
+        )
     members = [image.member for image in images.images]
     if sample.per_class:
         by_class: dict[str | None, list[str]] = {}
         for image in images.images:
             by_class.setdefault(image.class_name, []).append(image.member)
         classes = enumerate(by_class.items())
-        members = [m for i, (name, own) in classes for m in _draw(own, sample.per_class, f"images of {name}", sample.seed, IMAGES, i)]
+        members = [
+            m
+            for i, (name, own) in classes
+            for m in _draw(own, sample.per_class, f"images of {name}", sample.seed, IMAGES, i)
+        ]
     if sample.total:
         members = _draw(members, sample.total, "images", sample.seed, POOL)
     return _only(images, set(members))
@@ -68,7 +78,9 @@ def draw_sample(images: ImageSet, sample: Sample) -> ImageSet:
 def keep_classes(images: ImageSet, classes: Collection[str]) -> ImageSet:
     """Only the images of these classes; the classes keep their order."""
     kept = tuple(name for name in images.classes if name in classes)
-    return replace(images, images=[image for image in images.images if image.class_name in classes], classes=kept)
+    return replace(
+        images, images=[image for image in images.images if image.class_name in classes], classes=kept
+    )
 
 
 def _only(images: ImageSet, members: set[str]) -> ImageSet:
@@ -95,6 +107,10 @@ def _read_list(images: ImageSet, path: Path) -> set[str]:
     wanted = {line.strip() for line in lines if line.strip()}
     missing = sorted(wanted - {image.member for image in images.images})
     if missing or not wanted:
-        what = f"{len(missing)} of its {len(wanted)} images are not in the set, first {missing[0]}" if missing else "it names no image"
+        what = (
+            f"{len(missing)} of its {len(wanted)} images are not in the set, first {missing[0]}"
+            if missing
+            else "it names no image"
+        )
         raise DataError(f"--list {path}: {what}. Give a list that a build of this set and split has written.")
     return wanted

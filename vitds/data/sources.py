@@ -64,7 +64,9 @@ class SourceTree:
     folders: frozenset[tuple[str, ...]]
 
 
-def scan_sources(sources: Sequence[str | Path], findings: Findings, workspace: Path, split: str | None = None) -> ImageSet:
+def scan_sources(
+    sources: Sequence[str | Path], findings: Findings, workspace: Path, split: str | None = None
+) -> ImageSet:
     """All images of the sources, joined and sorted; without labels where the sources are flat.
 
     Args:
@@ -81,21 +83,31 @@ def scan_sources(sources: Sequence[str | Path], findings: Findings, workspace: P
         flat.setdefault(next(iter(images.values())).class_name is None, source)
         found += [(image.class_name or "", parts, number, image) for parts, image in images.items()]
     if not found:
-        raise DataError("no source was given. Name a folder of class folders, a folder of images, a tar, or `digits`.")
+        raise DataError(
+            "no source was given. Name a folder of class folders, a folder of images, a tar, or `digits`."
+        )
     if len(flat) == 2:
-        raise DataError(f"{flat[True]} holds images without class folders, {flat[False]} class folders. Build them as two files.")
+        raise DataError(
+            f"{flat[True]} holds images without class folders, {flat[False]} class folders. Build them as two files."
+        )
     found.sort(key=lambda row: row[:3])
     classes = () if True in flat else tuple(sorted({row[0] for row in found}))
-    return ImageSet([row[3] for row in found], classes, tuple(shown(str(source)) for source in sources), split)
+    return ImageSet(
+        [row[3] for row in found], classes, tuple(shown(str(source)) for source in sources), split
+    )
 
 
-def _read_source(source: Path, findings: Findings, workspace: Path, split: str | None) -> dict[tuple[str, ...], SourceImage]:
+def _read_source(
+    source: Path, findings: Findings, workspace: Path, split: str | None
+) -> dict[tuple[str, ...], SourceImage]:
     if not source.exists():
         raise DataError(f"{source}: there is no such folder or tar. Check the path.")
     archive = not source.is_dir()
     if archive:
         if not source.name.lower().endswith(TAR_SUFFIXES):
-            raise DataError(f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images into a folder.")
+            raise DataError(
+                f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images into a folder."
+            )
         tree = _read_tar(source, findings, workspace)
     else:
         tree = _read_folder(source, findings)
@@ -106,7 +118,11 @@ def _read_source(source: Path, findings: Findings, workspace: Path, split: str |
             tree = _below(tree, next(iter(tree.files))[0])
     if not tree.files:
         others = findings.counts.get(OTHER_FILE, 0)
-        tail = f" {others} files have other extensions, for example {findings.names[OTHER_FILE][0]}." if others else ""
+        tail = (
+            f" {others} files have other extensions, for example {findings.names[OTHER_FILE][0]}."
+            if others
+            else ""
+        )
         raise DataError(f"{source}: there are no images ({' '.join(sorted(IMAGE_SUFFIXES))}).{tail}")
     return _label(tree, source, findings)
 
@@ -115,7 +131,9 @@ def _label(tree: SourceTree, source: Path, findings: Findings) -> dict[tuple[str
     """Class names from the first folder; none where no image lies in a folder."""
     tops = {parts[0] for parts in tree.files if len(parts) > 1}
     if tops and tops <= SPLIT_NAMES and any(len(parts) > 2 for parts in tree.files):
-        raise DataError(f"{source}: its folders {', '.join(sorted(tops))} look like splits, not classes. Choose one with --split.")
+        raise DataError(
+            f"{source}: its folders {', '.join(sorted(tops))} look like splits, not classes. Choose one with --split."
+        )
     images = {}
     for parts, image in tree.files.items():
         if tops and len(parts) == 1:
@@ -135,7 +153,9 @@ def _take_split(tree: SourceTree, split: str, source: Path) -> SourceTree:
     tops = sorted({parts[0] for parts in tree.files if len(parts) > 1})
     if split not in tops:
         some = ", ".join(shown(top) for top in tops[:5]) or "no folders"
-        raise DataError(f"{source}: there is no folder {split!r} with images in it for --split; there are {some}.")
+        raise DataError(
+            f"{source}: there is no folder {split!r} with images in it for --split; there are {some}."
+        )
     return _below(tree, split)
 
 
@@ -146,7 +166,9 @@ def _has_wrapper(tree: SourceTree) -> bool:
 
 def _below(tree: SourceTree, top: str) -> SourceTree:
     files = {parts[1:]: image for parts, image in tree.files.items() if parts[0] == top and len(parts) > 1}
-    return SourceTree(files, frozenset(parts[1:] for parts in tree.folders if parts[0] == top and len(parts) > 1))
+    return SourceTree(
+        files, frozenset(parts[1:] for parts in tree.folders if parts[0] == top and len(parts) > 1)
+    )
 
 
 def _is_hidden(parts: tuple[str, ...]) -> bool:

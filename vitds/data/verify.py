@@ -42,7 +42,9 @@ def verify_beton(path: str | Path, *, workers: int | None = None, show_progress:
     samples = list(zip(*(column.tolist() for column in columns), strict=True))
     content, undecodable = hashlib.sha256(), {}
     read = functools.partial(_digest_at, str(path))
-    results = work_through(read, samples, workers=workers, title=f"verifying {beton.path.name}", show_progress=show_progress)
+    results = work_through(
+        read, samples, workers=workers, title=f"verifying {beton.path.name}", show_progress=show_progress
+    )
     for index, (_, digest) in enumerate(results):
         if isinstance(digest, str):
             undecodable[index] = digest

@@ -15,7 +15,14 @@ from contextlib import closing
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from vitds.errors import ResourceError
 
@@ -25,7 +32,12 @@ FEW_ITEMS = 200  # done here: worker processes take a second to start
 
 
 def work_through(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None = None, title: str = "", show_progress: bool = False
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int | None = None,
+    title: str = "",
+    show_progress: bool = False,
 ) -> Iterator[tuple[Item, Result]]:
     """(item, function(item)) for each item, in order; at most 24 results a worker are in memory.
 
@@ -37,7 +49,10 @@ def work_through(
     """
     workers = workers or (1 if len(items) < FEW_ITEMS else usable_cores())
     tasks = [items[i : i + ITEMS_A_TASK] for i in range(0, len(items), ITEMS_A_TASK)]
-    with _progress_bar(show_progress) as bar, closing(_map_in_order(functools.partial(_all, function), tasks, workers)) as results:
+    with (
+        _progress_bar(show_progress) as bar,
+        closing(_map_in_order(functools.partial(_all, function), tasks, workers)) as results,
+    ):
         row = bar.add_task(title, total=len(items))
         for task, result in zip(tasks, results, strict=True):
             yield from zip(task, result, strict=True)
@@ -53,12 +68,16 @@ def _all(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
     return [function(item) for item in items]
 
 
-def _map_in_order(function: Callable[[Item], Result], tasks: Iterable[Item], workers: int) -> Iterator[Result]:
+def _map_in_order(
+    function: Callable[[Item], Result], tasks: Iterable[Item], workers: int
+) -> Iterator[Result]:
     if workers == 1:
         yield from map(function, tasks)
         return
     # Spawned, not forked: the caller may have torch's or FFCV's threads.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
     under_way = deque()
     try:
         for task in tasks:

@@ -64,7 +64,9 @@ class BetonWriter:
         Raises: DataError if it has 2 GiB or more, ResourceError if it cannot be written (names the file and the reason).
         """
         if len(data) > MAX_PAGE_BYTES:
-            raise DataError(f"{self.path}: an image of {len(data)} bytes, FFCV's most is {MAX_PAGE_BYTES}. Use --side or --storage jpg.")
+            raise DataError(
+                f"{self.path}: an image of {len(data)} bytes, FFCV's most is {MAX_PAGE_BYTES}. Use --side or --storage jpg."
+            )
         # A sample lies within one page. Borders of larger pages are borders of smaller ones too, so what is written stays right.
         while len(data) > self._page:
             self._page *= 2

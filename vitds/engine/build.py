@@ -35,21 +35,31 @@ def parameter_groups(module: nn.Module, head_lr_scale: float) -> list[dict[str, 
         return [{"params": list(trained.values())}]
     head = [parameter for name, parameter in trained.items() if name.startswith("head.")]
     others = [parameter for name, parameter in trained.items() if not name.startswith("head.")]
-    return [group for group in ({"params": others}, {"params": head, "lr_scale": head_lr_scale}) if group["params"]]
+    return [
+        group
+        for group in ({"params": others}, {"params": head, "lr_scale": head_lr_scale})
+        if group["params"]
+    ]
 
 
-def build_optimizer(module: nn.Module, settings: Optimizer, *, head_lr_scale: float = 1.0, on_host: bool = False) -> SkippableAdamW:
+def build_optimizer(
+    module: nn.Module, settings: Optimizer, *, head_lr_scale: float = 1.0, on_host: bool = False
+) -> SkippableAdamW:
     """AdamW; the loop multiplies the rate of a group that has an `lr_scale` by it.
 
     Args:
         on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam does, one vectorised
             pass over memory, and needs no compiler at the first start.
     """
-    common = dict(lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    common = dict(
+        lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
     return SkippableAdamW(parameter_groups(module, head_lr_scale), fused=on_host, **common)
 
 
-def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulation: int, device: torch.device) -> DeepSpeedEngine:
+def build_engine(
+    module: nn.Module, settings: Settings, ds: DsConfig, accumulation: int, device: torch.device
+) -> DeepSpeedEngine:
     """Hand a module, built whole, to DeepSpeed.
 
     Args:
@@ -69,7 +79,9 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
         ranks=dist.world_size(),
         precision=settings.engine.precision,
     )
-    if config["bf16"]["enabled"] and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+    if config["bf16"]["enabled"] and any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()
+    ):
         raise SettingsError(
             f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in {settings.backbone.name} does "
             'not take beside float32 statistics; use "torch_autocast": {"enabled": true}'
@@ -79,7 +91,9 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
         config["zero_optimization"] = {**config.get("zero_optimization", {}), "stage": 1}
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
-        zero["reduce_bucket_size"] = reduce_bucket(sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad))
+        zero["reduce_bucket_size"] = reduce_bucket(
+            sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        )
     config["zero_force_ds_cpu_optimizer"] = False  # offloaded states may be torch's
     torch.use_deterministic_algorithms(settings.engine.deterministic)
     if settings.engine.activation_checkpointing:
@@ -87,9 +101,13 @@ def build_engine(module: nn.Module, settings: Settings, ds: DsConfig, accumulati
     if settings.engine.compile == "on":
         module.backbone.compile()
     module.to(device)
-    optimizer = build_optimizer(module, settings.optimizer, head_lr_scale=settings.head.lr_scale, on_host=ds.offloads_optimizer)
+    optimizer = build_optimizer(
+        module, settings.optimizer, head_lr_scale=settings.head.lr_scale, on_host=ds.offloads_optimizer
+    )
     try:
-        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+        engine = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
+        )[0]
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise SettingsError(f"{ds.path}: DeepSpeed refuses it: {wrong}") from error

@@ -22,7 +22,11 @@ from vitds.models.precision import AUTOCAST
 
 @torch.no_grad()
 def set_rows_from_features(
-    backbone: nn.Module, head: DenseHead | ShardedHead, file: BetonFile, settings: Settings, device: torch.device
+    backbone: nn.Module,
+    head: DenseHead | ShardedHead,
+    file: BetonFile,
+    settings: Settings,
+    device: torch.device,
 ) -> None:
     """Each row becomes the feature of its image's central crop, less the mean of all, scaled to the deviation that noise would have.
 

@@ -28,13 +28,27 @@ class HeadShard:
         rates: the backbone's learning rate in each step of the run; only rows that are updated lazily need it.
     """
 
-    def __init__(self, rows: int, width: int, settings: Settings, device: torch.device, rates: NDArray[np.float64] | None = None) -> None:
-        form = settings.head.form | {"sample_rate": settings.head.sample_rate, "dtype": ROWS[settings.head.rows]}
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        settings: Settings,
+        device: torch.device,
+        rates: NDArray[np.float64] | None = None,
+    ) -> None:
+        form = settings.head.form | {
+            "sample_rate": settings.head.sample_rate,
+            "dtype": ROWS[settings.head.row_dtype],
+        }
         self.module = ShardedHead(rows, width, seed=settings.seed, **form).to(device)
         key = {"seed": settings.seed, "first_row": self.module.first}
         self.optimizer = build_row_optimizer(self.module, settings.head.optimizer, settings.optimizer, **key)
         self.optimizer.param_groups[0]["lr_scale"] = settings.head.lr_scale
-        self.lazy = LazyRows(self.module, self.optimizer, rates * settings.head.lr_scale, **key) if settings.head.lazy else None
+        self.lazy = (
+            LazyRows(self.module, self.optimizer, rates * settings.head.lr_scale, **key)
+            if settings.head.lazy
+            else None
+        )
         self.module.lazy = self.lazy
         self.clip_norm, self.dtype = settings.optimizer.clip_norm, AUTOCAST.get(settings.engine.precision)
         self.ranges = [row_range(rows, rank, dist.world_size()) for rank in range(dist.world_size())]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from vitds.batch import MixedBatch
+from vitds.batch import TrainBatch
 from vitds.config.tree import Settings, Views
 from vitds.errors import ResourceError
 from vitds.runs.directory import Run, why_unwritten
@@ -32,7 +32,9 @@ class Live:
         steps_done: where the run goes on; metrics.jsonl is cut back to it and the TensorBoard file written anew.
     """
 
-    def __init__(self, run: Run, settings: Settings, *, steps_done: int, total_steps: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, run: Run, settings: Settings, *, steps_done: int, total_steps: int, steps_per_epoch: int
+    ) -> None:
         self.run, self.settings, self.steps_per_epoch = run, settings, steps_per_epoch
         kept = cut_back(run.metrics, steps_done)
         self.file = MetricsFile(run.metrics)
@@ -54,7 +56,9 @@ class Live:
             console=self.console,
             disable=not self.is_terminal,
         )
-        self.task = self.progress.add_task("", total=total_steps, completed=steps_done, epoch=0, loss=float("nan"), speed=0.0)
+        self.task = self.progress.add_task(
+            "", total=total_steps, completed=steps_done, epoch=0, loss=float("nan"), speed=0.0
+        )
         self.progress.start()
 
     def say(self, text: str) -> None:
@@ -71,7 +75,9 @@ class Live:
             self._plot(line)
         except OSError as error:
             raise ResourceError(why_unwritten(self.run.metrics, error)) from error
-        self.progress.update(self.task, advance=1, epoch=line["epoch"], loss=line["loss"], speed=line["time/images_per_s"])
+        self.progress.update(
+            self.task, advance=1, epoch=line["epoch"], loss=line["loss"], speed=line["time/images_per_s"]
+        )
         if (line["step"] + 1) % self.steps_per_epoch == 0:
             seconds, self.epoch_started = time.perf_counter() - self.epoch_started, time.perf_counter()
             if not self.is_terminal:
@@ -81,7 +87,7 @@ class Live:
                     f"lr {line['lr']:.2e}  {speed:,.0f} images/s  {seconds:.1f} s"
                 )
 
-    def show_crops(self, batch: MixedBatch) -> None:
+    def show_crops(self, batch: TrainBatch) -> None:
         """A page of what the network sees, in TensorBoard."""
         if self.board:
             rows = batch.images[:: max(1, len(batch.images) // CROPS_ON_A_PAGE)][:CROPS_ON_A_PAGE]

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitds import dist, rng
-from vitds.batch import CropBatch, MixedBatch, Targets
+from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
@@ -80,18 +80,31 @@ class Trainer:
         lock: RunLock | None, test_file: BetonFile | None = None, class_head: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         built_from = time.perf_counter()
-        self.run, self.settings, self.file, self.rows, self.device, self.lock = run, settings, file, rows, device, lock
+        self.run, self.settings, self.file, self.rows, self.device, self.lock = (
+            run,
+            settings,
+            file,
+            rows,
+            device,
+            lock,
+        )
         self.method = METHODS[settings.method]
         self.loader = TrainLoader(
-            file, settings, rank=dist.rank(), ranks=dist.world_size(), micro_images=settings.batch.micro_images
+            file,
+            settings,
+            rank=dist.rank(),
+            ranks=dist.world_size(),
+            micro_images=settings.batch.micro_images,
         )
         self.accumulation = self.loader.accumulation
         self.total = settings.epochs * self.loader.steps_per_epoch
-        self.warmup = warmup_steps(settings.schedule.warmup_epochs, settings.epochs, self.loader.steps_per_epoch)
+        self.warmup = warmup_steps(
+            settings.schedule.warmup_epochs, settings.epochs, self.loader.steps_per_epoch
+        )
         self.draws = StochasticDraws(
             module.backbone,
             seed=settings.seed,
-            rows_per_chunk=settings.views.count * settings.mix.chunk_images,
+            rows_per_chunk=settings.views.count * settings.batch.chunk_images,
             patches=patch_count(module.backbone),
         )
         self.saved, self.problems = newest_sound(run.checkpoints)
@@ -105,7 +118,9 @@ class Trainer:
             if class_head is not None:
                 module.head.load_state_dict(class_head)
         if settings.head.init == "features" and self.saved is None:
-            set_rows_from_features(module.backbone, self.head.module if self.head else module.head, file, settings, device)
+            set_rows_from_features(
+                module.backbone, self.head.module if self.head else module.head, file, settings, device
+            )
         self.engine = build_engine(module, settings, ds, self.accumulation, device)
         self.state = EngineState(self.engine, settings.optimizer.average_decay)
         self.probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
@@ -131,7 +146,11 @@ class Trainer:
                 f"{self.rows} with {self.file.manifest.content_hash[:12]}. Pass --data with the run's own file, or start a new run."
             )
         reader = CheckpointReader(self.saved)
-        self.updates, self.skipped, self.skipped_in_a_row = facts["updates"], facts["skipped"], facts["skipped_in_a_row"]
+        self.updates, self.skipped, self.skipped_in_a_row = (
+            facts["updates"],
+            facts["skipped"],
+            facts["skipped_in_a_row"],
+        )
         self.state.write(reader, self.updates)
         self.state.set_counters(facts, facts["step"])
         if self.head is not None:
@@ -162,7 +181,14 @@ class Trainer:
             **self.state.counters(),
         }
         rules = self.settings.checkpoint
-        write_checkpoint(self.run.checkpoints, self.done, parts, facts, keep=rules.keep, keep_every_steps=rules.keep_every_steps)
+        write_checkpoint(
+            self.run.checkpoints,
+            self.done,
+            parts,
+            facts,
+            keep=rules.keep,
+            keep_every_steps=rules.keep_every_steps,
+        )
         self.saved_at, self.saved_step = time.monotonic(), self.done
         self.save_s = self.saved_at - began
         self.saving_s += self.save_s
@@ -176,7 +202,11 @@ class Trainer:
         """
         if dist.is_main():
             self.live = Live(
-                self.run, self.settings, steps_done=self.done, total_steps=self.total, steps_per_epoch=self.loader.steps_per_epoch
+                self.run,
+                self.settings,
+                steps_done=self.done,
+                total_steps=self.total,
+                steps_per_epoch=self.loader.steps_per_epoch,
             )
         handlers, watchdog = self._listen(), Watchdog(self.run.path / "log.txt")
         batches = self.loader.batches(self.done, self.total)
@@ -185,11 +215,15 @@ class Trainer:
             while self.done < self.total:
                 watchdog.at(self.done)
                 wants_save, wants_stop = self._step(batches)
-                is_good = self.skipped_in_a_row == 0  # amid skipped steps the weights may be the cause; they push no good ones out
+                is_good = (
+                    self.skipped_in_a_row == 0
+                )  # amid skipped steps the weights may be the cause; they push no good ones out
                 if (wants_save and is_good) or wants_stop or self.done == self.total:
                     self.save()
                 if wants_stop and self.done < self.total:
-                    raise Stopped(f"stopped by a signal after step {self.done} of {self.total}, saved; the same command goes on from there")
+                    raise Stopped(
+                        f"stopped by a signal after step {self.done} of {self.total}, saved; the same command goes on from there"
+                    )
         finally:
             watchdog.close()
             batches.close()
@@ -204,7 +238,10 @@ class Trainer:
         started = time.perf_counter()
         step, waited = self.done, 0.0
         rate = self._rate(step)
-        for group in (*self.engine.optimizer.param_groups, *(self.head.optimizer.param_groups if self.head else ())):
+        for group in (
+            *self.engine.optimizer.param_groups,
+            *(self.head.optimizer.param_groups if self.head else ()),
+        ):
             group["lr"] = rate * group.get("lr_scale", 1.0)
         groups = len(self.settings.views.groups)
         sums = torch.zeros(groups, dtype=torch.float64, device=self.device)
@@ -229,19 +266,31 @@ class Trainer:
         probed = self._probe()
         if self.live is not None:
             line = {"step": step, "epoch": batch.epoch, "loss": sum(group_losses)}
-            line |= {f"loss/{group.name}": loss for group, loss in zip(self.settings.views.groups, group_losses, strict=True)}
+            line |= {
+                f"loss/{group.name}": loss
+                for group, loss in zip(self.settings.views.groups, group_losses, strict=True)
+            }
             line |= {"lr": rate, **norms, "skipped": self.skipped, **probed}
-            line |= {"time/step_s": seconds, "time/data_s": waited, "time/images_per_s": batch.real_images / seconds}
+            line |= {
+                "time/step_s": seconds,
+                "time/data_s": waited,
+                "time/images_per_s": batch.real_images / seconds,
+            }
             if step == self.saved_step:
                 line["time/save_s"] = self.save_s  # of the checkpoint before this step
             if step == self.started_at:
                 # From the process's first moment; besides this step and the engine's making it is imports, data, and the model.
-                line |= {"time/start_s": time.time() - psutil.Process().create_time(), "time/start_engine_s": self.build_s}
+                line |= {
+                    "time/start_s": time.time() - psutil.Process().create_time(),
+                    "time/start_engine_s": self.build_s,
+                }
             self.live.step(line)
         return wants_save, wants_stop
 
     def _rate(self, step: int) -> float:
-        return learning_rate(step, lr_peak=self.settings.optimizer.lr_peak, warmup=self.warmup, total=self.total)
+        return learning_rate(
+            step, lr_peak=self.settings.optimizer.lr_peak, warmup=self.warmup, total=self.total
+        )
 
     def _probe(self) -> dict[str, float]:
         """probe/… numbers and their own time at the end of every eval.every_epochs-th epoch."""
@@ -254,9 +303,9 @@ class Trainer:
         found = self.probes.measure(self.state.weights(), self.head)
         return found | {"time/probe_s": time.perf_counter() - started}
 
-    def _forward(self, batch: CropBatch, mixed: MixedBatch, micro: int) -> tuple[Tensor, Targets]:
+    def _forward(self, batch: CropBatch, mixed: TrainBatch, micro: int) -> tuple[Tensor, Targets]:
         """The loss of each row that this rank holds, and the rows' targets."""
-        images, chunk_images = mixed.images, self.settings.mix.chunk_images
+        images, chunk_images = mixed.images, self.settings.batch.chunk_images
         self.draws.fill(batch.step, batch.first_chunk, len(batch.index) // chunk_images)
         torch.manual_seed(rng.seed_of(Purpose.DROPOUT, self.settings.seed, batch.step, micro, dist.rank()))
         if self.engine.bfloat16_enabled() or self.engine.fp16_enabled():
@@ -270,10 +319,18 @@ class Trainer:
         """One all-reduce a step: the groups' losses, whether all is finite on every rank, and whether to save or stop."""
         rules = self.settings.checkpoint
         since_s = time.monotonic() - self.saved_at
-        is_due = dist.is_main() and save_is_due(since_s, every_minutes=rules.every_minutes, last_save_s=self.save_s)
+        is_due = dist.is_main() and save_is_due(
+            since_s, every_minutes=rules.every_minutes, last_save_s=self.save_s
+        )
         is_unsound = not math.isfinite(self._own_gradient_norm())
-        flags = torch.tensor([float(is_unsound), float(is_due), float(self.signal is not None)], dtype=torch.float64, device=self.device)
-        shared = sums if self.head is None or dist.is_main() else torch.zeros_like(sums)  # a sharded head's losses are on every rank
+        flags = torch.tensor(
+            [float(is_unsound), float(is_due), float(self.signal is not None)],
+            dtype=torch.float64,
+            device=self.device,
+        )
+        shared = (
+            sums if self.head is None or dist.is_main() else torch.zeros_like(sums)
+        )  # a sharded head's losses are on every rank
         *losses, unsound, due, stop = dist.all_reduce_sum(torch.cat([shared, flags])).tolist()
         periods = rules.every_steps, rules.every_epochs * self.loader.steps_per_epoch
         is_due_by_steps = any(period and (self.done + 1) % period == 0 for period in periods)
@@ -283,7 +340,9 @@ class Trainer:
         """The norm of gradients that DeepSpeed does not look at: all of them at stage 0 in fp32, and the sharded head's."""
         norm = self.head.gradient_norm() if self.head else 0.0
         if self.state.stage == 0:
-            gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
+            gradients = [
+                parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None
+            ]
             self.backbone_norm = float(torch.nn.utils.get_total_norm(gradients))
             return norm + self.backbone_norm
         return norm
@@ -297,7 +356,11 @@ class Trainer:
         self.state.inner.skip = not is_sound
         self.engine.step()
         did_step = is_sound and self.engine.skipped_steps == before
-        norms = {"grad_norm": self.backbone_norm if self.state.stage == 0 else float(self.engine.get_global_grad_norm() or 0.0)}
+        norms = {
+            "grad_norm": self.backbone_norm
+            if self.state.stage == 0
+            else float(self.engine.get_global_grad_norm() or 0.0)
+        }
         if self.head is not None:
             norms["grad_norm/head"] = self.head.update(did_step, scale)
         self.updates += did_step

@@ -23,7 +23,9 @@ from vitds.plan.vit import Vit
 MEMORY_SHARE = 0.8  # of the card; the rest is for the optimizer's states, buckets and fragmentation
 
 
-def largest_micro_on_gpu(backbone: nn.Module, settings: Settings, fits: list[int], device: torch.device, precision: str) -> int:
+def largest_micro_on_gpu(
+    backbone: nn.Module, settings: Settings, fits: list[int], device: torch.device, precision: str
+) -> int:
     """The first of `fits` (images, descending) whose forward and backward pass stays within MEMORY_SHARE of the card on every rank.
 
     Raises: ResourceError if none does.
@@ -32,19 +34,23 @@ def largest_micro_on_gpu(backbone: nn.Module, settings: Settings, fits: list[int
     if settings.engine.activation_checkpointing:
         backbone.set_grad_checkpointing(True)
     limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
-    found = next((images for images in fits if _peak_bytes(backbone, settings, images, device, precision) <= limit), 0)
+    found = next(
+        (images for images in fits if _peak_bytes(backbone, settings, images, device, precision) <= limit), 0
+    )
     backbone.to("cpu")
     torch.cuda.empty_cache()
     smallest = int(-dist.all_reduce_max(torch.tensor(-float(found), device=device)).item())
     if not smallest:
         raise ResourceError(
-            f"not even {fits[-1]} images of {settings.views.count} views fit {device}; lower mix.chunk_images, views.crop_px, "
+            f"not even {fits[-1]} images of {settings.views.count} views fit {device}; lower batch.chunk_images, views.crop_px, "
             "or set engine.activation_checkpointing=true"
         )
     return smallest
 
 
-def _peak_bytes(backbone: nn.Module, settings: Settings, images: int, device: torch.device, precision: str) -> float:
+def _peak_bytes(
+    backbone: nn.Module, settings: Settings, images: int, device: torch.device, precision: str
+) -> float:
     rows = images * settings.views.count
     draws = StochasticDraws(backbone, seed=0, rows_per_chunk=rows, patches=patch_count(backbone))
     draws.fill(0, 0, 1)
@@ -52,7 +58,9 @@ def _peak_bytes(backbone: nn.Module, settings: Settings, images: int, device: to
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.autocast("cuda", dtype, enabled=dtype is not None):
-            features = backbone(torch.zeros(rows, 3, settings.views.crop_px, settings.views.crop_px, device=device))
+            features = backbone(
+                torch.zeros(rows, 3, settings.views.crop_px, settings.views.crop_px, device=device)
+            )
         features.float().sum().backward()
         return torch.cuda.max_memory_allocated(device)
     except torch.OutOfMemoryError:
@@ -88,13 +96,19 @@ def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:
 
 
 def _is_plain(block: nn.Module) -> bool:
-    if (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None))) != (Block, Attention, Mlp):
+    if (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None))) != (
+        Block,
+        Attention,
+        Mlp,
+    ):
         return False
     return block.attn.fused_attn and isinstance(block.attn.q_norm, nn.Identity)
 
 
 @contextmanager
-def out_of_memory_told(sizes: BackboneSizes, settings: Settings, ds: DsConfig, rows: int, device: torch.device) -> Iterator[None]:
+def out_of_memory_told(
+    sizes: BackboneSizes, settings: Settings, ds: DsConfig, rows: int, device: torch.device
+) -> Iterator[None]:
     """Turn whatever says that memory ran out into one message with the plan of this run.
 
     Args:

@@ -20,9 +20,13 @@ import psutil
 from vitds import dist
 from vitds.errors import ResourceError
 
-PEER_IS_GONE = re.compile("connection (closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE)
+PEER_IS_GONE = re.compile(
+    "connection (closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE
+)
 ENDS_WITH = "ends with another:"
-TIME_TO_END_S = 2.0  # a process's connections end, by which the others notice, a moment before it does; and words travel
+TIME_TO_END_S = (
+    2.0  # a process's connections end, by which the others notice, a moment before it does; and words travel
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,13 @@ class Peer:
     def own(cls) -> Peer:
         """This process."""
         process = psutil.Process()
-        return cls(dist.rank(), socket.gethostname(), os.readlink("/proc/self/ns/pid"), process.pid, process.create_time())
+        return cls(
+            dist.rank(),
+            socket.gethostname(),
+            os.readlink("/proc/self/ns/pid"),
+            process.pid,
+            process.create_time(),
+        )
 
     @property
     def name(self) -> str:
@@ -64,7 +74,9 @@ class Peers:
 
     def __init__(self, log: Path) -> None:
         self.log, self.own = log, Peer.own()
-        self.log_began = log.stat().st_size if log.exists() else 0  # what earlier starts left is not of these processes
+        self.log_began = (
+            log.stat().st_size if log.exists() else 0
+        )  # what earlier starts left is not of these processes
         self.others = [peer for peer in dist.gather_objects(self.own) if peer != self.own]
         self.when: Callable[[], str] = lambda: "before the first step"
 
@@ -102,7 +114,9 @@ class Peers:
         address = re.search(r"\[[^]]+\]:\d+", str(error))
         at = f" at {address.group()}" if address else ""
         ranks = ", ".join(f"{peer.rank} on {peer.host}" for peer in far)
-        return f"a rank{at} ended" + (f"; those elsewhere cannot be looked at from here: {ranks}" if far else ", or its connection")
+        return f"a rank{at} ended" + (
+            f"; those elsewhere cannot be looked at from here: {ranks}" if far else ", or its connection"
+        )
 
     def _ended(self) -> list[str]:
         """The ranks that ended, each with its last words; those that end with another only where that one is not found."""
@@ -115,7 +129,9 @@ class Peers:
                 else:
                     firsts.append(f"{peer.name} ended: {said}")
             elif self.own.is_beside(peer) and peer.is_gone():
-                firsts.append(f"{peer.name} is gone without a word, as by a kill -9 or for want of memory (the system's log tells)")
+                firsts.append(
+                    f"{peer.name} is gone without a word, as by a kill -9 or for want of memory (the system's log tells)"
+                )
         return firsts or others
 
     def _last_words(self) -> dict[tuple[int, int], str]:
@@ -126,7 +142,10 @@ class Peers:
                 text = file.read().decode(errors="replace")
         except OSError:
             return {}
-        return {(int(rank), int(pid)): said for rank, pid, said in re.findall(r"^rank (\d+), process (\d+), last words: (.*)$", text, re.M)}
+        return {
+            (int(rank), int(pid)): said
+            for rank, pid, said in re.findall(r"^rank (\d+), process (\d+), last words: (.*)$", text, re.M)
+        }
 
 
 def leave_word(log: Path, text: str) -> None:

@@ -36,10 +36,20 @@ class Probes:
         test_file: queries of the kNN probe; None, or a training file without labels, leaves it out.
     """
 
-    def __init__(self, settings: Settings, file: BetonFile, test_file: BetonFile | None, device: torch.device) -> None:
+    def __init__(
+        self, settings: Settings, file: BetonFile, test_file: BetonFile | None, device: torch.device
+    ) -> None:
         self.settings, self.file, self.test_file, self.device = settings, file, test_file, device
-        self.loader = TrainLoader(file, settings, rank=dist.rank(), ranks=dist.world_size(), micro_images=settings.batch.micro_images)
-        self.backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed).to(device)
+        self.loader = TrainLoader(
+            file,
+            settings,
+            rank=dist.rank(),
+            ranks=dist.world_size(),
+            micro_images=settings.batch.micro_images,
+        )
+        self.backbone = build_backbone(
+            settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed
+        ).to(device)
         self.autocast = AUTOCAST.get(settings.engine.precision)
 
     def measure(self, weights: dict[str, Tensor], head: HeadShard | None) -> dict[str, float]:
@@ -48,7 +58,11 @@ class Probes:
         Args:
             weights: of the whole module by name, as EngineState.weights gives them. head: the sharded head, if there is one.
         """
-        load_backbone(self.backbone, {name: value for name, value in weights.items() if name.startswith("backbone.")}, "this run")
+        load_backbone(
+            self.backbone,
+            {name: value for name, value in weights.items() if name.startswith("backbone.")},
+            "this run",
+        )
         found: dict[str, float] = {}
         if self.settings.method == "idmm":
             first_MD, second_MD, index_M = self._two_views()
@@ -59,7 +73,9 @@ class Probes:
             bank, query = (self._features(file) for file in (self.file, self.test_file))
             k = self.settings.eval.knn_k
             classes = len(self.file.manifest.classes)
-            scores = knn_accuracy(bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=k, classes=classes)
+            scores = knn_accuracy(
+                bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=k, classes=classes
+            )
             found |= {f"probe/knn{number}_top1": score.top1 for number, score in scores.items()}
         return found
 
@@ -72,21 +88,35 @@ class Probes:
         parts = []
         for batch in islice(self.loader.batches(0, steps), steps * self.loader.accumulation):
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                views = (normalise(batch.crops[:, view].to(self.device), self.settings.views) for view in (0, -1))
+                views = (
+                    normalise(batch.crops[:, view].to(self.device), self.settings.views) for view in (0, -1)
+                )
                 first_BD, second_BD = (self.backbone(images).float().cpu() for images in views)
             parts.append((first_BD[batch.is_real], second_BD[batch.is_real], batch.index[batch.is_real]))
-        everyone = [part for rank in dist.gather_objects([tuple(map(Tensor.numpy, part)) for part in parts]) for part in rank]
-        first, second, index = (torch.cat([torch.from_numpy(part[column]) for part in everyone]) for column in range(3))
+        everyone = [
+            part
+            for rank in dist.gather_objects([tuple(map(Tensor.numpy, part)) for part in parts])
+            for part in rank
+        ]
+        first, second, index = (
+            torch.cat([torch.from_numpy(part[column]) for part in everyone]) for column in range(3)
+        )
         return first, second, index
 
     def _features(self, file: BetonFile) -> Features:
         batches = eval_batches(file, self.settings.views, batch_images=self.settings.eval.batch_images)
         views = self.settings.views
-        return extract_features(self.backbone, batches, mean=views.mean, std=views.std, device=self.device, autocast=self.autocast)
+        return extract_features(
+            self.backbone, batches, mean=views.mean, std=views.std, device=self.device, autocast=self.autocast
+        )
 
     @torch.inference_mode()
     def _share_recognised(
-        self, x_MD: Float[Tensor, "M D"], index_M: Int[Tensor, "M"], weights: dict[str, Tensor], head: HeadShard | None
+        self,
+        x_MD: Float[Tensor, "M D"],
+        index_M: Int[Tensor, "M"],
+        weights: dict[str, Tensor],
+        head: HeadShard | None,
     ) -> float:
         """The share of un-mixed first views whose own instance has the highest logit."""
         if head is None:
@@ -94,6 +124,11 @@ class Probes:
         else:
             first, weight, bias = head.module.first, head.module.weight, head.module.bias
         x_MD, local_M = (tensor.to(weight.device) for tensor in (x_MD, index_M - first))
-        x_MD = scaled_features(x_MD, self.settings.head.form["temperature"])  # beside a bias their length counts
-        highest_M, own_M = map(dist.all_reduce_max, highest_logits(x_MD, weight, bias, local_M, is_cosine=self.settings.head.cosine))
+        x_MD = scaled_features(
+            x_MD, self.settings.head.form["temperature"]
+        )  # beside a bias their length counts
+        highest_M, own_M = map(
+            dist.all_reduce_max,
+            highest_logits(x_MD, weight, bias, local_M, is_cosine=self.settings.head.cosine),
+        )
         return float((own_M == highest_M).double().mean())

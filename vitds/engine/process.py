@@ -35,7 +35,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed` starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # NCCL's own is ten, less than what watchdog.py waits
-MEETING_TIMEOUT = datetime.timedelta(minutes=5)  # a rank that was killed in its start comes never; imports from a slow disk take a minute
+MEETING_TIMEOUT = datetime.timedelta(
+    minutes=5
+)  # a rank that was killed in its start comes never; imports from a slow disk take a minute
 TIME_TO_SAVE_S = 60.0  # a rank without launcher finishes its step and saves; after this time it ends as it is
 
 
@@ -97,7 +99,12 @@ def adopt_slurm_step() -> None:
     Raises: ResourceError if the first node's address cannot be found.
     """
     env = os.environ
-    if "RANK" in env or "SLURM_STEP_ID" not in env or int(env.get("SLURM_STEP_NUM_TASKS", 1)) < 2 or _is_in_shell_of_job():
+    if (
+        "RANK" in env
+        or "SLURM_STEP_ID" not in env
+        or int(env.get("SLURM_STEP_NUM_TASKS", 1)) < 2
+        or _is_in_shell_of_job()
+    ):
         return
     gpus = torch.cuda.device_count()  # with --gpus-per-task a task sees its own alone, as number 0
     env["LOCAL_RANK"] = str(int(env["SLURM_LOCALID"]) % gpus if gpus else env["SLURM_LOCALID"])
@@ -110,7 +117,11 @@ def adopt_slurm_step() -> None:
 
 def _is_in_shell_of_job() -> bool:
     """sbatch, called within a step, hands the step's variables on to its batch shell; the title of the slurmstepd above tells."""
-    titles = [" ".join(process.cmdline()) for process in psutil.Process().parents() if process.name().startswith("slurmstepd")]
+    titles = [
+        " ".join(process.cmdline())
+        for process in psutil.Process().parents()
+        if process.name().startswith("slurmstepd")
+    ]
     return any(title.endswith((".batch]", ".interactive]")) for title in titles)
 
 
@@ -124,11 +135,15 @@ def _address_of_first(nodes: str) -> str:
         except socket.gaierror:
             return re.search(r"NodeAddr=(\S+)", _scontrol("node", name, "--oneliner")).group(1)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ResourceError(f"the first node of {nodes} cannot be looked up ({error}); set MASTER_ADDR to its address") from error
+        raise ResourceError(
+            f"the first node of {nodes} cannot be looked up ({error}); set MASTER_ADDR to its address"
+        ) from error
 
 
 def _scontrol(*words: str) -> str:
-    return subprocess.run(["scontrol", "show", *words], check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(
+        ["scontrol", "show", *words], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
 
 
 def end_with_launcher() -> None:

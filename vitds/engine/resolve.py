@@ -18,9 +18,15 @@ from vitds.engine.memory import largest_micro_on_gpu
 from vitds.errors import ResourceError, SettingsError
 from vitds.models.build import patch_count
 
-DENSE_WEIGHT_BYTES = 64 << 20  # a dense head's gradient is all-reduced each step; above this the features are cheaper to send
-CPU_PIXELS = 4 << 20  # of a micro batch: its activations stay within a few GB, and more is not faster on a CPU
-COMPILE_PAYS_S = 1200.0  # compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes
+DENSE_WEIGHT_BYTES = (
+    64 << 20
+)  # a dense head's gradient is all-reduced each step; above this the features are cheaper to send
+CPU_PIXELS = (
+    4 << 20
+)  # of a micro batch: its activations stay within a few GB, and more is not faster on a CPU
+COMPILE_PAYS_S = (
+    1200.0  # compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes
+)
 CPU_FLOPS, GPU_FLOPS = 1e11, 5e13  # rough, for that decision only
 
 
@@ -31,13 +37,21 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     natively (a timed product decides: emulated bf16 is 25 times slower than fp32), else fp32.
     Raises: ResourceError if the device cannot do what was asked for.
     """
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_bf16_is_fast()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda"
+        else _cpu_bf16_is_fast()
+    )
     if wanted == "auto":
         return ("bf16" if native else "fp16") if device.type == "cuda" else ("bf16" if native else "fp32")
     if wanted == "bf16" and not native:
-        raise ResourceError("engine.precision is bf16, which this device lacks in hardware; use another machine, or a new run with fp32")
+        raise ResourceError(
+            "engine.precision is bf16, which this device lacks in hardware; use another machine, or a new run with fp32"
+        )
     if wanted == "fp16" and device.type == "cpu":
-        raise ResourceError("engine.precision is fp16, which is for GPUs; use another machine, or a new run with fp32")
+        raise ResourceError(
+            "engine.precision is fp16, which is for GPUs; use another machine, or a new run with fp32"
+        )
     return wanted
 
 
@@ -55,7 +69,9 @@ def _cpu_bf16_is_fast() -> bool:
     return bool(dist.broadcast_object(seconds[torch.bfloat16] < 1.1 * seconds[torch.float32]))
 
 
-def resolve_settings(settings: Settings, backbone: nn.Module, *, ds: DsConfig, device: torch.device, rows: int, images: int) -> Settings:
+def resolve_settings(
+    settings: Settings, backbone: nn.Module, *, ds: DsConfig, device: torch.device, rows: int, images: int
+) -> Settings:
     """Fill precision, micro batch, head and compile.
 
     Args:
@@ -76,15 +92,22 @@ def resolve_settings(settings: Settings, backbone: nn.Module, *, ds: DsConfig, d
     )
 
 
-def resolve_micro_images(settings: Settings, backbone: nn.Module, device: torch.device, precision: str) -> int:
+def resolve_micro_images(
+    settings: Settings, backbone: nn.Module, device: torch.device, precision: str
+) -> int:
     """The images of one micro batch: on a GPU the most that fit (by trying), on a CPU the most within a pixel limit."""
-    chunk, ranks = settings.mix.chunk_images, dist.world_size()
-    accumulation_steps(settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk)  # do the ranks divide at all
+    chunk, ranks = settings.batch.chunk_images, dist.world_size()
+    accumulation_steps(
+        settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk
+    )  # do the ranks divide at all
     own = settings.batch.global_images // chunk // ranks
     fits = [chunk * m for m in range(own, 0, -1) if own % m == 0]
     if settings.batch.micro_images != "auto":
         accumulation_steps(
-            settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=settings.batch.micro_images
+            settings.batch.global_images,
+            chunk_images=chunk,
+            ranks=ranks,
+            micro_images=settings.batch.micro_images,
         )
         return settings.batch.micro_images
     if device.type == "cuda":
@@ -100,8 +123,15 @@ def resolve_head(settings: Settings, rows: int, width: int) -> str:
     """
     head = settings.head
     if settings.method == "supervised":
-        special = {"kind sharded": head.kind == "sharded", "cosine true": head.cosine, "optimizer lean": head.optimizer == "lean"}
-        special |= {"init features": head.init == "features", f"sample_rate {head.sample_rate:g}": head.sample_rate < 1}
+        special = {
+            "kind sharded": head.kind == "sharded",
+            "cosine true": head.cosine,
+            "optimizer lean": head.optimizer == "lean",
+        }
+        special |= {
+            "init features": head.init == "features",
+            f"sample_rate {head.sample_rate:g}": head.sample_rate < 1,
+        }
         if wrong := next((words for words, is_set in special.items() if is_set), None):
             raise SettingsError(f"head.{wrong} is for the instance head of pretraining; leave it out")
         return "dense"
@@ -117,7 +147,9 @@ def head_reason(settings: Settings, rows: int, width: int) -> str:
     return f"{rows * width * 4 / 1e6:,.1f} MB of rows; auto is dense up to {DENSE_WEIGHT_BYTES / 1e6:.0f} MB"
 
 
-def resolve_compile(settings: Settings, backbone: nn.Module, device: torch.device, images: int, zero_stage: int) -> str:
+def resolve_compile(
+    settings: Settings, backbone: nn.Module, device: torch.device, images: int, zero_stage: int
+) -> str:
     """on where the run is long enough to earn torch.compile's minute back; off under ZeRO-3, whose hooks break the graph."""
     if settings.engine.compile != "auto":
         return settings.engine.compile

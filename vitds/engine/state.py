@@ -54,7 +54,10 @@ class EngineState:
         else:
             held = self.engine.optimizer.single_partition_of_fp32_groups
         for tensor in held:
-            self.inner.state[tensor] = {"step": torch.zeros(()), **{moment: torch.zeros_like(tensor) for moment in MOMENTS}}
+            self.inner.state[tensor] = {
+                "step": torch.zeros(()),
+                **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
+            }
             if self.average_decay:
                 self.inner.state[tensor][AVERAGE] = tensor.detach().clone()
         if self.stage in (1, 2):
@@ -73,7 +76,10 @@ class EngineState:
         Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds all.
         """
         kept: dict[str, Tensor] = {}
-        sizes = [getattr(parameter, "ds_numel", parameter.numel()) * len(self._keys(parameter)) for parameter in self.parameters.values()]
+        sizes = [
+            getattr(parameter, "ds_numel", parameter.numel()) * len(self._keys(parameter))
+            for parameter in self.parameters.values()
+        ]
         owners = dist.spread(sizes, dist.world_size())
         for owner, (name, parameter) in zip(owners, self.parameters.items(), strict=True):
             for key in self._keys(parameter):
@@ -94,7 +100,9 @@ class EngineState:
             name: self._get(parameter, key if parameter.requires_grad else None).detach().cpu().clone()
             for name, parameter in self.parameters.items()
         }
-        return masters | dist.broadcast_object({name: buffer.detach().cpu().clone() for name, buffer in self._buffers()})
+        return masters | dist.broadcast_object(
+            {name: buffer.detach().cpu().clone() for name, buffer in self._buffers()}
+        )
 
     def write(self, saved: CheckpointReader, updates: int) -> None:
         """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps really taken.
@@ -124,7 +132,11 @@ class EngineState:
                 return parameter.detach().float().clone()
         if self.stage == 0:
             return parameter if key is None else self.inner.state[parameter][key]
-        return safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+        return (
+            safe_get_full_fp32_param(parameter)
+            if key is None
+            else safe_get_full_optimizer_state(parameter, key)
+        )
 
     @torch.no_grad()
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
@@ -137,7 +149,9 @@ class EngineState:
             self._get(parameter, key).copy_(value)
         elif key is None:
             safe_set_full_fp32_param(parameter, value.to(parameter.device))
-            parameter.data.copy_(value)  # the setter changes the master only; the module's copy would follow a step late
+            parameter.data.copy_(
+                value
+            )  # the setter changes the master only; the module's copy would follow a step late
         else:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 

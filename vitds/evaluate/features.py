@@ -61,7 +61,9 @@ def extract_features(
     with _evaluation_mode(model):
         for batch in batches:
             if batch.crops.ndim != 4 or batch.crops.shape[1] != 3:
-                raise ShapeError(f"evaluation takes one crop an image, (B, 3, S, S); this batch has {tuple(batch.crops.shape)}")
+                raise ShapeError(
+                    f"evaluation takes one crop an image, (B, 3, S, S); this batch has {tuple(batch.crops.shape)}"
+                )
             with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 output = model(normalise(batch.crops.to(device, non_blocking=True), channels))
             if output.ndim != 2 or len(output) != len(batch.crops):
@@ -121,7 +123,9 @@ def check_labelled(what: str, rows_MD: Float[Tensor, "M D"], label_L: Int[Tensor
     is_outside = (label_L < 0) | (label_L >= classes)
     if is_outside.any():
         first = int(is_outside.int().argmax())
-        raise ValueError(f"{what}: image {first} has label {int(label_L[first])}, labels here are 0 to {classes - 1} (-1 means no label)")
+        raise ValueError(
+            f"{what}: image {first} has label {int(label_L[first])}, labels here are 0 to {classes - 1} (-1 means no label)"
+        )
     check_finite(what, rows_MD)
 
 

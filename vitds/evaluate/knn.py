@@ -69,5 +69,7 @@ def knn_accuracy(
         for asked, count in neighbours.items():
             votes_BC = torch.zeros(len(label_B), classes, dtype=torch.float64)
             votes_BC.scatter_add_(1, class_Bk[:, :count], vote_Bk[:, :count])
-            hits[asked] += count_hits(votes_BC.log(), label_B)  # the logarithm makes no vote -inf, which is no hit
+            hits[asked] += count_hits(
+                votes_BC.log(), label_B
+            )  # the logarithm makes no vote -inf, which is no hit
     return {asked: KnnScore(*as_percent(hits[asked], len(query_QD)), neighbours[asked]) for asked in k}

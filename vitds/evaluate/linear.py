@@ -71,13 +71,17 @@ def linear_probe(
     Raises: ValueError if bank or query is empty, a label is negative, or the bank has a single class. ShapeError if lengths or
         widths differ. NumericsError if a feature is not finite (names the image).
     """
-    classes = 1 + max((int(labels.max()) for labels in (bank_label_M, query_label_Q) if len(labels)), default=0)
+    classes = 1 + max(
+        (int(labels.max()) for labels in (bank_label_M, query_label_Q) if len(labels)), default=0
+    )
     check_labelled("bank", bank_MD, bank_label_M, classes)
     check_labelled("query", query_QD, query_label_Q, classes)
     check_same_width(bank_MD, query_QD)
     rows_MD, label_M = bank_MD.float().cpu().numpy(), bank_label_M.cpu().numpy()
     if len(np.unique(label_M)) < 2:
-        raise ValueError(f"bank: all {len(label_M)} images are of class {label_M[0]}; a linear probe needs two classes or more")
+        raise ValueError(
+            f"bank: all {len(label_M)} images are of class {label_M[0]}; a linear probe needs two classes or more"
+        )
     is_held_out = draw_held_out(label_M, seed)
     if is_held_out.any():
         curve = _held_out_curve(rows_MD, label_M, is_held_out)
@@ -90,7 +94,9 @@ def linear_probe(
         _fit(model, strength, rows_MD, label_M)
     score_QC = torch.full((len(query_QD), classes), -torch.inf, dtype=torch.float64)
     score_QC[:, torch.from_numpy(model.classes_).long()] = _scores(model, query_QD.float().cpu().numpy())
-    return LinearScore(*as_percent(count_hits(score_QC, query_label_Q.cpu()), len(query_QD)), strengths[-1], curve)
+    return LinearScore(
+        *as_percent(count_hits(score_QC, query_label_Q.cpu()), len(query_QD)), strengths[-1], curve
+    )
 
 
 def draw_held_out(label_M: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
@@ -104,7 +110,9 @@ def draw_held_out(label_M: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
     return is_held_out
 
 
-def _held_out_curve(rows_MD: NDArray[np.float32], label_M: NDArray[np.integer], is_held_out: NDArray[np.bool_]) -> tuple[HeldOut, ...]:
+def _held_out_curve(
+    rows_MD: NDArray[np.float32], label_M: NDArray[np.integer], is_held_out: NDArray[np.bool_]
+) -> tuple[HeldOut, ...]:
     model, curve = _new_classifier(), []
     rows_HD, label_H = rows_MD[is_held_out], label_M[is_held_out]
     for strength in STRENGTHS:
@@ -118,7 +126,9 @@ def _new_classifier() -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(solver="lbfgs", warm_start=True, max_iter=200))
 
 
-def _fit(model: Pipeline, strength: float, rows_MD: NDArray[np.float32], label_M: NDArray[np.integer]) -> None:
+def _fit(
+    model: Pipeline, strength: float, rows_MD: NDArray[np.float32], label_M: NDArray[np.integer]
+) -> None:
     """Fit from where the model stands. scikit-learn's C weighs the sum of the losses, our strength goes with their mean."""
     with warnings.catch_warnings():
         # Weak regularisation of separable classes has its optimum far out; a fit cut short there is judged like any other.

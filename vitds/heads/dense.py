@@ -16,7 +16,9 @@ INIT_STD = 0.02
 INIT_BLOCK_ROWS = 1024  # rows drawn by one generator: a rank makes only the blocks that it holds
 
 
-def initial_rows(first: int, last: int, width: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n D"]:
+def initial_rows(
+    first: int, last: int, width: int, seed: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "n D"]:
     """Rows first..last-1 of the initial weight: truncated normal, std 0.02, the same whichever rank makes them (METHOD 5)."""
     found = torch.empty(last - first, width, dtype=dtype)
     for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):

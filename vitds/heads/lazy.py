@@ -31,19 +31,32 @@ class LazyRows:
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, rates: NDArray[np.float64], *, seed: int, first_row: int
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rates: NDArray[np.float64],
+        *,
+        seed: int,
+        first_row: int,
     ) -> None:
         self.optimizer, self.group, self.rates = optimizer, optimizer.param_groups[0], rates
         self.parameters = list(module.parameters())
         self.seed, self.first_row = seed, first_row
-        self.log_decay = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])  # of the first t steps
-        self.seen_n = torch.zeros(len(self.parameters[0]), dtype=torch.int32, device=self.parameters[0].device)  # steps a row has had
+        self.log_decay = np.concatenate(
+            [[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))]
+        )  # of the first t steps
+        self.seen_n = torch.zeros(
+            len(self.parameters[0]), dtype=torch.int32, device=self.parameters[0].device
+        )  # steps a row has had
         self.taken: list[tuple[Tensor, list[Tensor]]] = []
 
     def take(self, rows_k: Tensor, step: int) -> list[Tensor]:
         """Float32 copies of the rows (k, D), and of their biases (k,), as they are before the step; they collect gradients."""
         self._make_up(rows_k, step)
-        copies = [parameter.detach().index_select(0, rows_k).float().requires_grad_() for parameter in self.parameters]
+        copies = [
+            parameter.detach().index_select(0, rows_k).float().requires_grad_()
+            for parameter in self.parameters
+        ]
         self.taken.append((rows_k, copies))
         return copies
 
@@ -82,14 +95,18 @@ class LazyRows:
         decay_u, drift_u = self._missed(last_u.astype(np.int64), step)
         beta1, beta2 = self.group["betas"]
         numbers = (decay_u, drift_u, beta1 ** (step - last_u), beta2 ** (step - last_u))
-        decay_k1, drift_k1, fade_k1, fade_sq_k1 = (torch.from_numpy(of_u[which_k]).float().to(rows_k.device)[:, None] for of_u in numbers)
+        decay_k1, drift_k1, fade_k1, fade_sq_k1 = (
+            torch.from_numpy(of_u[which_k]).float().to(rows_k.device)[:, None] for of_u in numbers
+        )
         for parameter in self.parameters:
             w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
             w_kD.mul_(decay_k1).sub_(m_kD / (v_kd.sqrt() + self.group["eps"]) * drift_k1)
             self._put(parameter, rows_k, w_kD, m_kD.mul_(fade_k1), v_kd.mul_(fade_sq_k1), (step, 1))
         self.seen_n[rows_k] = step
 
-    def _missed(self, last_u: NDArray[np.int64], step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _missed(
+        self, last_u: NDArray[np.int64], step: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """For rows last seen after `last` steps: the factor of all decays until `step`, and how far m / sqrt(v) has moved them.
 
         Step s moves a row by rate_s · m beta1^j / (1 - beta1^s) / sqrt(v beta2^j / (1 - beta2^s)), j = s - last; later steps decay that.
@@ -97,7 +114,9 @@ class LazyRows:
         beta1, beta2 = self.group["betas"]
         fade = beta1 / math.sqrt(beta2) if beta2 else math.inf
         longest = step - int(last_u.min())
-        terms = longest if fade >= 1 else min(longest, math.ceil(math.log(FADED) / math.log(max(fade, FADED))))
+        terms = (
+            longest if fade >= 1 else min(longest, math.ceil(math.log(FADED) / math.log(max(fade, FADED))))
+        )
         j_t = np.arange(1, terms + 1)
         s_ut = np.minimum(last_u[:, None] + j_t, step)
         moves_ut = self.rates[s_ut - 1] * fade**j_t * np.sqrt(1 - beta2**s_ut) / (1 - beta1**s_ut)
@@ -111,7 +130,15 @@ class LazyRows:
         w_kD, m_kD, v_kd = (tensor.index_select(0, rows_k).float().view(len(rows_k), -1) for tensor in held)
         return w_kD, m_kD, v_kd
 
-    def _put(self, parameter: Tensor, rows_k: Tensor, w_kD: Tensor, m_kD: Tensor, v_kd: Tensor, key: tuple[int, int]) -> None:
+    def _put(
+        self,
+        parameter: Tensor,
+        rows_k: Tensor,
+        w_kD: Tensor,
+        m_kD: Tensor,
+        v_kd: Tensor,
+        key: tuple[int, int],
+    ) -> None:
         state = self.optimizer.state[parameter]
         if parameter.dtype == torch.bfloat16:
             w_kD = rounded_by_chance(w_kD, self.seed, self.first_row + int(rows_k[0]), *key)

@@ -21,7 +21,11 @@ from torch import Tensor
 from vitds.errors import ShapeError
 from vitds.kernels.softmax import softmax_rows
 
-CPU_CHUNK_NUMBERS = {2: 1 << 21, 4: 1 << 19, 8: 1 << 18}  # logits of a chunk by their bytes: they stay in the caches
+CPU_CHUNK_NUMBERS = {
+    2: 1 << 21,
+    4: 1 << 19,
+    8: 1 << 18,
+}  # logits of a chunk by their bytes: they stay in the caches
 GPU_CHUNK_NUMBERS = 1 << 23  # enough tiles for every multiprocessor
 KEEP_BYTES = 64 << 20
 SHORTEST_ROW = 1e-12  # below this length a row is not brought to length one
@@ -96,7 +100,9 @@ def row_terms(
         x_MD = features.to(lse_M.dtype)
         if is_cosine:
             picked_MKD = torch.nn.functional.normalize(picked_MKD.to(lse_M.dtype), dim=2, eps=SHORTEST_ROW)
-        logit_MK = torch.einsum("md,mkd->mk", *(part.to(plan.product).to(lse_M.dtype) for part in (features, picked_MKD)))
+        logit_MK = torch.einsum(
+            "md,mkd->mk", *(part.to(plan.product).to(lse_M.dtype) for part in (features, picked_MKD))
+        )
         logit_MK = logit_MK if bias is None else logit_MK + bias[picks]
         total_M = None
         if sums_rows:
@@ -131,7 +137,9 @@ def check_widths(features: Tensor, weight: Tensor, bias: Tensor | None = None) -
     """Raises: ShapeError if features and rows differ in width, there are no rows, or not as many biases."""
     width, rows = features.shape[1], weight.shape[0]
     if width != weight.shape[1]:
-        raise ShapeError(f"features are {width} wide, the head's rows {weight.shape[1]}; was it built for another backbone?")
+        raise ShapeError(
+            f"features are {width} wide, the head's rows {weight.shape[1]}; was it built for another backbone?"
+        )
     if rows == 0:
         raise ShapeError("the head has no rows: a log-sum-exp needs one at least")
     if bias is not None and bias.shape[0] != rows:
@@ -163,7 +171,9 @@ def make_plan(
     if chunk_rows == "auto":
         # The forward pass keeps M numbers a chunk: with sqrt(n) rows in each these are no more than a chunk's logits, however large M is.
         wanted = max(chunk_numbers(features.device, product) / max(features.shape), math.sqrt(n))
-        chunk_rows = 16 * (int(wanted) // 16 | 1)  # odd multiples: a power of two between rows maps them to the same cache lines (4 %)
+        chunk_rows = 16 * (
+            int(wanted) // 16 | 1
+        )  # odd multiples: a power of two between rows maps them to the same cache lines (4 %)
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be 1 or more, got {chunk_rows}")
     return Plan(min(chunk_rows, n), M * n * product.itemsize <= keep_bytes, product, is_cosine, gradient)
@@ -178,7 +188,13 @@ class _RowTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_MD: Tensor, weight_nD: Tensor, bias_n: Tensor | None, picks_MK: Tensor | None, sums_rows: bool, plan: Plan
+        ctx: Any,
+        x_MD: Tensor,
+        weight_nD: Tensor,
+        bias_n: Tensor | None,
+        picks_MK: Tensor | None,
+        sums_rows: bool,
+        plan: Plan,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         sums = torch.promote_types(plan.product, torch.float32)
         total_D = x_MD.new_zeros(x_MD.shape[1], dtype=sums) if sums_rows else None
@@ -198,7 +214,9 @@ class _RowTerms(torch.autograd.Function):
         highest_M = highest_cM.amax(0)
         above_M = (highest_cM - highest_M + above_cM).logsumexp(0)
         ctx.plan = plan
-        ctx.save_for_backward(x_MD, weight_nD, bias_n, picks_MK, highest_cM, above_cM, highest_M, above_M, *kept)
+        ctx.save_for_backward(
+            x_MD, weight_nD, bias_n, picks_MK, highest_cM, above_cM, highest_M, above_M, *kept
+        )
         ctx.set_materialize_grads(False)
         return highest_M + above_M, None if picks_MK is None else weight_nD[picks_MK], total_D
 
@@ -207,7 +225,9 @@ class _RowTerms(torch.autograd.Function):
         ctx: Any, g_lse_M: Tensor | None, g_picked_MKD: Tensor | None, g_total_D: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise NotImplementedError("linear_logsumexp can be differentiated once: call backward without create_graph")
+            raise NotImplementedError(
+                "linear_logsumexp can be differentiated once: call backward without create_graph"
+            )
         x_MD, weight_nD, bias_n, picks_MK, highest_cM, above_cM, highest_M, above_M, *kept = ctx.saved_tensors
         plan, (_, needs_weight, needs_bias, *_) = ctx.plan, ctx.needs_input_grad
         share_cM = (highest_cM - highest_M + above_cM - above_M).exp() * (0.0 if g_lse_M is None else g_lse_M)
@@ -289,7 +309,13 @@ def _gradient_memory(weight_nD: Tensor, plan: Plan) -> tuple[Tensor, bool]:
 
 
 def _put_rows(
-    into_cD: Tensor, adds: bool, p_cM: Tensor, x_MD: Tensor, g_total_D: Tensor | None, rows_cD: Tensor, length_c1: Tensor | None
+    into_cD: Tensor,
+    adds: bool,
+    p_cM: Tensor,
+    x_MD: Tensor,
+    g_total_D: Tensor | None,
+    rows_cD: Tensor,
+    length_c1: Tensor | None,
 ) -> None:
     """Write or add the gradient of one chunk of rows."""
     if length_c1 is None and into_cD.dtype == p_cM.dtype:

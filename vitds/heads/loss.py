@@ -16,7 +16,10 @@ from vitds.errors import DataError
 
 
 def mixed_smoothed_loss(
-    lse_M: Float[Tensor, "M"], target_M: Float[Tensor, "M"], mean_M: Float[Tensor, "M"] | None, label_smoothing: float
+    lse_M: Float[Tensor, "M"],
+    target_M: Float[Tensor, "M"],
+    mean_M: Float[Tensor, "M"] | None,
+    label_smoothing: float,
 ) -> Float[Tensor, "M"]:
     """The loss of each row; see the module's formula.
 

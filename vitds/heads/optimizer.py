@@ -28,7 +28,15 @@ class LeanAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Any, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, seed: int = 0, first_row: int = 0
+        self,
+        parameters: Any,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        seed: int = 0,
+        first_row: int = 0,
     ) -> None:
         super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
         self.seed, self.first_row = seed, first_row
@@ -41,9 +49,13 @@ class LeanAdamW(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._update(parameter, group, **self.state[parameter])
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+    def _update(
+        self, parameter: Tensor, group: dict[str, Any], step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor
+    ) -> None:
         step += 1
-        rows_nD, gradient_nD, moment_nD = (tensor.view(len(parameter), -1) for tensor in (parameter, parameter.grad, exp_avg))
+        rows_nD, gradient_nD, moment_nD = (
+            tensor.view(len(parameter), -1) for tensor in (parameter, parameter.grad, exp_avg)
+        )
         block = max(1, chunk_numbers(parameter.device) // rows_nD.shape[1])
         for first in range(0, len(parameter), block):
             span = slice(first, first + block)
@@ -54,7 +66,9 @@ class LeanAdamW(torch.optim.Optimizer):
                 rows_nD[span] = rounded_by_chance(rows_cD, self.seed, int(step), self.first_row + first)
 
 
-def step_rows(w_cD: Tensor, g_cD: Tensor, m_cD: Tensor, v_cd: Tensor, group: dict[str, Any], step: int) -> None:
+def step_rows(
+    w_cD: Tensor, g_cD: Tensor, m_cD: Tensor, v_cd: Tensor, group: dict[str, Any], step: int
+) -> None:
     """AdamW's update number `step` (from 1) of some rows, in place and in float32.
 
     Args:
@@ -65,7 +79,9 @@ def step_rows(w_cD: Tensor, g_cD: Tensor, m_cD: Tensor, v_cd: Tensor, group: dic
     squares_cd = g_cD.square()
     v_cd.lerp_(squares_cd if v_cd.shape == g_cD.shape else squares_cd.mean(1, keepdim=True), 1 - beta2)
     divisor_cd = (v_cd / (1 - beta2**step)).sqrt_().add_(group["eps"])
-    w_cD.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(m_cD, divisor_cd, value=-group["lr"] / (1 - beta1**step))
+    w_cD.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(
+        m_cD, divisor_cd, value=-group["lr"] / (1 - beta1**step)
+    )
 
 
 def rounded_by_chance(value: Tensor, seed: int, *key: int) -> Tensor:
@@ -74,25 +90,40 @@ def rounded_by_chance(value: Tensor, seed: int, *key: int) -> Tensor:
     The draw is a function of (seed, key) and the shape.
     """
     generator = torch.Generator(value.device).manual_seed(rng.seed_of(Purpose.ROUNDING, seed, *key))
-    below = torch.empty(value.shape, dtype=torch.int32, device=value.device).random_(0, 1 << 16, generator=generator)
-    return below.add_(value.view(torch.int32)).bitwise_and_(-1 << 16).view(torch.float32).bfloat16()  # the upper half of the bits
+    below = torch.empty(value.shape, dtype=torch.int32, device=value.device).random_(
+        0, 1 << 16, generator=generator
+    )
+    return (
+        below.add_(value.view(torch.int32)).bitwise_and_(-1 << 16).view(torch.float32).bfloat16()
+    )  # the upper half of the bits
 
 
 def build_row_optimizer(
-    module: nn.Module, kind: Literal["adamw", "lean"], settings: OptimizerSettings, *, seed: int = 0, first_row: int = 0
+    module: nn.Module,
+    kind: Literal["adamw", "lean"],
+    settings: OptimizerSettings,
+    *,
+    seed: int = 0,
+    first_row: int = 0,
 ) -> torch.optim.Optimizer:
     """The optimizer of a sharded head with its states made: `step`, `exp_avg` and `exp_avg_sq` of each parameter, all zero."""
-    options: dict[str, Any] = dict(lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    options: dict[str, Any] = dict(
+        lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
     is_lean = kind == "lean"
     optimizer = (
         LeanAdamW(module.parameters(), seed=seed, first_row=first_row, **options)
         if is_lean
-        else torch.optim.AdamW(module.parameters(), fused=True, **options)  # the plain one makes two temporaries of the weight's size
+        else torch.optim.AdamW(
+            module.parameters(), fused=True, **options
+        )  # the plain one makes two temporaries of the weight's size
     )
     for parameter in module.parameters():
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter, dtype=torch.bfloat16 if is_lean else parameter.dtype),
-            "exp_avg_sq": parameter.new_zeros(len(parameter), dtype=torch.float32) if is_lean else torch.zeros_like(parameter),
+            "exp_avg_sq": parameter.new_zeros(len(parameter), dtype=torch.float32)
+            if is_lean
+            else torch.zeros_like(parameter),
         }
     return optimizer

@@ -7,7 +7,6 @@ not depend on N. With `sample_rate` a step uses a part of the rows (sampling.py)
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -67,9 +66,11 @@ class _SumOverRanks(torch.autograd.Function):
 
 def gather_targets(targets: Targets) -> Targets:
     """The targets of all ranks' rows, in one collective: float64 holds indices and float32 alike exactly."""
-    columns = [getattr(targets, field.name) for field in fields(targets)]
+    columns = [targets.a, targets.b, targets.lam, targets.weight, targets.group]
     everyone = dist.all_gather_rows(torch.stack([column.double() for column in columns], 1)).unbind(1)
-    return Targets(*(got.to(column.dtype) for got, column in zip(everyone, columns, strict=True)))
+    return Targets(
+        *(got.to(column.dtype) for got, column in zip(everyone, columns, strict=True)), groups=targets.groups
+    )
 
 
 class ShardedHead(nn.Module):
@@ -90,7 +91,9 @@ class ShardedHead(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if rows < dist.world_size():
-            raise SettingsError(f"head.kind sharded: {rows} instances cannot be spread over {dist.world_size()} ranks; use dense")
+            raise SettingsError(
+                f"head.kind sharded: {rows} instances cannot be spread over {dist.world_size()} ranks; use dense"
+            )
         if sample_rate < 1 and rows // dist.world_size() * sample_rate < 2:
             raise SettingsError(
                 f"head.sample_rate {sample_rate:g} of {rows} instances over {dist.world_size()} ranks may leave a rank without a row; "
@@ -104,7 +107,9 @@ class ShardedHead(nn.Module):
         self.gradient: Tensor | None = None
         self.lazy: LazyRows | None = None
 
-    def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0) -> tuple[Float[Tensor, "M"], Targets]:
+    def forward(
+        self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0
+    ) -> tuple[Float[Tensor, "M"], Targets]:
         """Loss of each of the R·m rows, the same on every rank, and the targets of those rows.
 
         Args:
@@ -117,7 +122,11 @@ class ShardedHead(nn.Module):
         is_own_M2 = (target_M2 >= self.first) & (target_M2 < self.last)
         local_M2 = (target_M2 - self.first).clamp(0, self.last - self.first - 1)
         x_MD = scaled_features(_GatherFeatures.apply(features_MD.float()), self.temperature)
-        terms = self._all_rows(x_MD, local_M2) if self.sample_rate == 1 else self._some_rows(x_MD, local_M2, is_own_M2, step)
+        terms = (
+            self._all_rows(x_MD, local_M2)
+            if self.sample_rate == 1
+            else self._some_rows(x_MD, local_M2, is_own_M2, step)
+        )
         lse_M, logit_M2, total_M = terms
         own_M = (torch.where(is_own_M2, share_M2, 0.0) * logit_M2).sum(1)
         mean_M = torch.zeros_like(lse_M) if total_M is None else total_M / self.rows
@@ -135,22 +144,36 @@ class ShardedHead(nn.Module):
             gradient=self.gradient, keep_bytes=self.keep_bytes,
         )  # fmt: skip
 
-    def _some_rows(self, x_MD: Tensor, local_M2: Tensor, is_own_M2: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _some_rows(
+        self, x_MD: Tensor, local_M2: Tensor, is_own_M2: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same of the targets' rows and the drawn ones: a row that counts c times has log(c) added to its logits.
 
         Its sum over the exponentials is unbiased, and so is the sum of the logits; the log-sum-exp is a little too low.
         """
-        counts_n = drawn_rows(self.rows, self.first, self.last, rate=self.sample_rate, seed=self.seed, step=step).to(x_MD.device)
+        counts_n = drawn_rows(
+            self.rows, self.first, self.last, rate=self.sample_rate, seed=self.seed, step=step
+        ).to(x_MD.device)
         counts_n[local_M2[is_own_M2]] = 1.0
         taken_k = counts_n.nonzero().squeeze(1)
         counts_k = counts_n[taken_k]
-        weight_kD, *bias = self.lazy.take(taken_k, step) if self.lazy else [part.index_select(0, taken_k) for part in self.parameters()]
+        weight_kD, *bias = (
+            self.lazy.take(taken_k, step)
+            if self.lazy
+            else [part.index_select(0, taken_k) for part in self.parameters()]
+        )
         weight_kD, bias_k = weight_kD.float(), bias[0] if bias else torch.zeros_like(counts_k)
         if self.temperature is not None:
             weight_kD = nn.functional.normalize(weight_kD, dim=1)
         place_M2 = torch.searchsorted(taken_k, local_M2).clamp_max(len(taken_k) - 1)
         lse_M, logit_M2, _ = row_terms(
-            x_MD, weight_kD, bias_k + counts_k.log(), place_M2, sums_rows=False, is_cosine=False, keep_bytes=self.keep_bytes
+            x_MD,
+            weight_kD,
+            bias_k + counts_k.log(),
+            place_M2,
+            sums_rows=False,
+            is_cosine=False,
+            keep_bytes=self.keep_bytes,
         )
         with torch.autocast(x_MD.device.type, enabled=False):
             return lse_M, logit_M2, x_MD @ (counts_k @ weight_kD) + counts_k @ bias_k

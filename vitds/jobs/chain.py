@@ -50,7 +50,9 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
             status = subprocess.run(command).returncode
             seconds = time.perf_counter() - started
             if status or not run.is_finished:
-                error = VitdsError(f"stage {number} ({stage.run}) ended with status {status}; its log is {stage.run / 'log.txt'}")
+                error = VitdsError(
+                    f"stage {number} ({stage.run}) ended with status {status}; its log is {stage.run / 'log.txt'}"
+                )
                 error.exit_code = status if status > 0 else 1
                 raise error
         results.append(StageResult(run, round(seconds, 1)))
@@ -63,7 +65,9 @@ def read_stages(path: Path) -> list[Stage]:
     Raises: SettingsError if the file is missing or no text, or an entry is not `{run: ..., command: ...}` (names the file and the entry).
     """
     if not path.is_file():
-        raise SettingsError(f"{path} does not exist; chain takes a YAML list of {{run: DIRECTORY, command: COMMAND}}")
+        raise SettingsError(
+            f"{path} does not exist; chain takes a YAML list of {{run: DIRECTORY, command: COMMAND}}"
+        )
     try:
         entries = parse_yaml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -72,8 +76,14 @@ def read_stages(path: Path) -> list[Stage]:
         raise SettingsError(f"{path}: must be a list of stages, each with the keys run and command")
     stages = []
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or set(entry) != {"run", "command"} or not all(isinstance(value, str) for value in entry.values()):
-            raise SettingsError(f"{path}: stage {number} must have just the keys run and command, both text; got {entry!r}")
+        if (
+            not isinstance(entry, dict)
+            or set(entry) != {"run", "command"}
+            or not all(isinstance(value, str) for value in entry.values())
+        ):
+            raise SettingsError(
+                f"{path}: stage {number} must have just the keys run and command, both text; got {entry!r}"
+            )
         stages.append(Stage(Path(entry["run"]), tuple(shlex.split(entry["command"]))))
     return stages
 

@@ -22,7 +22,9 @@ def list_run(run: str, *, as_json: bool = False) -> list[dict[str, object]]:
     for path in _checkpoints(run):
         manifest = read_json(path / "manifest.json")
         size = sum(facts["bytes"] for facts in manifest["files"].values())
-        rows.append({"path": str(path), "step": manifest["step"], "files": len(manifest["files"]), "bytes": size})
+        rows.append(
+            {"path": str(path), "step": manifest["step"], "files": len(manifest["files"]), "bytes": size}
+        )
     _print(rows, as_json)
     return rows
 

@@ -62,15 +62,21 @@ def build(
     named = [name for name in sources if name in CATALOGUE]
     if named:
         if len(sources) > 1 or root is None:
-            raise UsageError(f"{named[0]}: a published set is built by itself, with --root DIR. A folder of that name is ./{named[0]}.")
-        built = _build_named(named[0], Path(root), Path(out), split, download, sample, BuildOptions(**options))
+            raise UsageError(
+                f"{named[0]}: a published set is built by itself, with --root DIR. A folder of that name is ./{named[0]}."
+            )
+        built = _build_named(
+            named[0], Path(root), Path(out), split, download, sample, BuildOptions(**options)
+        )
     elif root is not None or download or not sample.is_everything:
         raise UsageError(
             f"--root, --download, --per_class, --classes, --total and --list are for one published set: {', '.join(sorted(CATALOGUE))}."
         )
     elif DIGITS in sources:
         if len(sources) > 1:
-            raise UsageError(f"{DIGITS}: the embedded set is built by itself. A folder of that name is ./{DIGITS}.")
+            raise UsageError(
+                f"{DIGITS}: the embedded set is built by itself. A folder of that name is ./{DIGITS}."
+            )
         built = build_digits(out, split=split, **options)
     else:
         built = build_beton(sources, out, split=split, **options)
@@ -78,13 +84,19 @@ def build(
     return [{"file": str(path), **json.loads(MANIFEST_JSON.dump_json(manifest))} for path, manifest in built]
 
 
-def _build_named(name: str, root: Path, out: Path, split: str | None, download: bool, sample: Sample, options: BuildOptions) -> Built:
+def _build_named(
+    name: str, root: Path, out: Path, split: str | None, download: bool, sample: Sample, options: BuildOptions
+) -> Built:
     """A sample decides the training images (or those of the one split that is asked for); a test file beside it keeps its classes."""
     if options.test_fraction is not None:
-        raise UsageError(f"--test_fraction: {name} has a published split. Leave it out, or choose a half with --split train or test.")
+        raise UsageError(
+            f"--test_fraction: {name} has a published split. Leave it out, or choose a half with --split train or test."
+        )
     built: Built = []
     kept: tuple[str, ...] | None = None
-    for half, path in ({split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}).items():
+    for half, path in (
+        {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
+    ).items():
         findings = Findings()
         images = load_named(name, root, half, findings, download=download)
         if kept is not None:
@@ -103,6 +115,8 @@ def _print_built(built: Built, seconds: float) -> None:
     for path, manifest in built:
         labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
         size = f"{manifest.file_bytes / 1e6:,.1f} MB"
-        console.print(Text(f"{path}: {manifest.images:,} images, {labels}, {manifest.storage}, {size}"), soft_wrap=True)
+        console.print(
+            Text(f"{path}: {manifest.images:,} images, {labels}, {manifest.storage}, {size}"), soft_wrap=True
+        )
         print_findings(console, manifest)
     console.print(f"{seconds:.1f} s")

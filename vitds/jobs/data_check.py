@@ -27,7 +27,11 @@ def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
     beton = open_beton(file)
     classes = len(beton.manifest.classes)
     per_class = np.bincount(beton.labels, minlength=classes).tolist() if classes else []
-    facts = {"file": str(beton.path), **MANIFEST_JSON.dump_python(beton.manifest, mode="json"), "images_per_class": per_class}
+    facts = {
+        "file": str(beton.path),
+        **MANIFEST_JSON.dump_python(beton.manifest, mode="json"),
+        "images_per_class": per_class,
+    }
     if as_json:
         print(json.dumps(facts))
         return facts
@@ -58,7 +62,9 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
         line = f"{file}: sound. All {verdict.images:,} images were decoded; {verdict.content_hash} as built."
         Console().print(Text(line), soft_wrap=True)
     if verdict.undecodable:
-        listed = ", ".join(f"{index} ({reason})" for index, reason in list(verdict.undecodable.items())[:NAMES_SHOWN])
+        listed = ", ".join(
+            f"{index} ({reason})" for index, reason in list(verdict.undecodable.items())[:NAMES_SHOWN]
+        )
         more = ", …" * (len(verdict.undecodable) > NAMES_SHOWN)
         raise DataError(
             f"{file}: {len(verdict.undecodable)} of {verdict.images} images cannot be decoded, by index: {listed}{more}. "
@@ -76,7 +82,9 @@ def print_findings(console: Console, manifest: Manifest) -> None:
     """A table of what was odd about the images, with the first names of each kind; nothing where nothing was."""
     if not manifest.findings:
         return
-    table = Table("what", "how many", Column("for example", overflow="fold"), title="odd images", title_justify="left")
+    table = Table(
+        "what", "how many", Column("for example", overflow="fold"), title="odd images", title_justify="left"
+    )
     for kind, found in manifest.findings.items():
         names = "\n".join(found.names[:NAMES_SHOWN]) + "\n…" * (found.count > NAMES_SHOWN)
         table.add_row(Text(TEXTS.get(kind, kind)), f"{found.count:,}", Text(names))
@@ -89,17 +97,25 @@ def _facts_table(facts: dict[str, Any]) -> Table:
     range_of = "{0[0]} to {0[1]}".format
     rows = {
         "images": f"{facts['images']:,}",
-        "classes": f"{len(classes)}: {names}; {min(per_class)} to {max(per_class)} images each" if classes else "none (no labels)",
-        "storage": facts["storage"] if facts["storage"] == "raw" else f"jpg, quality {facts['quality']} where encoded",
+        "classes": f"{len(classes)}: {names}; {min(per_class)} to {max(per_class)} images each"
+        if classes
+        else "none (no labels)",
+        "storage": facts["storage"]
+        if facts["storage"] == "raw"
+        else f"jpg, quality {facts['quality']} where encoded",
         "size": f"{facts['file_bytes'] / 1e6:,.1f} MB",
         "pixels": f"width {range_of(facts['width_px'])}, height {range_of(facts['height_px'])}"
         + (f", short side reduced to {facts['side_px']}" if facts["side_px"] else ""),
-        "mean, std": "  ".join(f"{mean:.4f}, {std:.4f}" for mean, std in zip(facts["mean"], facts["std"], strict=True)),
+        "mean, std": "  ".join(
+            f"{mean:.4f}, {std:.4f}" for mean, std in zip(facts["mean"], facts["std"], strict=True)
+        ),
         "content": facts["content_hash"],
         "sources": ", ".join(facts["sources"]),
         "split": facts["split"] or "all",
     }
-    table = Table("", Column("", overflow="fold"), show_header=False, title=Text(facts["file"]), title_justify="left")
+    table = Table(
+        "", Column("", overflow="fold"), show_header=False, title=Text(facts["file"]), title_justify="left"
+    )
     for name, value in rows.items():
         table.add_row(name, Text(value))
     return table

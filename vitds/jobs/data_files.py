@@ -20,7 +20,9 @@ def open_data(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
     Raises: SettingsError if no training file is named; DataError if a file is not sound.
     """
     if settings.data.train is None:
-        raise SettingsError("data.train is not set: give --data FILE.beton (`vitds data build IMAGES --out FILE.beton` makes one)")
+        raise SettingsError(
+            "data.train is not set: give --data FILE.beton (`vitds data build IMAGES --out FILE.beton` makes one)"
+        )
     names = [settings.data.train, settings.data.test]
     if DIGITS in names:
         embedded = dist.on_main(embedded_digits, DATA_FOLDER)

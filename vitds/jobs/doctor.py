@@ -90,14 +90,25 @@ def check_bf16() -> Check:
     """Whether bfloat16 is computed by the hardware, by the time of a matrix product against float32."""
     torch = importlib.import_module("torch")
     on_gpu = torch.cuda.is_available()
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if on_gpu
+        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     if not native:
-        return Check("native bf16", "ok", f"no: engine.precision auto takes {'fp16' if on_gpu else 'fp32'} here")
+        return Check(
+            "native bf16", "ok", f"no: engine.precision auto takes {'fp16' if on_gpu else 'fp32'} here"
+        )
     device = "cuda" if on_gpu else "cpu"
     ratio = _product_s(torch, torch.float32, device) / _product_s(torch, torch.bfloat16, device)
     found = f"yes: a product takes 1/{ratio:.1f} of its time in fp32"
     if ratio < 1:
-        return Check("native bf16", "warning", found, "engine.precision auto takes fp32 here; measure again when the machine is idle")
+        return Check(
+            "native bf16",
+            "warning",
+            found,
+            "engine.precision auto takes fp32 here; measure again when the machine is idle",
+        )
     return Check("native bf16", "ok", found)
 
 
@@ -117,7 +128,9 @@ def check_ffcv() -> Check:
     package = importlib.util.find_spec("ffcv")
     if package is None or not package.submodule_search_locations:
         return Check("FFCV, compiled part", "broken", "ffcv is not installed", SET_UP_NATIVE)
-    return _check_library("FFCV, compiled part", Path(package.submodule_search_locations[0]), "_libffcv*.so", "imdecode")
+    return _check_library(
+        "FFCV, compiled part", Path(package.submodule_search_locations[0]), "_libffcv*.so", "imdecode"
+    )
 
 
 def check_kernels() -> Check:
@@ -125,7 +138,11 @@ def check_kernels() -> Check:
     importlib.import_module("torch")
     folder = Path(__file__).parents[1] / "kernels"
     head = _check_library("vitds kernels", folder, "_softmax*.so", "vitds_softmax")
-    return head if head.state == "broken" else _check_library("vitds kernels", folder, "_pixels*.so", "vitds_views")
+    return (
+        head
+        if head.state == "broken"
+        else _check_library("vitds kernels", folder, "_pixels*.so", "vitds_views")
+    )
 
 
 def _check_library(name: str, folder: Path, pattern: str, function: str) -> Check:
@@ -142,7 +159,11 @@ def _check_library(name: str, folder: Path, pattern: str, function: str) -> Chec
 def check_jpeg() -> Check:
     """libjpeg-turbo: the file that the kernels were linked to, after it made a decoder."""
     check_kernels()  # loads it, where it can be loaded
-    mapped = [line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "libturbojpeg" in line]
+    mapped = [
+        line.split(maxsplit=5)[5]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "libturbojpeg" in line
+    ]
     if not mapped:
         return Check("libjpeg-turbo", "broken", "not loaded, see the kernels' line", SET_UP_NATIVE)
     turbo = ctypes.CDLL(mapped[0])
@@ -163,7 +184,12 @@ def check_launcher() -> Check:
     if not own.exists():
         return Check("launcher", "broken", f"no deepspeed command beside {sys.executable}", SET_UP)
     if first:
-        return Check("launcher", "warning", f"{first}, which belongs to another environment, comes first on PATH", activate)
+        return Check(
+            "launcher",
+            "warning",
+            f"{first}, which belongs to another environment, comes first on PATH",
+            activate,
+        )
     return Check("launcher", "warning", f"{own}, which is not on PATH", activate)
 
 
@@ -185,7 +211,12 @@ def check_threads() -> Check:
     threads, cores = importlib.import_module("torch").get_num_threads(), _usable_cores()
     found = f"{threads} in torch, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
     if threads > cores:
-        return Check("threads", "warning", f"{found}, for {cores:g} cores", f"export OMP_NUM_THREADS={max(1, int(cores))}")
+        return Check(
+            "threads",
+            "warning",
+            f"{found}, for {cores:g} cores",
+            f"export OMP_NUM_THREADS={max(1, int(cores))}",
+        )
     return Check("threads", "ok", found)
 
 
@@ -197,7 +228,12 @@ def check_memory() -> Check:
         free = min(free, int(most) - int(used.read_text()))
     found = f"{free / GB:.1f} GB free"
     if free < 3 * GB:
-        return Check("memory", "warning", found, "3 GB are needed for small sets; end other programs, or use fewer ranks and data.workers")
+        return Check(
+            "memory",
+            "warning",
+            found,
+            "3 GB are needed for small sets; end other programs, or use fewer ranks and data.workers",
+        )
     return Check("memory", "ok", found)
 
 
@@ -208,7 +244,12 @@ def check_disk() -> Check:
     if free < GB:
         return Check("disk", "broken", found, "free some, or write elsewhere: --run FOLDER")
     if free < 10 * GB:
-        return Check("disk", "warning", found, "checkpoints of large models need more; free some, or write elsewhere: --run FOLDER")
+        return Check(
+            "disk",
+            "warning",
+            found,
+            "checkpoints of large models need more; free some, or write elsewhere: --run FOLDER",
+        )
     return Check("disk", "ok", found)
 
 
@@ -251,7 +292,9 @@ def doctor(as_json: bool = False) -> int:
     table = Table(box=None, show_header=False)
     colours = {"ok": "green", "warning": "yellow", "broken": "bold red"}
     for check in checks:
-        found = Text(check.found if check.state == "ok" else f"{check.found}\n-> {check.fix}", overflow="fold")
+        found = Text(
+            check.found if check.state == "ok" else f"{check.found}\n-> {check.fix}", overflow="fold"
+        )
         table.add_row(check.name, Text(check.state, colours[check.state]), found)
     Console().print(table)
     return broken

@@ -32,7 +32,9 @@ from vitds.runs.directory import Run
 Score = dict[str, Any]
 
 
-def evaluate(kind: str, model: str, *, data: str | None = None, bank: str | None = None, as_json: bool = False) -> Score:
+def evaluate(
+    kind: str, model: str, *, data: str | None = None, bank: str | None = None, as_json: bool = False
+) -> Score:
     """Evaluate and print a table, or one JSON object.
 
     Args:
@@ -84,13 +86,17 @@ def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
     if path.exists():
         raise RunError(f"{model} is no run directory: it has no settings.yaml")
     if "/" in model:
-        raise RunError(f"{model} does not exist; name a run directory, one of its checkpoints, or a timm model")
+        raise RunError(
+            f"{model} does not exist; name a run directory, one of its checkpoints, or a timm model"
+        )
     if not timm.is_model(model):
         build_backbone(Backbone(name=model), crop_px=224, seed=0)  # raises, with the nearest names
     try:
         backbone = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # the hub client has errors of its own for each way in which a download fails
-        raise RunError(f"the published weights of {model} cannot be had: {str(error).splitlines()[0]}") from error
+        raise RunError(
+            f"the published weights of {model} cannot be had: {str(error).splitlines()[0]}"
+        ) from error
     published = backbone.pretrained_cfg
     views = {"crop_px": published["input_size"][1], "mean": published["mean"], "std": published["std"]}
     return Settings.model_validate({"views": views, "engine": {"precision": "fp32"}}), None, backbone
@@ -111,35 +117,52 @@ def _open_files(settings: Settings, data: str | None, bank: str | None) -> tuple
 def _features(settings: Settings, model: nn.Module, file: BetonFile, device: torch.device) -> Features:
     """Features of a whole file in its order, on every rank, each rank having made its share."""
     batches = eval_batches(
-        file, settings.views, batch_images=settings.eval.batch_images, rank=dist.rank(), ranks=dist.world_size(), workers=1
+        file,
+        settings.views,
+        batch_images=settings.eval.batch_images,
+        rank=dist.rank(),
+        ranks=dist.world_size(),
+        workers=1,
     )
     own = extract_features(
         model.to(device), batches, mean=settings.views.mean, std=settings.views.std, device=device,
         autocast=AUTOCAST.get(settings.engine.precision),
     )  # fmt: skip
     parts = dist.gather_objects((own.rows_MD.numpy(), own.label_M.numpy(), own.index_M.numpy()))
-    rows, labels, index = (torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3))
+    rows, labels, index = (
+        torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3)
+    )
     order = index.argsort()
     return Features(rows[order], labels[order], index[order])
 
 
-def _knn(settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
+def _knn(
+    settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device
+) -> Score:
     bank, query = (_features(settings, backbone, file, device) for file in (train_file, test_file))
     classes = len(train_file.manifest.classes)
-    scores = knn_accuracy(bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=settings.eval.knn_k, classes=classes)
+    scores = knn_accuracy(
+        bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=settings.eval.knn_k, classes=classes
+    )
     return {"knn": {str(k): asdict(score) for k, score in scores.items()}}
 
 
-def _linear(settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
+def _linear(
+    settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device
+) -> Score:
     bank, query = (_features(settings, backbone, file, device) for file in (train_file, test_file))
     score = linear_probe(bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, seed=settings.seed)
     return {"top1": score.top1, "top5": score.top5, "regularisation": score.regularisation}
 
 
-def _top1(settings: Settings, run_path: Path | None, backbone: nn.Module, test_file: BetonFile, device: torch.device) -> Score:
+def _top1(
+    settings: Settings, run_path: Path | None, backbone: nn.Module, test_file: BetonFile, device: torch.device
+) -> Score:
     head = None if run_path is None else run_path / "head.safetensors"
     if head is None or not head.exists():
-        raise RunError(f"{run_path or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear.")
+        raise RunError(
+            f"{run_path or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear."
+        )
     weights = read_weights(head)
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)

@@ -38,15 +38,17 @@ def finetune(
     Raises: VitdsError of the kind that vitds/errors.py lists; DataError if the training file has no labels.
     """
     flags = {"data": data, "test": test, "init": init, "epochs": epochs, "seed": seed}
-    given = load_settings(recipe=recipe, method="supervised", assignments=set, flags=flags, extra=settings)
+    given = load_settings(recipe=recipe, command="finetune", assignments=set, flags=flags, extra=settings)
     ds = load_ds_config(ds_config)
-    with open_session(run, recipe or DEFAULT_RECIPES["supervised"], given) as session:
+    with open_session(run, recipe or DEFAULT_RECIPES["finetune"], given) as session:
         if session.run.is_finished:
             session.say(f"{session.run.path} is finished; nothing to do")
             return session.run
         file, test_file = open_data(session.settings)
         if not file.manifest.classes:
-            raise DataError(f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`")
+            raise DataError(
+                f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`"
+            )
         if test_file is not None:
             require_same_classes(file, test_file)
         trainer = train(session, ds, file, test_file, rows=len(file.manifest.classes))

@@ -63,7 +63,12 @@ def plan(
     settings = _resolve(given, ds, sizes, rows, choices[0])
     case = make_case(settings, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)
     resolve_ds_config(
-        ds, settings, micro_images=case.images, accumulation=case.accumulation, ranks=gpus, precision=settings.engine.precision
+        ds,
+        settings,
+        micro_images=case.images,
+        accumulation=case.accumulation,
+        ranks=gpus,
+        precision=settings.engine.precision,
     )
     memory = plan_memory(case)
     found = {
@@ -78,7 +83,9 @@ def plan(
         "micro_images": case.images,
         "accumulation": case.accumulation,
         "counts_activations": sizes.vit is not None,
-        "parts": [vars(part) | {"moments": list(part.moments)} for part in (*memory.parts, *memory.host_parts)],
+        "parts": [
+            vars(part) | {"moments": list(part.moments)} for part in (*memory.parts, *memory.host_parts)
+        ],
         "moments": memory.moments,
         "peak_bytes": memory.peak,
         "host_bytes": memory.host,
@@ -95,7 +102,9 @@ def plan(
 
 def _check_words(rows: int, gpus: int, images_per_s: float | None, hours: bool) -> None:
     if min(rows, gpus) < 1 or (images_per_s is not None and images_per_s <= 0):
-        raise SettingsError(f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, images_per_s above 0")
+        raise SettingsError(
+            f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, images_per_s above 0"
+        )
     if hours and images_per_s is not None:
         raise SettingsError("--hours measures what --images_per_s states; leave one out")
 
@@ -109,7 +118,7 @@ def _settings(recipe: str, model: str | None, batch: int | None, words: Sequence
         extra["backbone"] = {"name": model} | ({"options": {}} if is_other and not has_options else {})
     if batch is not None:
         extra["batch"] = {"global_images": batch}
-    return load_settings(recipe=recipe, method="idmm", assignments=words, flags={}, extra=extra)
+    return load_settings(recipe=recipe, command="pretrain", assignments=words, flags={}, extra=extra)
 
 
 def _resolve(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, smallest: int) -> Settings:
@@ -131,13 +140,20 @@ def _peak(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, gpu
     return plan_memory(make_case(other, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)).peak
 
 
-def _time(settings: Settings, ds: DsConfig, rows: int, gpus: int, images_per_s: float | None, measures: bool) -> dict[str, Any]:
+def _time(
+    settings: Settings, ds: DsConfig, rows: int, gpus: int, images_per_s: float | None, measures: bool
+) -> dict[str, Any]:
     """Steps, and hours where a throughput is given or measured."""
     steps = settings.epochs * steps_per_epoch(rows, settings.batch.global_images)
     if measures:
         images_per_s = gpus * _measured_images_per_s(settings, ds, rows, gpus)
     seconds = steps * settings.batch.global_images / images_per_s if images_per_s else None
-    return {"steps": steps, "images_per_s": images_per_s, "is_measured": measures, "hours": seconds and seconds / 3600}
+    return {
+        "steps": steps,
+        "images_per_s": images_per_s,
+        "is_measured": measures,
+        "hours": seconds and seconds / 3600,
+    }
 
 
 def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: int) -> float:
@@ -149,7 +165,9 @@ def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: in
     batch = settings.batch.model_copy(update={"global_images": images, "micro_images": "auto"})
     file = open_beton(embedded_digits("data")[0])
     epochs = -(-TIMED_STEPS // steps_per_epoch(file.images, images))
-    head = settings.head.model_copy(update={"init": "noise"})  # of N rows only these have an image whose feature they could be
+    head = settings.head.model_copy(
+        update={"init": "noise"}
+    )  # of N rows only these have an image whose feature they could be
     own = settings.model_copy(update={"batch": batch, "epochs": epochs, "head": head})
     *_, seconds = train_steps(own, ds, file, max(rows, file.images), start_ranks(), steps=TIMED_STEPS)
     return images / statistics.median(seconds[1:])
@@ -157,12 +175,16 @@ def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: in
 
 def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
     console = Console()
-    table = Table(title=f"Memory of one GPU of {case.ranks}", caption="beside the CUDA context and the libraries")
+    table = Table(
+        title=f"Memory of one GPU of {case.ranks}", caption="beside the CUDA context and the libraries"
+    )
     table.add_column("GB")
     for moment in MOMENTS:
         table.add_column(moment, justify="right")
     for part in memory.parts:
-        table.add_row(part.name, *(f"{part.bytes / GB:.3f}" if moment in part.moments else "" for moment in MOMENTS))
+        table.add_row(
+            part.name, *(f"{part.bytes / GB:.3f}" if moment in part.moments else "" for moment in MOMENTS)
+        )
     table.add_section()
     table.add_row("together", *(f"{memory.moments[moment] / GB:.3f}" for moment in MOMENTS))
     console.print(
@@ -189,5 +211,9 @@ def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
 def _hours_text(found: dict[str, Any]) -> str:
     if found["hours"] is None:
         return "; --images_per_s or --hours gives hours"
-    how = f"measured here on one device, times {found['gpus']}, without communication" if found["is_measured"] else "as stated"
+    how = (
+        f"measured here on one device, times {found['gpus']}, without communication"
+        if found["is_measured"]
+        else "as stated"
+    )
     return f"; {found['hours']:,.1f} h at {found['images_per_s']:,.1f} images/s ({how})"

@@ -38,9 +38,9 @@ def pretrain(
     Raises: VitdsError of the kind that vitds/errors.py lists.
     """
     flags = {"data": data, "test": test, "init": init, "epochs": epochs, "seed": seed}
-    given = load_settings(recipe=recipe, method="idmm", assignments=set, flags=flags, extra=settings)
+    given = load_settings(recipe=recipe, command="pretrain", assignments=set, flags=flags, extra=settings)
     ds = load_ds_config(ds_config)
-    with open_session(run, recipe or DEFAULT_RECIPES["idmm"], given) as session:
+    with open_session(run, recipe or DEFAULT_RECIPES["pretrain"], given) as session:
         if session.run.is_finished:
             session.say(f"{session.run.path} is finished; nothing to do")
             return session.run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitds.batch import MixedBatch
+from vitds.batch import TrainBatch
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile, open_beton
@@ -29,18 +29,33 @@ def preview(file: str | Path, *, recipe: str, out: str | Path = "preview.png") -
     Raises: DataError, SettingsError as open_beton and load_settings. ResourceError if the picture cannot be written.
     """
     data = open_beton(file)
-    settings = load_settings(recipe=recipe, method=None, flags={})
-    loader = TrainLoader(data, settings, rank=0, ranks=1, micro_images=settings.mix.chunk_images)
+    settings = load_settings(recipe=recipe, command=None, flags={})
+    loader = TrainLoader(data, settings, rank=0, ranks=1, micro_images=settings.batch.chunk_images)
     with closing(loader.batches(0, 1)) as batches:
         batch = next(batches)
         mixed = METHODS[settings.method].prepare(batch, settings, torch.device("cpu"))
         crops, index = batch.crops[:IMAGES].numpy().copy(), batch.index[:IMAGES].numpy()
-    trained, targets = _pixels(mixed, settings.views, len(batch.index)), _captions(mixed, settings, data, len(batch.index))
-    plans = draw_views(settings.views, data.heights[index], data.widths[index], seed=settings.seed, epoch=batch.epoch, images=index)
+    trained, targets = (
+        _pixels(mixed, settings.views, len(batch.index)),
+        _captions(mixed, settings, data, len(batch.index)),
+    )
+    plans = draw_views(
+        settings.views,
+        data.heights[index],
+        data.widths[index],
+        seed=settings.seed,
+        epoch=batch.epoch,
+        images=index,
+    )
     boxes = np.stack([plans[name] for name in ("top", "left", "height", "width")], axis=-1)
     images = [
         ImagePreview(
-            _name(data, image), _original(data, image), boxes[row], crops[row], trained[:, row], tuple(view[row] for view in targets)
+            _name(data, image),
+            _original(data, image),
+            boxes[row],
+            crops[row],
+            trained[:, row],
+            tuple(view[row] for view in targets),
         )
         for row, image in enumerate(index.tolist())
     ]
@@ -51,19 +66,21 @@ def preview(file: str | Path, *, recipe: str, out: str | Path = "preview.png") -
     try:
         page.save(out)
     except (OSError, ValueError) as error:
-        raise ResourceError(f"--out {out}: the picture cannot be written ({error}). Give a path that ends in .png") from None
+        raise ResourceError(
+            f"--out {out}: the picture cannot be written ({error}). Give a path that ends in .png"
+        ) from None
     print(f"{out}: {len(images)} images of {data.path.name}, {page.width} x {page.height} pixels")
     return Path(out)
 
 
-def _pixels(mixed: MixedBatch, views: Views, images: int) -> np.ndarray:
+def _pixels(mixed: TrainBatch, views: Views, images: int) -> np.ndarray:
     """(V, B, 3, S, S) uint8: the normalised rows of one chunk back as pixels."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (views.mean, views.std))
     pixels = ((mixed.images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.unflatten(0, (views.count, images)).numpy()
 
 
-def _captions(mixed: MixedBatch, settings: Settings, file: BetonFile, images: int) -> list[list[str]]:
+def _captions(mixed: TrainBatch, settings: Settings, file: BetonFile, images: int) -> list[list[str]]:
     """[view][image]: the targets and their weights. Label smoothing takes its share of both alike."""
     kept = 1 - settings.head.label_smoothing
 

@@ -28,7 +28,9 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
     """
     root = Path(run)
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed's launcher warns in every process that it found none
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # else DeepSpeed's launcher warns in every process that it found none
     launcher = ("deepspeed", "--log_level", "error")
     config = ("--ds_config", "ds_configs/zero2.json", "--seed", str(seed))
     finetune = (*launcher, "launch/finetune.py", *config)
@@ -56,11 +58,17 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
 
 def _print_table(root: Path, numbers: dict[str, object]) -> None:
     seconds = numbers["seconds"]
-    table = Table(title="Digits, 896 training images, 901 test images", caption=f"all numbers: {root}/quickstart.json")
+    table = Table(
+        title="Digits, 896 training images, 901 test images", caption=f"all numbers: {root}/quickstart.json"
+    )
     for column, justify in (("", "left"), ("test top-1", "right"), ("seconds", "right")):
         table.add_column(column, justify=justify)
-    table.add_row(f"kNN (k = {KNN_K}) after pretraining", f"{numbers['knn_top1']:.1f} %", f"{seconds['pretrain']:.0f}")
-    table.add_row("fine-tuned from pretraining", f"{numbers['finetuned_top1']:.1f} %", f"{seconds['finetune']:.0f}")
+    table.add_row(
+        f"kNN (k = {KNN_K}) after pretraining", f"{numbers['knn_top1']:.1f} %", f"{seconds['pretrain']:.0f}"
+    )
+    table.add_row(
+        "fine-tuned from pretraining", f"{numbers['finetuned_top1']:.1f} %", f"{seconds['finetune']:.0f}"
+    )
     table.add_row("the same from scratch", f"{numbers['scratch_top1']:.1f} %", f"{seconds['scratch']:.0f}")
     table.add_row("difference", f"{numbers['difference']:+.1f} points", "", style="bold")
     console = Console()

@@ -19,4 +19,4 @@ def show_recipe(recipe: str) -> None:
 
     Raises: SettingsError if there is no such recipe, or it is wrong.
     """
-    print(dump_settings(load_settings(recipe=recipe, method=None, flags={})), end="")
+    print(dump_settings(load_settings(recipe=recipe, command=None, flags={})), end="")

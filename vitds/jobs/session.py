@@ -23,7 +23,14 @@ from vitds.engine.process import leave_ranks_at_exit, noise_into, start_ranks
 from vitds.engine.resolve import head_reason, resolve_settings
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
-from vitds.runs.directory import Run, given_settings, next_run_path, save_environment, save_settings, write_json
+from vitds.runs.directory import (
+    Run,
+    given_settings,
+    next_run_path,
+    save_environment,
+    save_settings,
+    write_json,
+)
 from vitds.runs.lock import RunLock
 
 
@@ -57,7 +64,14 @@ def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Sess
     lock = dist.on_main(RunLock, path)
     try:
         with Peers(path / "log.txt").end_told() as peers:
-            yield Session(Run(path), given_settings(Run(path), given), device, lock if dist.is_main() else None, started, peers)
+            yield Session(
+                Run(path),
+                given_settings(Run(path), given),
+                device,
+                lock if dist.is_main() else None,
+                started,
+                peers,
+            )
     finally:
         if dist.is_main():
             lock.release()
@@ -69,22 +83,34 @@ def train(session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile 
     Raises: what the engine raises: SettingsError, RunError, ResourceError, NumericsError, Stopped.
     """
     run, settings, device = session.run, session.settings, session.device
-    module = TrainModule(build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed), None)
+    module = TrainModule(
+        build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed), None
+    )
     class_head = None
     if settings.init is not None:
         source = settings.init
-        session.say(f"weights from {source}: {load_backbone(module.backbone, read_weights(Path(source)), source)}")
-        class_head = read_class_head(Path(source), file.manifest.classes) if settings.method == "supervised" else None
+        session.say(
+            f"weights from {source}: {load_backbone(module.backbone, read_weights(Path(source)), source)}"
+        )
+        class_head = (
+            read_class_head(Path(source), file.manifest.classes) if settings.method == "supervised" else None
+        )
         if class_head is not None:
             session.say(f"class head from {source}: the same {len(file.manifest.classes)} classes")
-    settings = resolve_settings(settings, module.backbone, ds=ds, device=device, rows=rows, images=file.images)
+    settings = resolve_settings(
+        settings, module.backbone, ds=ds, device=device, rows=rows, images=file.images
+    )
     if dist.is_main():
         save_settings(run, settings)
-        save_environment(run, {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(device)})
+        save_environment(
+            run, {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(device)}
+        )
     session.settings = settings
     with out_of_memory_told(backbone_sizes(module.backbone, settings), settings, ds, rows, device):
         with noise_into(run.path / "log.txt"):
-            trainer = Trainer(run, settings, ds, file, module, rows, device, session.lock, test_file, class_head)
+            trainer = Trainer(
+                run, settings, ds, file, module, rows, device, session.lock, test_file, class_head
+            )
             problems = trainer.resume()
         session.peers.when = lambda: f"after {trainer.done} steps"
         for problem in problems:
@@ -107,7 +133,11 @@ def _named(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig, rows: int) -> str:
     settings = trainer.settings
     start = f"resumes after step {trainer.done}" if trainer.done else "starts"
-    why = f" instances ({head_reason(settings, rows, trainer.width)})" if settings.method == "idmm" else " classes"
+    why = (
+        f" instances ({head_reason(settings, rows, trainer.width)})"
+        if settings.method == "idmm"
+        else " classes"
+    )
     kind = f"{settings.head.kind} head of {rows:,}{why}"
     return (
         f"{session.run.path} {start}: {settings.backbone.name} on {file.images:,} images, {kind}, {trainer.total:,} steps of "
@@ -121,13 +151,22 @@ def finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
     """Write summary.json, whose presence says that the run is finished; its times are of the last start."""
     seconds = time.perf_counter() - session.started
     damaged = sorted({image for part in dist.gather_objects(list(trainer.loader.damaged)) for image in part})
-    facts = {"method": session.settings.method, "steps": trainer.total, "epochs": session.settings.epochs, "skipped": trainer.skipped}
+    facts = {
+        "method": session.settings.method,
+        "steps": trainer.total,
+        "epochs": session.settings.epochs,
+        "skipped": trainer.skipped,
+    }
     if damaged:
         facts["damaged_images"] = damaged
-        session.say(f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why")
+        session.say(
+            f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why"
+        )
     if dist.is_main():
         times = {"seconds": round(seconds, 1), "saving_seconds": round(trainer.saving_s, 2)}
         write_json(session.run.path / "summary.json", facts | results | times)
-        session.say(f"saving checkpoints took {trainer.saving_s:.2f} of {seconds:.1f} s ({trainer.saving_s / seconds:.1%})")
+        session.say(
+            f"saving checkpoints took {trainer.saving_s:.2f} of {seconds:.1f} s ({trainer.saving_s / seconds:.1%})"
+        )
     dist.barrier()
     leave_ranks_at_exit()

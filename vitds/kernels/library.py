@@ -17,11 +17,15 @@ def load_library(folder: Path, name: str, signatures: Mapping[str, tuple[Any, Se
     """
     found = sorted(folder.glob(f"{name}*.so"))
     if not found:
-        raise ResourceError(f"The compiled kernels are missing: there is no {name}*.so in {folder}. Run `bash launch/setup_env.sh`.")
+        raise ResourceError(
+            f"The compiled kernels are missing: there is no {name}*.so in {folder}. Run `bash launch/setup_env.sh`."
+        )
     try:
         lib = ctypes.CDLL(str(found[0]))
     except OSError as error:
-        raise ResourceError(f"The compiled kernels cannot be loaded: {error}. Run `bash launch/setup_env.sh`.") from error
+        raise ResourceError(
+            f"The compiled kernels cannot be loaded: {error}. Run `bash launch/setup_env.sh`."
+        ) from error
     for function, (result, arguments) in signatures.items():
         getattr(lib, function).restype, getattr(lib, function).argtypes = result, arguments
     return lib

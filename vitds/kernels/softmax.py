@@ -23,7 +23,16 @@ def library() -> ctypes.CDLL:
 
 
 def softmax_rows(
-    logits: int, *, is_bf16: bool, rows: int, columns: int, highest: int, above: int, finds: bool, stores: bool, threads: int
+    logits: int,
+    *,
+    is_bf16: bool,
+    rows: int,
+    columns: int,
+    highest: int,
+    above: int,
+    finds: bool,
+    stores: bool,
+    threads: int,
 ) -> None:
     """Of each row of logits its highest one and, above that, its log-sum-exp; and its softmax in the logits' place.
 

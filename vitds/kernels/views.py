@@ -23,8 +23,22 @@ RAW, JPEG = 0, 1
 BILINEAR, BICUBIC = 0, 1
 COLOUR_OPS = ("none", "brightness", "contrast", "saturation", "hue")
 POLICY_OPS = (
-    "none", "invert", "cutout", "sharpness", "autocontrast", "posterize", "shear_x", "shear_y", "translate_x", "translate_y",
-    "rotate", "equalize", "contrast", "colour", "solarize", "brightness",
+    "none",
+    "invert",
+    "cutout",
+    "sharpness",
+    "autocontrast",
+    "posterize",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "equalize",
+    "contrast",
+    "colour",
+    "solarize",
+    "brightness",
 )
 
 VIEW_PLAN = np.dtype(
@@ -50,12 +64,17 @@ _SIGNATURES = {
     "vitds_error": (ctypes.c_char_p, [_INT]),
     "vitds_scratch_new": (_POINTER, []),
     "vitds_scratch_free": (None, [_POINTER]),
-    "vitds_views": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _POINTER]),
+    "vitds_views": (
+        _INT,
+        [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _POINTER],
+    ),
     "vitds_batch": (_INT, [_POINTER] * 6 + [_INT] * 3 + [_POINTER, _LONG, _POINTER, _INT, _INT, _POINTER]),
     "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
     "vitds_normalise": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER, _LONG]),
 }
-_BAD_ARGUMENT, _BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _BAD_BOX, _BAD_PLAN, _NO_MEMORY = range(-1, -9, -1)
+_BAD_ARGUMENT, _BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _BAD_BOX, _BAD_PLAN, _NO_MEMORY = range(
+    -1, -9, -1
+)
 _OF_THE_PICTURE = (_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND)
 
 
@@ -107,7 +126,9 @@ def scratch() -> Iterator[int]:
 
 def _require_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise ShapeError(f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; it is {array.shape} of {array.dtype}.")
+        raise ShapeError(
+            f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; it is {array.shape} of {array.dtype}."
+        )
 
 
 def cut_views(
@@ -138,29 +159,41 @@ def cut_views(
     """
     samples = len(sources)
     if plans.dtype != VIEW_PLAN or plans.ndim != 2 or len(plans) != samples:
-        raise ShapeError(f"plans must be ({samples}, views) of VIEW_PLAN, one row a source; it is {plans.shape} of {plans.dtype}.")
+        raise ShapeError(
+            f"plans must be ({samples}, views) of VIEW_PLAN, one row a source; it is {plans.shape} of {plans.dtype}."
+        )
     views = plans.shape[1]
     out = np.empty((samples, views, 3, side_px, side_px), np.uint8) if out is None else out
     status = np.empty(samples, np.int32) if status is None else status
     _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
     _require_array("status", status, np.int32, (samples,))
-    stored = [np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source) for source in sources]
+    stored = [
+        np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)
+        for source in sources
+    ]
     heights_widths = np.asarray(sizes, np.int32).reshape(samples, 2).T
     columns = [[one.ctypes.data for one in stored], [one.nbytes for one in stored], storages, *heights_widths]
     dtypes = [np.int64, np.int64, np.int32, np.int32, np.int32]
-    tables = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)] + [np.ascontiguousarray(plans)]
+    tables = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)] + [
+        np.ascontiguousarray(plans)
+    ]
     _require_array("storages", tables[2], np.int32, (samples,))
 
     def cut(part: int) -> int:
         first, last = samples * part // threads, samples * (part + 1) // threads
         with scratch() as memory:
-            addresses, outputs = [table.ctypes.data for table in tables], (out.ctypes.data, out.nbytes, status.ctypes.data)
+            addresses, outputs = (
+                [table.ctypes.data for table in tables],
+                (out.ctypes.data, out.nbytes, status.ctypes.data),
+            )
             return library().vitds_batch(*addresses, samples, views, side_px, *outputs, first, last, memory)
 
     with ThreadPoolExecutor(threads) as pool:
         for code in pool.map(cut, range(threads)):
             if code:
-                raise kernel_error(code, f"a batch of {samples} images, {views} views, side {side_px} px, {threads} threads")
+                raise kernel_error(
+                    code, f"a batch of {samples} images, {views} views, side {side_px} px, {threads} threads"
+                )
     return out, status
 
 
@@ -172,14 +205,19 @@ def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int
     stored = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)
     out = np.empty((*size, 3), np.uint8)
     with scratch() as memory:
-        code = library().vitds_decode(stored.ctypes.data, stored.nbytes, storage, *size, out.ctypes.data, out.nbytes, memory)
+        code = library().vitds_decode(
+            stored.ctypes.data, stored.nbytes, storage, *size, out.ctypes.data, out.nbytes, memory
+        )
     if code:
         raise kernel_error(code, f"a picture of {size[0]} x {size[1]} px in {stored.nbytes} bytes")
     return out
 
 
 def normalise(
-    views: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float], dtype: type[np.float32] | type[np.uint16] = np.float32
+    views: NDArray[np.uint8],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: type[np.float32] | type[np.uint16] = np.float32,
 ) -> NDArray[np.float32] | NDArray[np.uint16]:
     """(level / 255 - mean) / std of each channel.
 
@@ -198,7 +236,14 @@ def normalise(
     moments = np.array([mean, std], np.float32)
     addresses = [row.ctypes.data for row in moments]
     code = library().vitds_normalise(
-        views.ctypes.data, views.nbytes, images, pixels, *addresses, int(dtype is np.uint16), out.ctypes.data, out.nbytes
+        views.ctypes.data,
+        views.nbytes,
+        images,
+        pixels,
+        *addresses,
+        int(dtype is np.uint16),
+        out.ctypes.data,
+        out.nbytes,
     )
     if code:
         raise kernel_error(code, f"views of {views.shape}")

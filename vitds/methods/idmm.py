@@ -9,10 +9,18 @@ from __future__ import annotations
 import torch
 
 from vitds.augment.mix import mix_batch
-from vitds.batch import CropBatch, MixedBatch
+from vitds.batch import CropBatch, TrainBatch
 from vitds.config.tree import Settings
 
 
-def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> MixedBatch:
+def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
     """Crops -> what enters the backbone, the target of a row being its image's index."""
-    return mix_batch(batch, batch.index, settings.views, settings.mix, settings.seed, device)
+    return mix_batch(
+        batch,
+        batch.index,
+        settings.views,
+        settings.mix,
+        chunk_images=settings.batch.chunk_images,
+        seed=settings.seed,
+        device=device,
+    )

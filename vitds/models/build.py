@@ -26,7 +26,9 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
     """
     if not timm.is_model(settings.name):
         near = difflib.get_close_matches(settings.name, timm.list_models(), 3, 0.5)
-        raise SettingsError(f"backbone.name {settings.name!r} is no timm model; near names: {', '.join(near) or 'none'}")
+        raise SettingsError(
+            f"backbone.name {settings.name!r} is no timm model; near names: {', '.join(near) or 'none'}"
+        )
     options = dict(settings.options)
     if timm.get_pretrained_cfg_value(settings.name, "fixed_input_size"):
         options["img_size"] = crop_px
@@ -39,10 +41,14 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
         try:
             backbone = timm.create_model(settings.name, pretrained=False, num_classes=0, **options)
         except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-            raise SettingsError(f"backbone {settings.name} with options {options} cannot be built: {error}") from error
+            raise SettingsError(
+                f"backbone {settings.name} with options {options} cannot be built: {error}"
+            ) from error
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if patch is not None and "img_size" in options and any(crop_px % side for side in patch):
-        raise SettingsError(f"views.crop_px {crop_px} is not a multiple of {settings.name}'s patch of {patch[0]} pixels")
+        raise SettingsError(
+            f"views.crop_px {crop_px} is not a multiple of {settings.name}'s patch of {patch[0]} pixels"
+        )
     replace_stochastic(backbone)
     for part in settings.frozen:
         freeze_part(backbone, part)
@@ -57,9 +63,15 @@ def freeze_part(backbone: nn.Module, part: str) -> None:
     names = [name for name, _ in backbone.named_parameters()]
     chosen = [name for name in names if f"{name}.".startswith(f"{part}.")]
     if not chosen:
-        parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
-        near = difflib.get_close_matches(part, sorted(parts), 3, 0.5) or sorted({name.split(".")[0] for name in names})
-        raise SettingsError(f"backbone.frozen {part!r}: no parameter's name begins so; there are {', '.join(near)}")
+        parts = {
+            ".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)
+        }
+        near = difflib.get_close_matches(part, sorted(parts), 3, 0.5) or sorted(
+            {name.split(".")[0] for name in names}
+        )
+        raise SettingsError(
+            f"backbone.frozen {part!r}: no parameter's name begins so; there are {', '.join(near)}"
+        )
     for name in chosen:
         backbone.get_parameter(name).requires_grad_(False)
 

@@ -61,7 +61,9 @@ def replace_stochastic(backbone: nn.Module) -> None:
             elif type(child) is PatchDropout:
                 setattr(module, name, KeyedPatchDrop(child.prob, child.num_prefix_tokens))
             elif type(child).__name__ == "PatchDropoutWithIndices":
-                raise SettingsError("backbone.patch_drop: this model's position embedding needs all patches; set backbone.patch_drop=0")
+                raise SettingsError(
+                    "backbone.patch_drop: this model's position embedding needs all patches; set backbone.patch_drop=0"
+                )
 
 
 class StochasticDraws:
@@ -84,7 +86,9 @@ class StochasticDraws:
             kept = rng.uniform(Purpose.DROP_PATH, self.seed, step, chunk, layer, row) >= module.rate
             _write(module, "factor", (kept / (1 - module.rate)).astype(np.float32).reshape(-1))
         for module in self.patch_drops:
-            words = rng.words(Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches))
+            words = rng.words(
+                Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches)
+            )
             keep = max(1, int(self.patches * (1 - module.rate)))
             order = np.sort(np.argsort(words, axis=-1)[..., :keep], axis=-1)
             _write(module, "order", order.reshape(-1, keep))

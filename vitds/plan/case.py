@@ -91,13 +91,15 @@ def micro_choices(settings: Settings, ranks: int) -> list[int]:
 
     Raises: SettingsError if the ranks do not divide the step.
     """
-    images, chunk = settings.batch.global_images, settings.mix.chunk_images
+    images, chunk = settings.batch.global_images, settings.batch.chunk_images
     accumulation_steps(images, chunk_images=chunk, ranks=ranks, micro_images=chunk)
     own = images // chunk // ranks
     return [chunk * m for m in range(1, own + 1) if own % m == 0]
 
 
-def make_case(settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows: int, ranks: int, on_gpu: bool) -> Case:
+def make_case(
+    settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows: int, ranks: int, on_gpu: bool
+) -> Case:
     """The numbers of a run.
 
     Args:
@@ -105,11 +107,15 @@ def make_case(settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows
     Raises: SettingsError if the ranks or the micro batch do not divide the step, or a sharded head has fewer rows than ranks.
     """
     micro = settings.batch.micro_images
-    chunk = settings.mix.chunk_images
-    accumulation = accumulation_steps(settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=micro)
+    chunk = settings.batch.chunk_images
+    accumulation = accumulation_steps(
+        settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=micro
+    )
     is_sharded = settings.head.kind == "sharded"
     if is_sharded and rows < ranks:
-        raise SettingsError(f"head.kind sharded: {rows} instances cannot be spread over {ranks} ranks; use dense")
+        raise SettingsError(
+            f"head.kind sharded: {rows} instances cannot be spread over {ranks} ranks; use dense"
+        )
     precision = settings.engine.precision
     has_small_weights = precision == "fp16" or ds.enabled_blocks() == ["bf16"]
     zero = ds.values.get("zero_optimization", {})
@@ -129,6 +135,9 @@ def make_case(settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows
         compute=4 if precision == "fp32" else 2,
         offloads_states=ds.offloads_optimizer,
         offloads_weights=ds.offloads_parameters,
-        buckets={key: int(value if zero.get(key, "auto") == "auto" else zero[key]) for key, value in defaults.items()},
+        buckets={
+            key: int(value if zero.get(key, "auto") == "auto" else zero[key])
+            for key, value in defaults.items()
+        },
         on_gpu=on_gpu,
     )

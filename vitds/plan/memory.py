@@ -47,7 +47,12 @@ def _engine(case: Case) -> Iterator[Part]:
     """What stays from step to step."""
     share = case.ranks if case.stage == 3 else 1
     state_share = case.ranks if case.stage else 1
-    yield Part("backbone: frozen weights", case.backbone.frozen * case.weight // share, MOMENTS, case.offloads_weights)
+    yield Part(
+        "backbone: frozen weights",
+        case.backbone.frozen * case.weight // share,
+        MOMENTS,
+        case.offloads_weights,
+    )
     for name, numbers in (("backbone", sum(case.backbone.parameters)), ("dense head", sum(case.head))):
         yield Part(f"{name}: weights", numbers * case.weight // share, MOMENTS, case.offloads_weights)
         if case.has_masters:
@@ -56,7 +61,9 @@ def _engine(case: Case) -> Iterator[Part]:
         if case.settings.optimizer.average_decay:
             yield Part(f"{name}: averages", numbers * 4 // state_share, STEP, case.offloads_states)
         gradients = numbers * case.weight // (case.ranks if case.stage > 1 else 1)
-        yield Part(f"{name}: gradients", gradients, _gradient_moments(case), case.stage == 3 and case.offloads_states)
+        yield Part(
+            f"{name}: gradients", gradients, _gradient_moments(case), case.stage == 3 and case.offloads_states
+        )
 
 
 def _gradient_moments(case: Case) -> tuple[str, ...]:
@@ -77,7 +84,11 @@ def _passing(case: Case) -> Iterator[Part]:
     if case.stage in (1, 2):
         # A CPU's bucket takes what is put into it, which at stage 1 leaves its place before; a GPU's is there whole.
         touched = min(p, bucket) * w if case.stage == 2 else 0
-        yield Part("reduce_bucket_size buffers", bucket * w * dtypes if case.on_gpu else touched, ("backward", "reduce"))
+        yield Part(
+            "reduce_bucket_size buffers",
+            bucket * w * dtypes if case.on_gpu else touched,
+            ("backward", "reduce"),
+        )
         adds = case.stage == 2 and case.accumulation > 1 and case.ranks > 1
         yield Part("shares of reduced gradients", share * w * (2 if adds else 1), ("reduce",))
     if case.stage == 3:
@@ -89,12 +100,18 @@ def _passing(case: Case) -> Iterator[Part]:
         copied = case.weight if case.offloads_weights and case.on_gpu else 0
         yield Part("gathered weights", gathered * (case.compute if case.ranks > 1 else copied), ("backward",))
     if case.offloads_states:
-        yield Part("gradients in fp32, host", share * 4, STEP if case.stage == 3 else ("reduce", "update"), True)
+        yield Part(
+            "gradients in fp32, host", share * 4, STEP if case.stage == 3 else ("reduce", "update"), True
+        )
         return
     if case.stage or w == 2:
         yield Part("gradients as the optimizer takes them", (share if case.stage else p) * 4, ("update",))
     # torch's AdamW: two temporaries of a parameter's size one by one on a CPU, one of all parameters together on a GPU.
-    held = share if case.stage else (p if case.on_gpu or w == 2 else max((*case.backbone.parameters, *case.head), default=0))
+    held = (
+        share
+        if case.stage
+        else (p if case.on_gpu or w == 2 else max((*case.backbone.parameters, *case.head), default=0))
+    )
     yield Part("optimizer's temporaries", held * 4 * (1 if case.on_gpu else 2), ("update",))
     if case.stage:
         whole = case.weights * 4 if case.stage == 3 else p * w
@@ -107,13 +124,23 @@ def _head(case: Case) -> Iterator[Part]:
     form, n = case.settings.head, case.shard_rows
     crops = case.crops * (case.ranks if n else 1)
     taken = min(n, int(n * form.sample_rate) + 2 * crops)
-    weight = n * (width * (2 if form.rows == "bf16" else 4) + 4 * form.bias)
-    a_row = (2 * (width + form.bias) + 4 * (1 + form.bias)) if form.optimizer == "lean" else 8 * (width + form.bias)
+    weight = n * (width * (2 if form.row_dtype == "bf16" else 4) + 4 * form.bias)
+    a_row = (
+        (2 * (width + form.bias) + 4 * (1 + form.bias))
+        if form.optimizer == "lean"
+        else 8 * (width + form.bias)
+    )
     yield Part("sharded head: weight", weight, MOMENTS)
     yield Part("sharded head: gradient", 0 if form.lazy else weight, STEP)
-    yield Part("sharded head: moments" + ", lean" * (form.optimizer == "lean"), n * a_row + 4 * n * form.lazy, STEP)
+    yield Part(
+        "sharded head: moments" + ", lean" * (form.optimizer == "lean"), n * a_row + 4 * n * form.lazy, STEP
+    )
     if n and form.sample_rate < 1:
-        yield Part("sharded head: rows in play, their gradients", taken * (width + form.bias) * 4 * 2, ("backward", "reduce", "update"))
+        yield Part(
+            "sharded head: rows in play, their gradients",
+            taken * (width + form.bias) * 4 * 2,
+            ("backward", "reduce", "update"),
+        )
     rows = taken if n else case.rows
     logits = crops * rows * case.compute
     # A chunk of logits in both dtypes, and five numbers a chunk and row of features (vitds/heads/logsumexp.py).
@@ -127,7 +154,11 @@ def _forward(case: Case) -> Iterator[Part]:
     """Pixels, and what the backbone keeps for its backward pass."""
     views = case.settings.views
     pixels = 3 * views.crop_px**2 * case.crops
-    yield Part("crops, float32" + " and cast" * (case.compute == 2), pixels * (4 + (2 if case.compute == 2 else 0)), ("backward",))
+    yield Part(
+        "crops, float32" + " and cast" * (case.compute == 2),
+        pixels * (4 + (2 if case.compute == 2 else 0)),
+        ("backward",),
+    )
     yield Part("crops waiting, uint8", pixels * (RING_SLOTS - 1 + case.settings.data.workers), STEP, True)
     if case.is_autocast and case.stage != 3:
         yield Part("bf16 copies of weights", case.weights * 2, ("backward",))
@@ -138,16 +169,30 @@ def _forward(case: Case) -> Iterator[Part]:
     checkpointing = case.settings.engine.activation_checkpointing
     saved = saved_bytes(vit, case.crops, compute=case.compute, residual=residual, checkpointing=checkpointing)
     yield Part("activations" + ", checkpointed" * checkpointing, saved, ("backward",))
-    yield Part("gradients of activations", backward_bytes(vit, case.crops, compute=case.compute, residual=residual), ("backward",))
+    yield Part(
+        "gradients of activations",
+        backward_bytes(vit, case.crops, compute=case.compute, residual=residual),
+        ("backward",),
+    )
 
 
 def _save(case: Case) -> Iterator[Part]:
     """Masters, moments and averages, copied for a checkpoint by ranks in turn; a sharded head's rows are copied only from a GPU."""
     sizes = (*case.backbone.parameters, *case.head)
     owners = dist.spread(sizes, case.ranks)
-    most = max(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(case.ranks))
-    copies = most * 4 * (4 if case.settings.optimizer.average_decay else 3) + case.backbone.frozen * 4 // case.ranks
+    most = max(
+        sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank)
+        for rank in range(case.ranks)
+    )
+    copies = (
+        most * 4 * (4 if case.settings.optimizer.average_decay else 3)
+        + case.backbone.frozen * 4 // case.ranks
+    )
     yield Part("copies for a checkpoint", copies, ("save",), on_host=True)
     if case.on_gpu:
-        rows = sum(part.bytes for part in _head(case) if part.name.startswith(("sharded head: weight", "sharded head: moments")))
+        rows = sum(
+            part.bytes
+            for part in _head(case)
+            if part.name.startswith(("sharded head: weight", "sharded head: moments"))
+        )
         yield Part("sharded head's rows for a checkpoint, host", rows, ("save",), True)

@@ -9,7 +9,7 @@ from vitds.plan.memory import Part, memory_parts, sums
 
 GB = 1e9
 
-FEWER_CROPS = "lower batch.micro_images (mix.chunk_images is the least), set engine.activation_checkpointing=true, or lower views.crop_px"
+FEWER_CROPS = "lower batch.micro_images (batch.chunk_images is the least), set engine.activation_checkpointing=true, or lower views.crop_px"
 # The start of a part's name -> what makes it smaller; the last one fits all.
 REMEDIES = {
     "activations": FEWER_CROPS,
@@ -58,7 +58,9 @@ class MemoryPlan:
 
     def _at_worst(self) -> list[Part]:
         """The parts at the worst moment, the largest first."""
-        return sorted((part for part in self.parts if self.worst in part.moments), key=lambda part: -part.bytes)
+        return sorted(
+            (part for part in self.parts if self.worst in part.moments), key=lambda part: -part.bytes
+        )
 
 
 def plan_memory(case: Case) -> MemoryPlan:

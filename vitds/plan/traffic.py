@@ -23,5 +23,7 @@ def step_traffic(case: Case) -> dict[str, int]:
         passes = 1 if case.weights <= case.buckets["stage3_max_live_parameters"] else 2
         traffic["weights gathered"] = case.weights * sent // ranks * micro_steps * passes
     if case.shard_rows:
-        traffic["sharded head: features, targets, gradients"] = micro_steps * bytes_sent(case.crops * ranks, case.backbone.width, ranks)
+        traffic["sharded head: features, targets, gradients"] = micro_steps * bytes_sent(
+            case.crops * ranks, case.backbone.width, ranks
+        )
     return traffic

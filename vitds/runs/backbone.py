@@ -34,7 +34,9 @@ class Match:
         if self.resized:
             told.append(f"{', '.join(self.resized)} resized")
         if self.left_out:
-            told.append(f"{len(self.left_out)} left out ({', '.join(self.left_out[:3])}{', ...' if len(self.left_out) > 3 else ''})")
+            told.append(
+                f"{len(self.left_out)} left out ({', '.join(self.left_out[:3])}{', ...' if len(self.left_out) > 3 else ''})"
+            )
         if self.not_found:
             told.append(f"{len(self.not_found)} of the model not found ({', '.join(self.not_found[:3])})")
         return "; ".join(told)
@@ -76,7 +78,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return {name: reader.get(name) for name in reader.names() if name.rpartition(".")[2] not in STATES}
     file = path / "backbone.safetensors" if path.is_dir() else path
     if not file.is_file():
-        hint = "the run has not finished: go on with it first, or name one of its checkpoints" if path.is_dir() else "check the path"
+        hint = (
+            "the run has not finished: go on with it first, or name one of its checkpoints"
+            if path.is_dir()
+            else "check the path"
+        )
         raise DataError(f"{file} does not exist; {hint}")
     try:
         if file.suffix == ".safetensors":
@@ -85,8 +91,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise DataError(f"{file} is no readable safetensors file: {error}") from error
     except Exception as error:  # torch.load raises pickle's own errors for whatever weights_only refuses
-        raise DataError(f"{file} holds more than plain tensors and is not loaded, for that would run its code: {error}") from error
-    weights = next((loaded[key] for key in ("state_dict", "model") if isinstance(loaded, dict) and key in loaded), loaded)
+        raise DataError(
+            f"{file} holds more than plain tensors and is not loaded, for that would run its code: {error}"
+        ) from error
+    weights = next(
+        (loaded[key] for key in ("state_dict", "model") if isinstance(loaded, dict) and key in loaded), loaded
+    )
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"{file} is no dictionary of tensors by name")
     return weights
@@ -98,7 +108,9 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
     Prefixes `module.` and `backbone.` are taken off. Returns what matched.
     Raises: ShapeError if fewer than half of the model's parameters are found, or a shape differs.
     """
-    weights = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in weights.items()}
+    weights = {
+        name.removeprefix("module.").removeprefix("backbone."): value for name, value in weights.items()
+    }
     own = backbone.state_dict()
     parameters = {name for name, _ in backbone.named_parameters()}
     match = Match(left_out=sorted(set(weights) - set(own)), not_found=sorted(set(own) - set(weights)))
@@ -120,12 +132,16 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
 
 def _fitted(name: str, value: Tensor, own: Tensor, source: str) -> Tensor:
     if not name.endswith("pos_embed") or value.dim() != 3 or value.shape[2] != own.shape[2]:
-        raise ShapeError(f"{source}: {name} has shape {list(value.shape)}, the backbone's has {list(own.shape)}")
+        raise ShapeError(
+            f"{source}: {name} has shape {list(value.shape)}, the backbone's has {list(own.shape)}"
+        )
     return resize_position_embedding(value, own.shape[1])
 
 
 def _grid(before: Tensor, after: Tensor) -> str:
-    return " to ".join(f"{math.isqrt(tensor.shape[1])}x{math.isqrt(tensor.shape[1])}" for tensor in (before, after))
+    return " to ".join(
+        f"{math.isqrt(tensor.shape[1])}x{math.isqrt(tensor.shape[1])}" for tensor in (before, after)
+    )
 
 
 def resize_position_embedding(embedding: Float[Tensor, "1 T D"], tokens: int) -> Float[Tensor, "1 t D"]:
@@ -138,7 +154,11 @@ def resize_position_embedding(embedding: Float[Tensor, "1 T D"], tokens: int) ->
         if old_side**2 + prefix == embedding.shape[1] and new_side**2 + prefix == tokens:
             break
     else:
-        raise ShapeError(f"position embeddings of {embedding.shape[1]} and {tokens} tokens are no square grids with one prefix")
+        raise ShapeError(
+            f"position embeddings of {embedding.shape[1]} and {tokens} tokens are no square grids with one prefix"
+        )
     grid = embedding[:, prefix:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid.float(), size=(new_side, new_side), mode="bicubic", align_corners=False)
+    grid = nn.functional.interpolate(
+        grid.float(), size=(new_side, new_side), mode="bicubic", align_corners=False
+    )
     return torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2).to(embedding.dtype)], 1)

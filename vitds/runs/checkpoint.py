@@ -39,7 +39,13 @@ class Saved:
 
 
 def write_checkpoint(
-    root: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int, keep_every_steps: int = 0
+    root: Path,
+    step: int,
+    parts: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    keep_every_steps: int = 0,
 ) -> Path:
     """Write this rank's parts; called by every rank. The newest `keep` checkpoints stay, and those of every keep_every_steps-th step.
 
@@ -83,7 +89,9 @@ def write_checkpoint(
     if failures:
         if dist.is_main():
             shutil.rmtree(beside, ignore_errors=True)
-        raise ResourceError(f"the checkpoint of step {step} was not saved: {failures[0]}. The ones before are kept.")
+        raise ResourceError(
+            f"the checkpoint of step {step} was not saved: {failures[0]}. The ones before are kept."
+        )
     if dist.is_main():
         _remove_old(root, final, keep, keep_every_steps)
     return final
@@ -103,7 +111,11 @@ def _remove_old(root: Path, newest: Path, keep: int, keep_every_steps: int) -> N
 
 def _hash_and_sync(path: Path) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        digest = (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
         os.fsync(file.fileno())
     return digest
 
@@ -122,7 +134,9 @@ def _hash_of(manifest: dict[str, Any]) -> str:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The folders of whole checkpoints, oldest first."""
-    return sorted((path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit()), key=_step_of)
+    return sorted(
+        (path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit()), key=_step_of
+    )
 
 
 def _step_of(path: Path) -> int:
@@ -136,7 +150,9 @@ def verify_checkpoint(path: Path) -> Saved:
     """
     manifest = read_json(path / "manifest.json")
     if manifest.get("format") != FORMAT:
-        raise RunError(f"{path} has checkpoint format {manifest.get('format')!r}, this version of vitds reads {FORMAT}")
+        raise RunError(
+            f"{path} has checkpoint format {manifest.get('format')!r}, this version of vitds reads {FORMAT}"
+        )
     if manifest.pop("sha256", None) != _hash_of(manifest):
         raise RunError(f"{path / 'manifest.json'} does not have the SHA-256 that it states: damaged")
     for name, facts in manifest["files"].items():
@@ -144,7 +160,9 @@ def verify_checkpoint(path: Path) -> Saved:
         if not file.is_file():
             raise RunError(f"{file} is missing")
         if file.stat().st_size != facts["bytes"]:
-            raise RunError(f"{file} has {file.stat().st_size} bytes, its manifest says {facts['bytes']}: truncated")
+            raise RunError(
+                f"{file} has {file.stat().st_size} bytes, its manifest says {facts['bytes']}: truncated"
+            )
         if _hash_and_sync(file) != facts["sha256"]:
             raise RunError(f"{file} does not have the SHA-256 of its manifest: damaged")
     return Saved(path, manifest)
@@ -177,8 +195,12 @@ class CheckpointReader:
             try:
                 self.files[name] = safe_open(saved.path / Path(name).name, "pt")
             except SafetensorError as error:
-                raise RunError(f"{saved.path / name} is no safetensors file ({error}); delete this checkpoint to use another") from error
-        self.where = {key: name for name, file in self.files.items() if name.startswith("model-") for key in file.keys()}
+                raise RunError(
+                    f"{saved.path / name} is no safetensors file ({error}); delete this checkpoint to use another"
+                ) from error
+        self.where = {
+            key: name for name, file in self.files.items() if name.startswith("model-") for key in file.keys()
+        }
 
     def get(self, name: str) -> Tensor:
         """A tensor of the model.
@@ -205,5 +227,7 @@ class CheckpointReader:
             if low < high and file is not None:
                 pieces.append(file.get_slice(name)[low - start : high - start])
         if sum(piece.shape[0] for piece in pieces) != last - first:
-            raise RunError(f"{self.saved.path} does not hold rows {first}..{last - 1} of the instance head; it covers {ranges}")
+            raise RunError(
+                f"{self.saved.path} does not hold rows {first}..{last - 1} of the instance head; it covers {ranges}"
+            )
         return torch.cat(pieces)

@@ -116,7 +116,11 @@ def next_run_path(recipe: str, root: Path = Path("runs")) -> Path:
     """runs/<recipe>-<n> with the next free number."""
     name = Path(recipe).stem
     # A start that failed leaves a folder with nothing but its lock and what its ranks said last; its number is free.
-    used = [path for path in root.glob(f"{name}-*") if any(child.name not in ("lock", "log.txt") for child in path.iterdir())]
+    used = [
+        path
+        for path in root.glob(f"{name}-*")
+        if any(child.name not in ("lock", "log.txt") for child in path.iterdir())
+    ]
     taken = [int(path.name[len(name) + 1 :]) for path in used if path.name[len(name) + 1 :].isdigit()]
     return root / f"{name}-{max(taken, default=0) + 1}"
 
@@ -137,12 +141,18 @@ def given_settings(run: Run, given: Settings) -> Settings:
             f"{run.path} was started with other settings: {listed}. Give the run's own values to go on, or start a new run "
             f"(another --run, with --init {run.path} to begin from its weights)."
         )
-    kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log")}  # these may differ: they change no number
+    kept = {
+        name: getattr(given, name) for name in ("checkpoint", "eval", "log")
+    }  # these may differ: they change no number
     kept["data"] = saved.data.model_copy(update={"workers": given.data.workers})
     if given.batch.micro_images != "auto":
         kept["batch"] = saved.batch.model_copy(update={"micro_images": given.batch.micro_images})
-    elif saved.batch.micro_images != "auto" and saved.batch.global_images % (saved.batch.micro_images * dist.world_size()):
-        kept["batch"] = saved.batch.model_copy(update={"micro_images": "auto"})  # another number of ranks: the saved one does not divide
+    elif saved.batch.micro_images != "auto" and saved.batch.global_images % (
+        saved.batch.micro_images * dist.world_size()
+    ):
+        kept["batch"] = saved.batch.model_copy(
+            update={"micro_images": "auto"}
+        )  # another number of ranks: the saved one does not divide
     return saved.model_copy(update=kept)
 
 

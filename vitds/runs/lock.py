@@ -47,7 +47,9 @@ class RunLock:
                 self.holder["counter"] = content.get("counter", 0) + 1
                 self._write(self.holder)
         except OSError as error:
-            raise RunError(f"the run directory {run} is not writable: {error.strerror}. Use another --run.") from error
+            raise RunError(
+                f"the run directory {run} is not writable: {error.strerror}. Use another --run."
+            ) from error
 
     def check(self) -> None:
         """Call before every write to the run; shows that the holder lives.
@@ -55,7 +57,9 @@ class RunLock:
         Raises: RunLockedError if another process has taken the run over.
         """
         if self._read() != self.holder:
-            raise RunLockedError(f"{self.path.parent} was taken over by another process; this one stops without writing.")
+            raise RunLockedError(
+                f"{self.path.parent} was taken over by another process; this one stops without writing."
+            )
         os.utime(self.path)
 
     def release(self) -> None:
@@ -64,7 +68,11 @@ class RunLock:
             self._write({"counter": self.holder["counter"]})
 
     def _is_alive(self, content: dict[str, Any]) -> bool:
-        if content["job"] is not None and content["job"] == os.environ.get("SLURM_JOB_ID") and "SLURM_RESTART_COUNT" in os.environ:
+        if (
+            content["job"] is not None
+            and content["job"] == os.environ.get("SLURM_JOB_ID")
+            and "SLURM_RESTART_COUNT" in os.environ
+        ):
             return False  # the same job, requeued: what held the lock before is its ghost
         if content["host"] != socket.gethostname():
             return time.time() - self.path.stat().st_mtime < STALE_AFTER_S

@@ -1,0 +1,88 @@
+"""What the settings know of each method: its command, its own section, and which of the keys that not all methods read it reads.
+
+A method's code is vitds/methods/NAME.py. Its name stands there, here, in its recipes, tests and docs, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vitds.config.section import Positive, Section
+
+MethodName = Literal["idmm", "supervised", "simclr", "mocov3"]
+Command = Literal["pretrain", "finetune"]
+
+
+class SimCLR(Section):
+    """Two views of an image find each other among all views of their chunk (arXiv:2002.05709, 2006.10029)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    layers: Annotated[int, Field(ge=2, le=3)] = 3
+    hidden: Positive = 2048
+    width: Positive = 128
+
+
+class MoCoV3(Section):
+    """As SimCLR, with the other views' features made by a slowly moving teacher (arXiv:2104.02057)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
+    hidden: Positive = 4096
+    width: Positive = 256
+
+
+class MethodSections(Section):
+    """The part of the settings tree that belongs to methods: which one, and each one's own section."""
+
+    method: MethodName = "idmm"
+    simclr: SimCLR = SimCLR()
+    mocov3: MoCoV3 = MoCoV3()
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What is known of a method before any of its code is loaded.
+
+    Attributes:
+        command: which command trains it.
+        reads: keys and sections that it reads, of those that not every method reads.
+        groups: how many view groups it takes; None: any number.
+        views: how many views of an image it takes over all groups; None: any number.
+        couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
+    """
+
+    command: Command
+    reads: tuple[str, ...]
+    groups: int | None = None
+    views: int | None = None
+    couples: bool = False
+
+
+METHODS: dict[str, MethodFacts] = {
+    "idmm": MethodFacts("pretrain", ("mix", "head")),
+    "supervised": MethodFacts(
+        "finetune",
+        ("mix", "head.kind", "head.bias", "head.label_smoothing", "head.lr_scale", "head.keep_mb"),
+        groups=1,
+    ),
+    "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
+    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True),
+}
+DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
+
+
+def readers(key: str) -> list[str]:
+    """The methods that read a dotted key; all of them where the key belongs to no method in particular."""
+    special = {name: [part for part in facts.reads if _covers(part, key)] for name, facts in METHODS.items()}
+    named = [name for name, parts in special.items() if parts]
+    is_special = bool(named) or any(
+        _covers(part.partition(".")[0], key) for facts in METHODS.values() for part in facts.reads
+    )
+    return named if is_special else list(METHODS)
+
+
+def _covers(part: str, key: str) -> bool:
+    return key == part or key.startswith(f"{part}.")
