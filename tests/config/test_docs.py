@@ -22,7 +22,7 @@ def defaults(section: Section, above: str = "") -> dict[str, object]:
 
 
 def test_table_has_every_setting_with_its_default():
-    rows = re.findall(r"^\| `([a-z_.]+)` \| `(.*?)` \|", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| `(.*?)` \|", TEXT, re.MULTILINE)
     assert {key: parse_yaml(text, key) for key, text in rows} == defaults(Settings())
 
 
