@@ -10,9 +10,9 @@ from PIL import Image
 from tests.data.small_files import PHOTOGRAPHS, picture, settings_for, write_file
 from vitds.bench import augment, loader
 from vitds.bench.images import bench_images
-from vitds.bench.reference import POLICY, ReferenceSet, open_picture, view_transform
+from vitds.bench.reference import POLICY, ReferenceSet, open_picture, view_transforms
 from vitds.config.load import load_settings
-from vitds.config.tree import Views
+from vitds.config.tree import ViewGroup, Views
 from vitds.data.images import decode_stored
 from vitds.errors import UsageError
 from vitds.kernels.views import COLOUR_OPS, POLICY_OPS
@@ -71,14 +71,21 @@ def test_only_the_first_images_are_used_in_whole_batches(file):
 
 
 def test_crops_only_has_the_recipes_boxes_and_nothing_else(file, monkeypatch):
-    settings, seen = settings_for(), []
+    groups = (ViewGroup(name="large", views=2), ViewGroup(name="small", scale=(0.05, 0.4)))
+    coloured = (groups[0], groups[1].model_copy(update={"blur": 1.0, "solarise": 0.2}))
+    settings, seen = settings_for(views=Views(crop_px=32, groups=coloured, grey=0.2)), []
     monkeypatch.setattr(loader, "ours", lambda file, settings, *dtype: seen.append((settings.views, *dtype)))
     pipelines = loader.pipelines(file, settings)
     for name in ROWS[3:]:
         pipelines[name]()
     crops, complete, *floats = seen
-    assert crops[0] == Views(crop_px=32, groups=settings.views.groups) and complete[0] == settings.views
+    assert crops[0] == Views(crop_px=32, groups=groups) and complete[0] == settings.views
     assert [row[1] for row in floats] == [np.float32, np.uint16]
+
+
+def step_names(views):
+    """By view, the names of the reference's steps."""
+    return [[type(step).__name__ for step in chain.transforms] for chain in view_transforms(views)]
 
 
 def test_the_reference_makes_every_view_complete_and_normalised(file):
@@ -86,9 +93,7 @@ def test_the_reference_makes_every_view_complete_and_normalised(file):
     settings = load_settings(recipe="idmm_deit_tiny", command=None, flags={})
     views = ReferenceSet(file, settings.views)[0]
     assert views.shape == (6, 3, 112, 112) and views.dtype == torch.float32 and views.min() < 0 < views.max()
-    steps = [
-        type(step).__name__ for step in view_transform(settings.views, settings.views.groups[0]).transforms
-    ]
+    steps = step_names(settings.views)[0]
     wanted = [
         "RandomResizedCrop",
         "RandomApply",
@@ -100,7 +105,14 @@ def test_the_reference_makes_every_view_complete_and_normalised(file):
     ]
     assert steps == wanted
     fine = load_settings(recipe="finetune_deit_tiny_224", command=None, flags={}).views
-    assert "RandAugment" in [type(step).__name__ for step in view_transform(fine, fine.groups[0]).transforms]
+    assert "RandAugment" in step_names(fine)[0]
+
+
+def test_the_reference_has_each_groups_own_probabilities():
+    groups = (ViewGroup(name="first", blur=1.0), ViewGroup(name="second", views=2, solarise=0.2))
+    first, *second = step_names(Views(groups=groups, flip=0.0))
+    assert "RandomApply" in first and "RandomSolarize" not in first
+    assert all("RandomSolarize" in steps and "RandomApply" not in steps for steps in second)
 
 
 def test_the_reference_reads_the_files_own_pictures(file):
@@ -133,6 +145,7 @@ def test_the_augment_table_has_every_kernel(tmp_path, short, capsys):
         *COLOUR_OPS[1:],
         "grey",
         "blur",
+        "solarise",
         "resample bilinear",
         "resample bicubic",
         *(f"policy {name}" for name in POLICY_OPS[1:]),

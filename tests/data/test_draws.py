@@ -97,12 +97,62 @@ def test_an_operation_without_strength_is_left_out_of_the_order():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_flip_grey_and_blur_come_with_their_probabilities(probability):
-    rows = draw_many(Views(flip=probability, grey=probability, blur=probability))
-    for name in ("flip", "grey", "blur_sigma"):
+def test_flip_grey_blur_and_solarise_come_with_their_probabilities(probability):
+    rows = draw_many(Views(flip=probability, grey=probability, blur=probability, solarise=probability))
+    for name in ("flip", "grey", "blur_sigma", "solarise"):
         assert (rows[name] > 0).mean() == pytest.approx(
             probability, abs=0.01 if 0 < probability < 1 else 0
         ), name
+
+
+# For each of them, where it shows in a row.
+APPLIED = {
+    "flip": lambda rows: rows["flip"] == 1,
+    "colour": lambda rows: rows["colour_order"].any(axis=-1),
+    "grey": lambda rows: rows["grey"] == 1,
+    "blur": lambda rows: rows["blur_sigma"] > 0,
+    "solarise": lambda rows: rows["solarise"] == 1,
+}
+
+
+def two_groups(**own):
+    """Three views, the last one of a group with probabilities of its own."""
+    groups = (ViewGroup(name="first", views=2), ViewGroup(name="second", **own))
+    return Views(groups=groups, flip=0.5, grey=0.2, blur=0.5, solarise=0.3, **JITTER)
+
+
+def draw_three(views, count=COUNT):
+    return draw_views(views, [300] * count, [400] * count, seed=0, epoch=0, images=np.arange(count))
+
+
+@pytest.mark.parametrize("name", APPLIED)
+def test_a_group_has_its_own_probability_and_the_others_that_of_all(name):
+    views = two_groups(**{name: 0.7})
+    applied = APPLIED[name](draw_three(views))
+    chances = [getattr(views, name)] * 2 + [0.7]
+    assert applied.mean(axis=0) == pytest.approx(chances, abs=0.015)
+
+
+@pytest.mark.parametrize("name", APPLIED)
+def test_a_groups_own_probability_changes_nothing_but_its_own_views(name):
+    shared, own = draw_three(two_groups(), 500), draw_three(two_groups(**{name: 0.0}), 500)
+    np.testing.assert_array_equal(own[:, :2], shared[:, :2])
+    assert not APPLIED[name](own[:, 2]).any()
+    for other in set(APPLIED) - {name}:
+        np.testing.assert_array_equal(APPLIED[other](own), APPLIED[other](shared))
+
+
+def test_a_group_that_states_the_probabilities_of_all_draws_the_same_numbers():
+    stated = two_groups(flip=0.5, colour=0.8, grey=0.2, blur=0.5, solarise=0.3)
+    np.testing.assert_array_equal(draw_three(stated, 500), draw_three(two_groups(), 500))
+
+
+def test_a_probability_that_only_a_group_has_is_drawn_for_that_group():
+    views = Views(groups=(ViewGroup(name="first"), ViewGroup(name="second", blur=0.1, solarise=0.2)))
+    rows = draw_three(views)
+    for name, chance in (("blur", 0.1), ("solarise", 0.2)):
+        assert not APPLIED[name](rows[:, 0]).any()
+        assert APPLIED[name](rows[:, 1]).mean() == pytest.approx(chance, abs=0.01)
 
 
 def test_blur_sigma_is_uniform_in_its_range():

@@ -12,6 +12,7 @@ typedef struct {
     float brightness, contrast, saturation, hue;
     int32_t grey;
     float blur_sigma;
+    int32_t solarise;
     int32_t policy_op[2];
     float policy_value[2], cutout_centre[2];
 } ViewPlan;
@@ -59,6 +60,7 @@ static ViewPlan good_plan(int height, int width, int side) {
     p.hue = real(-0.5f, 0.5f);
     p.grey = !upto(0, 4);
     p.blur_sigma = upto(0, 1) ? real(0, 10.6f) : 0;
+    p.solarise = !upto(0, 4);
     for (int i = 0; i < 2; i++) {
         p.policy_op[i] = upto(0, 1) ? upto(0, 15) : 0;
         p.policy_value[i] = real(low[p.policy_op[i]], high[p.policy_op[i]]);

@@ -89,7 +89,8 @@ def random_plans(pictures: list[np.ndarray], views: int, side: int) -> np.ndarra
             random.integers(0, picture.shape[1] - row["width"] + 1),
         )
     plans["resized_height"], plans["resized_width"] = side, side
-    plans["filter"], plans["flip"], plans["grey"] = random.integers(0, 2, (3, *shape))
+    for name in ("filter", "flip", "grey", "solarise"):
+        plans[name] = random.integers(0, 2, shape)
     plans["colour_order"] = random.permuted(
         np.broadcast_to(np.arange(1, 5, dtype=np.uint8), (*shape, 4)), axis=-1
     )

@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tests.kernels import reference
-from tests.kernels.pictures import assert_close, colour, cut, photograph_parts, whole_plan
+from tests.kernels.pictures import assert_close, colour, cut, photograph_parts, policy, whole_plan
 from vitds.kernels.views import COLOUR_OPS
 
 SIDE = 112
@@ -103,6 +104,22 @@ def test_blur_of_photographs_is_the_reference_and_torchvisions(sigma: float) -> 
             percentile_99=2,
             largest=3,
         )
+
+
+def test_solarise_is_the_reference_and_pils_level_for_level() -> None:
+    for picture in photograph_parts(SIDE):
+        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, solarise=1), SIDE)[0]
+        assert np.array_equal(view, reference.solarize(picture.astype(float), 128))
+        assert np.array_equal(view, np.asarray(ImageOps.solarize(Image.fromarray(picture), 128)))
+
+
+def test_solarise_comes_between_blur_and_policy() -> None:
+    picture = photograph_parts(48)[0]
+    blurred = cut(picture, whole_plan(48, 48, 48, blur_sigma=1.0), 48)[0]
+    solarised = cut(blurred, whole_plan(48, 48, 48, solarise=1), 48)[0]
+    wanted = cut(solarised, whole_plan(48, 48, 48, **policy("brightness", 1.5)), 48)[0]
+    together = whole_plan(48, 48, 48, blur_sigma=1.0, solarise=1, **policy("brightness", 1.5))
+    assert np.array_equal(cut(picture, together, 48)[0], wanted)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(1, 5)))[::3])

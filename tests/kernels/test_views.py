@@ -36,7 +36,7 @@ def refusal(**fields: object) -> str:
 
 
 def test_plan_has_the_size_that_the_c_file_asserts() -> None:
-    assert VIEW_PLAN.itemsize == 92
+    assert VIEW_PLAN.itemsize == 96
     assert (
         f"sizeof(ViewPlan) == {VIEW_PLAN.itemsize}"
         in (Path(kernels.__file__).parent / "pixels.c").read_text()
@@ -58,7 +58,7 @@ def test_box_or_window_outside_its_picture_is_refused(fields: dict) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1},
+        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"solarise": 2}, {"solarise": -1}, {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1},
         {"brightness": np.nan}, {"contrast": 3.1}, {"saturation": np.inf}, {"hue": 0.51}, {"hue": np.nan}, {"blur_sigma": -1},
         {"blur_sigma": 10.7}, {"policy_op": (16, 0)}, {"policy_op": (0, -1)}, {"policy_op": (10, 0), "policy_value": (361, 0)},
         {"policy_op": (0, 5), "policy_value": (0, 9)}, {"policy_op": (3, 0), "policy_value": (np.nan, 0)}, {"cutout_centre": (0.5, 1.1)},

@@ -37,6 +37,7 @@ def float_view(picture: np.ndarray, plan: np.void, side_px: int) -> Tensor:
             x = TORCHVISION[COLOUR_OPS[index]](x, float(plan[COLOUR_OPS[index]]))
     x = F.rgb_to_grayscale(x, 3) if plan["grey"] else x
     x = gaussian_blur(x, float(plan["blur_sigma"])) if plan["blur_sigma"] else x
+    x = F.solarize(x, 128 / 255) if plan["solarise"] else x
     for op, value in zip(plan["policy_op"], plan["policy_value"], strict=True):
         if op:
             x = POLICY[POLICY_OPS[op]](x, float(value))

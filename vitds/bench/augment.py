@@ -117,6 +117,7 @@ KERNELS = {
         {"blur_sigma": SIGMA}, lambda p: p.filter(ImageFilter.GaussianBlur(SIGMA)), lambda x: F.gaussian_blur(x, [_TAPS] * 2, [SIGMA] * 2),
         lambda x: kf.gaussian_blur2d(x, (_TAPS, _TAPS), (SIGMA, SIGMA)),
     ),
+    "solarise": Kernel({"solarise": 1}, lambda p: ImageOps.solarize(p, 128), lambda x: F.solarize(x, 128)),
     "policy invert": Kernel(_policy("invert"), ImageOps.invert, F.invert, lambda x: ke.invert(x)),
     "policy cutout": Kernel(
         _policy("cutout", 20.0), _cutout, lambda x: F.erase(x, 46, 46, 20, 20, torch.tensor([125, 122, 113]).view(3, 1, 1).to(x.dtype))

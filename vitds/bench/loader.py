@@ -17,7 +17,7 @@ from vitds.bench.images import bench_images
 from vitds.bench.reference import ReferenceSet
 from vitds.bench.report import print_rows
 from vitds.config.load import load_settings
-from vitds.config.tree import Settings, Views
+from vitds.config.tree import Settings, ViewGroup, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import draw_views
 from vitds.data.ffcv_import import PipelineSpec, RandomResizedCropRGBImageDecoder, ffcv, imdecode
@@ -89,11 +89,12 @@ def first_images(file: BetonFile, count: int) -> BetonFile:
 
 def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Iterator[None]]]:
     """By name, what makes an endless iterator over passes: each step of it makes every view of every image once."""
-    plain = settings.model_copy(
-        update={
-            "views": Views(**{key: getattr(settings.views, key) for key in ("crop_px", "filter", "groups")})
-        }
-    )
+    views = settings.views
+    boxes = tuple(
+        ViewGroup(name=group.name, views=group.views, scale=group.scale) for group in views.groups
+    )  # without a group's own probabilities
+    crops = Views(crop_px=views.crop_px, filter=views.filter, groups=boxes)
+    plain = settings.model_copy(update={"views": crops})
     return {
         "reference": lambda: reference(file, settings),
         "ffcv_per_view": lambda: ffcv_per_view(file, settings),

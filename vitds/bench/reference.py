@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
-from vitds.config.tree import ViewGroup, Views
+from vitds.config.tree import Views
 from vitds.data.beton import BetonFile
 
 FILTERS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -96,17 +96,35 @@ POLICY: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
-def view_transform(views: Views, group: ViewGroup) -> Callable[[Image.Image], Tensor]:
-    """The transform of one view: picture -> float32 (3, S, S), normalised."""
-    steps: list[Callable] = [
-        T.RandomResizedCrop(views.crop_px, scale=group.scale, interpolation=FILTERS[views.filter])
+def view_transforms(views: Views) -> list[Callable[[Image.Image], Tensor]]:
+    """The transform of each of the V views: picture -> float32 (3, S, S), normalised."""
+    scales = [group.scale for group in views.groups for _ in range(group.views)]
+    names = ("flip", "colour", "grey", "blur", "solarise")
+    chances = [
+        dict(zip(names, row, strict=True)) for row in zip(*map(views.of_each_view, names), strict=True)
     ]
+    return [_transform(views, scale, **chance) for scale, chance in zip(scales, chances, strict=True)]
+
+
+def _transform(
+    views: Views,
+    scale: tuple[float, float],
+    *,
+    flip: float,
+    colour: float,
+    grey: float,
+    blur: float,
+    solarise: float,
+) -> Callable[[Image.Image], Tensor]:
+    crop = T.RandomResizedCrop(views.crop_px, scale=scale, interpolation=FILTERS[views.filter])
     jitter = T.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
-    steps += [T.RandomApply([jitter], views.colour)] if views.colour else []
-    steps += [T.RandomGrayscale(views.grey)] if views.grey else []
-    steps += [T.RandomApply([GaussianBlur(views.blur_sigma)], views.blur)] if views.blur else []
+    steps: list[Callable] = [crop]
+    steps += [T.RandomApply([jitter], colour)] if colour else []
+    steps += [T.RandomGrayscale(grey)] if grey else []
+    steps += [T.RandomApply([GaussianBlur(views.blur_sigma)], blur)] if blur else []
+    steps += [T.RandomSolarize(128, solarise)] if solarise else []
     steps += [RandAugment()] if views.policy == "randaugment" else []
-    steps += [T.RandomHorizontalFlip(views.flip)] if views.flip else []
+    steps += [T.RandomHorizontalFlip(flip)] if flip else []
     return T.Compose([*steps, T.ToTensor(), T.Normalize(views.mean, views.std)])
 
 
@@ -115,7 +133,7 @@ class ReferenceSet(torch.utils.data.Dataset):
 
     def __init__(self, file: BetonFile, views: Views) -> None:
         self.file, self.mapped = file, np.memmap(file.path, np.uint8, "r")
-        self.transforms = [view_transform(views, group) for group in views.groups for _ in range(group.views)]
+        self.transforms = view_transforms(views)
 
     def __len__(self) -> int:
         return self.file.images

@@ -82,13 +82,11 @@ def draw_views(
     plan["top"], plan["left"], plan["height"], plan["width"] = _draw_boxes(scale_V2, heights, widths, key)
     plan["resized_height"] = plan["resized_width"] = views.crop_px
     plan["filter"] = FILTERS[views.filter]
-    plan["flip"] = rng.uniform(Purpose.FLIP, *key) < views.flip
+    plan["flip"] = _coins(Purpose.FLIP, views, "flip", key)
     _draw_colour(plan, views, key)
-    plan["grey"] = rng.uniform(Purpose.GREY, *key) < views.grey
-    if views.blur:
-        coin, radius = np.moveaxis(_uniforms(Purpose.BLUR, key, 2), -1, 0)
-        low, high = views.blur_sigma
-        plan["blur_sigma"] = np.where(coin < views.blur, low + (high - low) * radius, 0)
+    plan["grey"] = _coins(Purpose.GREY, views, "grey", key)
+    _draw_blur(plan, views, key)
+    plan["solarise"] = _coins(Purpose.SOLARISE, views, "solarise", key)
     if views.policy == "randaugment":
         _draw_policy(plan, key)
     return plan
@@ -119,6 +117,14 @@ def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> Shaped[
 def _uniforms(purpose: Purpose, key: Key, count: int) -> NDArray[np.float64]:
     """Numbers 0 .. count - 1 of a key's purpose, on a new last axis."""
     return rng.uniform(purpose, *(np.asarray(part)[..., None] for part in key), np.arange(count))
+
+
+def _coins(purpose: Purpose, views: Views, name: str, key: Key) -> NDArray[np.bool_]:
+    """(B, V) true with the probability `name` of each view's group."""
+    chance_V = np.array(views.of_each_view(name))
+    if not chance_V.any():  # a draw has a key of its own, so leaving one out changes no other
+        return np.zeros(np.broadcast_shapes(*map(np.shape, key)), bool)
+    return rng.uniform(purpose, *key) < chance_V
 
 
 def _draw_boxes(
@@ -157,15 +163,26 @@ def _draw_boxes(
 def _draw_colour(plan: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
     """Factors and order of the colour jitter; an operation without strength, or a view whose coin says no, has order 0."""
     strength_4 = np.array([views.brightness, views.contrast, views.saturation, views.hue])
-    if not (views.colour and strength_4.any()):
+    chance_V1 = np.array(views.of_each_view("colour"))[:, None]
+    if not (chance_V1.any() and strength_4.any()):
         plan["brightness"] = plan["contrast"] = plan["saturation"] = 1
         return
     number = _uniforms(Purpose.COLOUR, key, 9)
     order = number[..., 1:5].argsort(axis=-1)
     change = strength_4 * (2 * number[..., 5:9] - 1)
-    plan["colour_order"] = np.where((number[..., :1] < views.colour) & (strength_4 > 0)[order], order + 1, 0)
+    plan["colour_order"] = np.where((number[..., :1] < chance_V1) & (strength_4 > 0)[order], order + 1, 0)
     plan["brightness"], plan["contrast"], plan["saturation"] = np.moveaxis(1 + change[..., :3], -1, 0)
     plan["hue"] = change[..., 3]
+
+
+def _draw_blur(plan: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
+    """Sigma of the blur, uniform in its range; 0 where a view's coin says no."""
+    chance_V = np.array(views.of_each_view("blur"))
+    if not chance_V.any():
+        return
+    coin, place = np.moveaxis(_uniforms(Purpose.BLUR, key, 2), -1, 0)
+    low, high = views.blur_sigma
+    plan["blur_sigma"] = np.where(coin < chance_V, low + (high - low) * place, 0)
 
 
 def _draw_policy(plan: Shaped[np.ndarray, "B V"], key: Key) -> None:

@@ -1,6 +1,6 @@
 /* Pixels of vitds: one stored picture and a table of plans in, finished views out.
  *
- *   stored bytes --decode--> (H, W, 3) --resample--> (3, S, S) planes --colour, grey, blur, policy, flip--> out (V, 3, S, S)
+ *   stored bytes --decode--> (H, W, 3) --resample--> (3, S, S) planes --colour, grey, blur, solarise, policy, flip--> out (V, 3, S, S)
  *
  * A ViewPlan is one row of that table: which box of the picture, how it is resized, and the numbers of everything that
  * follows. All draws were made by the caller; this file knows no seed, no epoch and no setting, and keeps no state but a
@@ -33,11 +33,12 @@ typedef struct {
     float hue;                                  /* shift in turns, -0.5 .. 0.5 */
     int32_t grey;                               /* 1: greyscale, after colour */
     float blur_sigma;                           /* in pixels of the view; 0: none */
-    int32_t policy_op[2];                       /* 0 or INVERT .. POLICY_BRIGHTNESS, after blur */
+    int32_t solarise;                           /* 1: levels from 128 on become 255 - level, after blur */
+    int32_t policy_op[2];                       /* 0 or INVERT .. POLICY_BRIGHTNESS, after solarise */
     float policy_value[2];                      /* degrees, fraction of the side, factor, bits, threshold or pixels */
     float cutout_centre[2];                     /* y, x as fractions of the side, for both operations */
 } ViewPlan;
-_Static_assert(sizeof(ViewPlan) == 92, "ViewPlan must match VIEW_PLAN in views.py");
+_Static_assert(sizeof(ViewPlan) == 96, "ViewPlan must match VIEW_PLAN in views.py");
 
 enum { RAW, JPEG };
 enum { BILINEAR, BICUBIC };
@@ -732,6 +733,7 @@ INLINE void recolour(const View *view) {
 }
 
 INLINE void apply_policies(const View *view) {
+    if (view->plan->solarise) solarize(view, 128);
     for (int i = 0; i < 2; i++) apply_policy(view, view->plan->policy_op[i], view->plan->policy_value[i]);
 }
 
@@ -761,7 +763,7 @@ static void make_view(const View *view, uint8_t *out) {
     run_resample(view);
     run_recolour(view);
     if (view->plan->blur_sigma > 0) run_blur(view);
-    if (view->plan->policy_op[0] || view->plan->policy_op[1]) run_apply_policies(view);
+    if (view->plan->solarise || view->plan->policy_op[0] || view->plan->policy_op[1]) run_apply_policies(view);
     if (view->plan->flip && view->flip_last) flip_rows(view);
     for (int c = 0; c < 3; c++) memcpy(out + (size_t)c * view->pixels, plane(view, c), view->pixels);
 }
@@ -822,6 +824,7 @@ static int check_numbers(const ViewPlan *plan) {
     static const float lowest[] = {-INFINITY, -INFINITY, 0, 0, -INFINITY, 0, -2, -2, -2, -2, -360, -INFINITY, 0, 0, 0, 0};
     static const float highest[] = {INFINITY, INFINITY, MAX_SIDE, 3, INFINITY, 8, 2, 2, 2, 2, 360, INFINITY, 3, 3, 256, 3};
     int good = (plan->filter == BILINEAR || plan->filter == BICUBIC) && (plan->flip | 1) == 1 && (plan->grey | 1) == 1;
+    good = good && (plan->solarise | 1) == 1;
     good = good && within(plan->brightness, 0, 3) && within(plan->contrast, 0, 3) && within(plan->saturation, 0, 3);
     good = good && within(plan->hue, -0.5f, 0.5f) && within(plan->blur_sigma, 0, MAX_RADIUS / 3.0f);
     for (int i = 0; i < 4; i++) good = good && plan->colour_order[i] <= HUE;

@@ -52,6 +52,7 @@ VIEW_PLAN = np.dtype(
         ("hue", "<f4"),  # turns, -0.5 to 0.5
         ("grey", "<i4"),
         ("blur_sigma", "<f4"),  # pixels of the view, 0 for none
+        ("solarise", "<i4"),  # levels from 128 on become 255 - level, before the policy
         ("policy_op", "<i4", (2,)),  # indices into POLICY_OPS
         ("policy_value", "<f4", (2,)),  # degrees, fraction of the side, factor, bits, threshold or pixels
         ("cutout_centre", "<f4", (2,)),  # y, x as fractions of the side
