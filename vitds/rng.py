@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     PROBE = 15
     NEGATIVES = 16
     ROUNDING = 17
+    SOLARISE = 18
 
 
 def _mix(word: Word) -> Word:
