@@ -24,6 +24,7 @@ from vitds.data.beton import (
 from vitds.data.build import build_beton
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
+from vitds.kernels.views import JPEG, RAW
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,11 @@ def test_tables_are_those_of_ffcv():
     assert ours == types.get_metadata_type(handlers)
     assert (HEADER, FIELD, ALLOCATION) == (types.HeaderType, types.FieldDescType, types.ALLOC_TABLE_TYPE)
     assert [types.TYPE_ID_HANDLER[kind] for kind in (2, 1)] == [types.RGBImageField, types.IntField]
+
+
+def test_storages_have_the_numbers_of_ffcv():
+    modes = pytest.importorskip("ffcv.fields.rgb_image").IMAGE_MODES
+    assert (JPEG, RAW) == (modes["jpg"], modes["raw"])
 
 
 def test_opening_gives_every_image_its_place_size_and_label(sound):

@@ -25,6 +25,8 @@ int vitds_batch(const int64_t *, const int64_t *, const int32_t *, const int32_t
 int vitds_decode(const uint8_t *, int64_t, int32_t, int32_t, int32_t, uint8_t *, int64_t, void *);
 int vitds_normalise(const uint8_t *, int64_t, int64_t, int64_t, const float *, const float *, int32_t, void *, int64_t);
 
+enum { JPEG, RAW };
+
 static uint64_t state;
 
 /* splitmix64 */
@@ -110,10 +112,10 @@ int main(int count, char **argument) {
     void *scratch = vitds_scratch_new();
     state = strtoull(argument[2], NULL, 10);
     for (int n = atoi(argument[1]); n > 0; n--) {
-        int height = length(), width = length(), side = upto(1, 70), views = upto(1, 2), storage = !upto(0, 4), error;
+        int height = length(), width = length(), side = upto(1, 70), views = upto(1, 2), storage = upto(0, 4) ? RAW : JPEG, error;
         int64_t bytes = (int64_t)height * width * 3, out_bytes = (int64_t)views * 3 * side * side;
         uint8_t *source;
-        if (storage) {
+        if (storage == JPEG) {
             uint8_t *file = read_file(argument[upto(3, count - 1)], &bytes, &height, &width);
             source = damaged(file, &bytes);
             free(file);
@@ -130,8 +132,8 @@ int main(int count, char **argument) {
         if (upto(0, 1)) error = vitds_views(source, bytes, storage, height, width, plans, views, side, out, out_bytes, scratch);
         else error = vitds_batch(&address, &bytes, &kind, &h, &w, plans, 1, views, side, out, out_bytes, &status, 0, 1, scratch) || status;
         made += error == 0;
-        broken += error && storage;
-        refused += error && !storage;
+        broken += error && storage == JPEG;
+        refused += error && storage == RAW;
         float *floats = malloc(4 * (size_t)out_bytes), mean[3] = {0.4f, 0.5f, 0.6f}, std[3] = {0.2f, 0.3f, 0.4f};
         if (!error && vitds_normalise(out, out_bytes, views, (int64_t)side * side, mean, std, n % 2, floats, out_bytes * (n % 2 ? 2 : 4))) exit(3);
         /* A whole picture into a buffer of its size, now and then of another one: that is an error, and so is what was one before. */

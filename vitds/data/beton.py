@@ -23,11 +23,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from vitds.errors import DataError
+from vitds.kernels.views import JPEG, RAW
 
 FORMAT_VERSION = 2
 MANIFEST_VERSION = 1
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
-JPEG, RAW = 0, 1  # FFCV's image modes
 
 HEADER = np.dtype(
     [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitds.data.beton import BetonFile
 from vitds.data.ffcv_import import AllocationQuery, Operation, State
 from vitds.errors import DataError
-from vitds.kernels.views import kernel_error, library, scratch
+from vitds.kernels.views import JPEG, RAW, kernel_error, library, scratch
 
 PlanViews = Callable[[NDArray[np.int64], NDArray[np.int64]], Shaped[np.ndarray, "B V"]]
 FILLING = (
@@ -50,7 +50,7 @@ class CutViews(Operation):
         self.epoch = 0
         self.failure: BaseException | None = None
         self._file, self._plan_views, self._shape = file, plan_views, (views, 3, crop_px, crop_px)
-        self._storages = file.is_jpeg.astype(np.int32)
+        self._storages = np.where(file.is_jpeg, JPEG, RAW).astype(np.int32)
         self._callback = _CALLBACK(self._cut_addresses)
 
     def declare_state_and_memory(

@@ -21,16 +21,15 @@ from vitds.data.beton import (
     FIELDS,
     FORMAT_VERSION,
     HEADER,
-    JPEG,
     MANIFEST_JSON,
     MAX_PAGE_BYTES,
-    RAW,
     SAMPLE,
     SAMPLES_START,
     Manifest,
     manifest_path,
 )
 from vitds.errors import DataError, ResourceError
+from vitds.kernels.views import JPEG, RAW
 
 PAGE_BYTES = 1 << 23  # FFCV's usual page
 

@@ -40,7 +40,7 @@ typedef struct {
 } ViewPlan;
 _Static_assert(sizeof(ViewPlan) == 96, "ViewPlan must match VIEW_PLAN in views.py");
 
-enum { RAW, JPEG };
+enum { JPEG, RAW };                             /* how a picture is stored: FFCV's numbers */
 enum { BILINEAR, BICUBIC };
 enum { BRIGHTNESS = 1, CONTRAST, SATURATION, HUE };
 enum {
@@ -859,7 +859,7 @@ static int cut_view(const Picture *picture, const ViewPlan *plan, int side, Scra
     return 0;
 }
 
-/* One picture, all its views: out is (views, 3, side, side). storage: 0 raw RGB of height * width * 3 bytes, 1 JPEG.
+/* One picture, all its views: out is (views, 3, side, side). storage: JPEG, or RAW: RGB of height * width * 3 bytes.
  * Returns 0 or an error code (see vitds_error); after an error the content of out is undefined. */
 int vitds_views(const uint8_t *source, int64_t source_bytes, int32_t storage, int32_t height, int32_t width, const ViewPlan *plans,
                 int32_t views, int32_t side, uint8_t *out, int64_t out_bytes, void *opaque) {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitds.errors import DataError, ResourceError, ShapeError, VitdsError
 from vitds.kernels.library import load_library
 
-RAW, JPEG = 0, 1
+JPEG, RAW = 0, 1  # how a picture is stored: FFCV's numbers, which a .beton holds and pixels.c reads
 BILINEAR, BICUBIC = 0, 1
 COLOUR_OPS = ("none", "brightness", "contrast", "saturation", "hue")
 POLICY_OPS = (
