@@ -163,7 +163,7 @@ def test_what_is_timed_side_by_side_does_the_same(name):
         augment.KERNELS[name],
         [np.asarray(Image.fromarray(whole).resize((112, 112))) for whole in PHOTOGRAPHS],
     )
-    ours = augment._cut((crops * augment.CROPS)[: augment.CROPS], kernel.plan)[: len(crops), 0].astype(int)
+    ours = augment._cut((crops * augment.CROPS)[: augment.CROPS], kernel.spec)[: len(crops), 0].astype(int)
     pil = np.stack([np.asarray(kernel.pil(Image.fromarray(crop))) for crop in crops]).transpose(0, 3, 1, 2)
     theirs = kernel.torchvision(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).numpy()
     assert np.abs(ours - pil).mean() < 1 and np.abs(ours - theirs).mean() < 1.5

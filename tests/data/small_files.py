@@ -113,11 +113,11 @@ def expected_views(file: BetonFile, settings: Settings, image: int, epoch: int) 
     """(V, 3, S, S): the views of one image of one epoch, cut one at a time from the bytes that lie in the file."""
     raw = file.path.read_bytes()[int(file.offsets[image]) : int(file.offsets[image] + file.sizes[image])]
     size = (int(file.heights[image]), int(file.widths[image]))
-    plan = draw_views(
+    spec = draw_views(
         settings.views, [size[0]], [size[1]], seed=settings.seed, epoch=epoch, images=np.array([image])
     )
     crops, status = cut_views(
-        [raw], [JPEG if file.is_jpeg[image] else RAW], [size], plan, settings.views.crop_px
+        [raw], [JPEG if file.is_jpeg[image] else RAW], [size], spec, settings.views.crop_px
     )
     assert status.tolist() == [0]
     return crops[0]

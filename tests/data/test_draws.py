@@ -32,7 +32,7 @@ IDMM = Views(
 
 
 def draw_many(views, height=300, width=400, count=COUNT, seed=0, epoch=0):
-    """(count,) rows of VIEW_PLAN: one view of each of `count` images of one size."""
+    """(count,) rows of VIEW_SPEC: one view of each of `count` images of one size."""
     return draw_views(
         views, np.full(count, height), np.full(count, width), seed=seed, epoch=epoch, images=np.arange(count)
     )[:, 0]
@@ -161,14 +161,14 @@ def test_blur_sigma_is_uniform_in_its_range():
 
 
 def test_views_of_an_image_are_independent_and_follow_their_group():
-    plan = draw_views(IDMM, np.full(5000, 256), np.full(5000, 256), seed=0, epoch=0, images=np.arange(5000))
-    assert plan.shape == (5000, 6)
-    area = plan["height"] * plan["width"] / 256**2
+    spec = draw_views(IDMM, np.full(5000, 256), np.full(5000, 256), seed=0, epoch=0, images=np.arange(5000))
+    assert spec.shape == (5000, 6)
+    area = spec["height"] * spec["width"] / 256**2
     assert 0.12 < area[:, :2].min() and area[:, :2].max() > 0.95 and area[:, 2:].max() < 0.42
     for first in range(6):
         for second in range(first):
             for name in ("top", "brightness", "hue", "flip"):
-                assert abs(np.corrcoef(plan[name][:, first], plan[name][:, second])[0, 1]) < 0.06, (
+                assert abs(np.corrcoef(spec[name][:, first], spec[name][:, second])[0, 1]) < 0.06, (
                     name,
                     first,
                     second,
@@ -216,14 +216,14 @@ def test_stored_draws_have_not_changed():
 
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 10**6))
 def test_boxes_lie_in_pictures_of_any_shape(height, width, image):
-    plan = draw_views(IDMM, [height], [width], seed=0, epoch=0, images=np.array([image]))[0]
+    spec = draw_views(IDMM, [height], [width], seed=0, epoch=0, images=np.array([image]))[0]
     assert (
-        (plan["top"] >= 0).all()
-        and (plan["left"] >= 0).all()
-        and (plan["height"] > 0).all()
-        and (plan["width"] > 0).all()
+        (spec["top"] >= 0).all()
+        and (spec["left"] >= 0).all()
+        and (spec["height"] > 0).all()
+        and (spec["width"] > 0).all()
     )
-    assert (plan["top"] + plan["height"] <= height).all() and (plan["left"] + plan["width"] <= width).all()
+    assert (spec["top"] + spec["height"] <= height).all() and (spec["left"] + spec["width"] <= width).all()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_picture_too_long_for_any_box_gives_the_central_one_as_torchvision(hei
     assert RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3]) == box
 
 
-def test_the_filter_and_size_of_the_recipe_are_in_the_plan():
+def test_the_filter_and_size_of_the_recipe_are_in_the_spec():
     for name, code in (("bilinear", BILINEAR), ("bicubic", BICUBIC)):
         rows = draw_many(Views(crop_px=96, filter=name), count=3)
         assert (

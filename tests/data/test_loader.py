@@ -45,7 +45,7 @@ def assert_same(ours, theirs):
             assert np.array_equal(value, other[name]), name
 
 
-def test_batches_hold_the_planned_views_of_the_ordered_images(file):
+def test_batches_hold_the_drawn_views_of_the_ordered_images(file):
     run = settings_for()
     batches = collect(
         file, run

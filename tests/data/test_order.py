@@ -10,7 +10,7 @@ from vitds.errors import SettingsError
 
 
 @st.composite
-def plans(draw):
+def runs(draw):
     """N, R, A, m, K, with G = R·A·m·K; N below, at and above whole steps, and below R."""
     ranks, accumulation, chunks_a_micro, chunk = (draw(st.integers(1, high)) for high in (5, 3, 3, 8))
     images = draw(st.integers(1, 400))
@@ -29,17 +29,17 @@ def all_ranks(order, ranks, accumulation, micro, start_step=0):
     return np.stack(index), np.stack(is_real)
 
 
-@given(plans(), st.integers(0, 2**63 - 1), st.integers(0, 1000))
-def test_every_image_comes_exactly_once_an_epoch_over_all_ranks(plan, seed, epoch):
-    images, ranks, accumulation, micro, _ = plan
+@given(runs(), st.integers(0, 2**63 - 1), st.integers(0, 1000))
+def test_every_image_comes_exactly_once_an_epoch_over_all_ranks(run, seed, epoch):
+    images, ranks, accumulation, micro, _ = run
     index, is_real = all_ranks(epoch_order(images, seed, epoch), ranks, accumulation, micro)
     assert sorted(index[is_real]) == list(range(images))
     assert index.shape == (ranks, accumulation * steps_per_epoch(images, ranks * accumulation * micro), micro)
 
 
-@given(plans())
-def test_padding_repeats_a_real_image_of_the_last_step_and_fills_it(plan):
-    images, ranks, accumulation, micro, _ = plan
+@given(runs())
+def test_padding_repeats_a_real_image_of_the_last_step_and_fills_it(run):
+    images, ranks, accumulation, micro, _ = run
     order = epoch_order(images, 0, 0)
     index, is_real = all_ranks(order, ranks, accumulation, micro)
     by_step = is_real.reshape(ranks, -1, accumulation, micro).sum(axis=(0, 2, 3))
@@ -50,9 +50,9 @@ def test_padding_repeats_a_real_image_of_the_last_step_and_fills_it(plan):
     assert set(index[~is_real]) <= {order[-1]}
 
 
-@given(plans())
-def test_a_rank_takes_its_run_of_chunks_of_each_step_in_order(plan):
-    images, ranks, accumulation, micro, chunk = plan
+@given(runs())
+def test_a_rank_takes_its_run_of_chunks_of_each_step_in_order(run):
+    images, ranks, accumulation, micro, chunk = run
     order = epoch_order(images, 3, 4)
     global_images = ranks * accumulation * micro
     steps = -(-images // global_images)
@@ -68,9 +68,9 @@ def test_a_rank_takes_its_run_of_chunks_of_each_step_in_order(plan):
                 assert index[rank, step * accumulation + a].tolist() == sum(chunks[first : first + m], [])
 
 
-@given(plans(), st.data())
-def test_an_epoch_begun_in_the_middle_is_the_rest_of_the_whole_one(plan, data):
-    images, ranks, accumulation, micro, _ = plan
+@given(runs(), st.data())
+def test_an_epoch_begun_in_the_middle_is_the_rest_of_the_whole_one(run, data):
+    images, ranks, accumulation, micro, _ = run
     order = epoch_order(images, 1, 2)
     start = data.draw(st.integers(0, steps_per_epoch(images, ranks * accumulation * micro)))
     whole, rest = (

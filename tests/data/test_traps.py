@@ -63,10 +63,10 @@ def cutting_threads():
 
 def test_an_exception_in_the_pipeline_reaches_the_consumer_and_ends_the_thread(file, monkeypatch):
     def fail(*_, **__):
-        raise MemoryError("no room for plans")
+        raise MemoryError("no room for specs")
 
     monkeypatch.setattr("vitds.data.loader.draw_views", fail)
-    with pytest.raises(MemoryError, match="no room for plans"):
+    with pytest.raises(MemoryError, match="no room for specs"):
         next(loader_of(file).batches(0, 3))
     assert not cutting_threads()
 
@@ -81,15 +81,15 @@ def test_an_exception_in_the_schedule_reaches_the_consumer(file, monkeypatch):
     assert not cutting_threads()
 
 
-def test_a_plan_that_is_wrong_is_never_taken_for_a_damaged_image(file, monkeypatch):
+def test_a_spec_that_is_wrong_is_never_taken_for_a_damaged_image(file, monkeypatch):
     def outside(views, heights, widths, **key):
-        plans = draw_views(views, heights, widths, **key)
-        plans["left"] += 1000
-        return plans
+        specs = draw_views(views, heights, widths, **key)
+        specs["left"] += 1000
+        return specs
 
     monkeypatch.setattr("vitds.data.loader.draw_views", outside)
     with pytest.raises(
-        ShapeError, match=r"x.beton, image \d: a plan's box or window reaches outside its picture"
+        ShapeError, match=r"x.beton, image \d: a view spec's box or window reaches outside its picture"
     ):
         next(loader_of(file, settings_for(damaged="skip")).batches(0, 3))
 
@@ -276,12 +276,12 @@ def stock_batches(loader):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_operation_works_in_stock_ffcv_over_epochs(file, num_workers):
-    def plan_views(images, epochs):
+    def specs_of(images, epochs):
         return draw_views(
             RUN.views, file.heights[images], file.widths[images], seed=RUN.seed, epoch=epochs, images=images
         )
 
-    operation = CutViews(file, plan_views, views=RUN.views.count, crop_px=RUN.views.crop_px)
+    operation = CutViews(file, specs_of, views=RUN.views.count, crop_px=RUN.views.crop_px)
     pipelines = {"image": PipelineSpec("image", decoder=operation), "index": None, "label": None}
     loader = ffcv.Loader(
         str(file.path), batch_size=4, num_workers=num_workers, drop_last=False, pipelines=pipelines

@@ -1,4 +1,4 @@
-/* Random pictures, plans and damaged JPEGs for pixels.c, to be compiled with it under the sanitizers. Every buffer has exactly the
+/* Random pictures, view specs and damaged JPEGs for pixels.c, to be compiled with it under the sanitizers. Every buffer has exactly the
  * length that is told, so that a byte read or written outside one ends the program. Usage: fuzz CASES SEED JPEG [JPEG ..]
  * Prints how often each result came: made, refused, damaged. */
 #include <stdint.h>
@@ -15,12 +15,12 @@ typedef struct {
     int32_t solarise;
     int32_t policy_op[2];
     float policy_value[2], cutout_centre[2];
-} ViewPlan;
+} ViewSpec;
 
 void *vitds_scratch_new(void);
 void vitds_scratch_free(void *);
-int vitds_views(const uint8_t *, int64_t, int32_t, int32_t, int32_t, const ViewPlan *, int32_t, int32_t, uint8_t *, int64_t, void *);
-int vitds_batch(const int64_t *, const int64_t *, const int32_t *, const int32_t *, const int32_t *, const ViewPlan *, int32_t, int32_t,
+int vitds_views(const uint8_t *, int64_t, int32_t, int32_t, int32_t, const ViewSpec *, int32_t, int32_t, uint8_t *, int64_t, void *);
+int vitds_batch(const int64_t *, const int64_t *, const int32_t *, const int32_t *, const int32_t *, const ViewSpec *, int32_t, int32_t,
                 int32_t, uint8_t *, int64_t, int32_t *, int32_t, int32_t, void *);
 int vitds_decode(const uint8_t *, int64_t, int32_t, int32_t, int32_t, uint8_t *, int64_t, void *);
 int vitds_normalise(const uint8_t *, int64_t, int64_t, int64_t, const float *, const float *, int32_t, void *, int64_t);
@@ -41,10 +41,10 @@ static float real(float low, float high) { return low + (high - low) * (float)(b
 static int length(void) { return upto(0, 9) ? upto(1, 90) : upto(1, 1500); }
 
 /* In range, every number of it. */
-static ViewPlan good_plan(int height, int width, int side) {
+static ViewSpec good_spec(int height, int width, int side) {
     static const float low[16] = {0, 0, 0, 0, 0, 0, -2, -2, -2, -2, -360, 0, 0, 0, 0, 0};
     static const float high[16] = {0, 0, 60, 3, 0, 8, 2, 2, 2, 2, 360, 0, 3, 3, 256, 3};
-    ViewPlan p = {0};
+    ViewSpec p = {0};
     p.height = upto(1, height);
     p.width = upto(1, width);
     p.top = upto(0, height - p.height);
@@ -72,11 +72,11 @@ static ViewPlan good_plan(int height, int width, int side) {
 }
 
 /* Some of its 4-byte words replaced: by anything, by an extreme, or by a near miss. */
-static void spoil(ViewPlan *plan) {
+static void spoil(ViewSpec *spec) {
     static const uint32_t extremes[] = {0x7fffffff, 0x80000000, 0xffffffff, 0, 0x7fc00000 /* NaN */, 0x7f800000 /* inf */, 0xff800000};
     for (int count = upto(1, 3); count > 0; count--) {
         uint32_t word, kind = (uint32_t)upto(0, 2);
-        uint8_t *at = (uint8_t *)plan + 4 * upto(0, (int)sizeof *plan / 4 - 1);
+        uint8_t *at = (uint8_t *)spec + 4 * upto(0, (int)sizeof *spec / 4 - 1);
         memcpy(&word, at, 4);
         word = kind == 0 ? (uint32_t)bits() : kind == 1 ? extremes[upto(0, 6)] : word + (uint32_t)upto(-3, 3);
         memcpy(at, &word, 4);
@@ -123,14 +123,14 @@ int main(int count, char **argument) {
             source = noise((size_t)bytes);
             bytes -= !upto(0, 40);
         }
-        ViewPlan *plans = malloc((size_t)views * sizeof *plans);
-        for (int v = 0; v < views; v++) plans[v] = good_plan(height, width, side);
-        if (!upto(0, 3)) spoil(&plans[upto(0, views - 1)]);
+        ViewSpec *specs = malloc((size_t)views * sizeof *specs);
+        for (int v = 0; v < views; v++) specs[v] = good_spec(height, width, side);
+        if (!upto(0, 3)) spoil(&specs[upto(0, views - 1)]);
         uint8_t *out = malloc((size_t)out_bytes);
         int32_t h = height, w = width, kind = storage, status = 1;
         int64_t address = (int64_t)(intptr_t)source;
-        if (upto(0, 1)) error = vitds_views(source, bytes, storage, height, width, plans, views, side, out, out_bytes, scratch);
-        else error = vitds_batch(&address, &bytes, &kind, &h, &w, plans, 1, views, side, out, out_bytes, &status, 0, 1, scratch) || status;
+        if (upto(0, 1)) error = vitds_views(source, bytes, storage, height, width, specs, views, side, out, out_bytes, scratch);
+        else error = vitds_batch(&address, &bytes, &kind, &h, &w, specs, 1, views, side, out, out_bytes, &status, 0, 1, scratch) || status;
         made += error == 0;
         broken += error && storage == JPEG;
         refused += error && storage == RAW;
@@ -144,7 +144,7 @@ int main(int count, char **argument) {
         free(whole);
         free(floats);
         free(out);
-        free(plans);
+        free(specs);
         free(source);
         if (!upto(0, 200)) {
             vitds_scratch_free(scratch);

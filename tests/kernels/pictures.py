@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vitds.kernels.views import BICUBIC, BILINEAR, COLOUR_OPS, POLICY_OPS, RAW, VIEW_PLAN, cut_views
+from vitds.kernels.views import BICUBIC, BILINEAR, COLOUR_OPS, POLICY_OPS, RAW, VIEW_SPEC, cut_views
 
 FLOWERS = Path(__file__).parents[3] / "shared/data/flowers102-256/train.tar"
 FILTERS = {"bilinear": (BILINEAR, Image.Resampling.BILINEAR), "bicubic": (BICUBIC, Image.Resampling.BICUBIC)}
@@ -39,32 +39,32 @@ def photograph_parts(side_px: int) -> list[NDArray[np.uint8]]:
     return parts
 
 
-def whole_plan(height: int, width: int, side_px: int, /, **fields: Any) -> np.ndarray:
-    """(1,) of VIEW_PLAN: the whole picture resized to side_px and nothing else, unless `fields` say so."""
-    plan = np.zeros(1, VIEW_PLAN)
-    plan["height"], plan["width"] = height, width
-    plan["resized_height"] = plan["resized_width"] = side_px
+def whole_spec(height: int, width: int, side_px: int, /, **fields: Any) -> np.ndarray:
+    """(1,) of VIEW_SPEC: the whole picture resized to side_px and nothing else, unless `fields` say so."""
+    spec = np.zeros(1, VIEW_SPEC)
+    spec["height"], spec["width"] = height, width
+    spec["resized_height"] = spec["resized_width"] = side_px
     for name in ("brightness", "contrast", "saturation"):
-        plan[name] = 1
+        spec[name] = 1
     for name, value in fields.items():
-        plan[name] = value
-    return plan
+        spec[name] = value
+    return spec
 
 
-def cut(picture: NDArray[np.uint8], plans: np.ndarray, side_px: int) -> NDArray[np.uint8]:
+def cut(picture: NDArray[np.uint8], specs: np.ndarray, side_px: int) -> NDArray[np.uint8]:
     """(V, S, S, 3): the views of a raw picture."""
-    views, status = cut_views([picture], [RAW], [picture.shape[:2]], plans[None], side_px)
+    views, status = cut_views([picture], [RAW], [picture.shape[:2]], specs[None], side_px)
     assert status.tolist() == [0]
     return np.ascontiguousarray(views[0].transpose(0, 2, 3, 1))
 
 
 def colour(name: str, value: float) -> dict[str, Any]:
-    """The plan's fields for one colour operation."""
+    """The spec's fields for one colour operation."""
     return {"colour_order": (COLOUR_OPS.index(name), 0, 0, 0), name: value}
 
 
 def policy(name: str, value: float = 0.0, centre: tuple[float, float] = (0.5, 0.5)) -> dict[str, Any]:
-    """The plan's fields for one policy operation."""
+    """The spec's fields for one policy operation."""
     return {"policy_op": (POLICY_OPS.index(name), 0), "policy_value": (value, 0), "cutout_centre": centre}
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.kernels.pictures import photograph_parts, photographs
 from vitds.kernels import views as kernels
-from vitds.kernels.views import RAW, VIEW_PLAN, cut_views
+from vitds.kernels.views import RAW, VIEW_SPEC, cut_views
 
 SOURCE = Path(kernels.__file__).parent / "pixels.c"
 NATIVE = SOURCE.parents[2] / ".venv/native"
@@ -61,7 +61,7 @@ def compile_pixels(out: Path, *options: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_fuzzed_pictures_plans_and_jpegs_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
+def test_fuzzed_pictures_specs_and_jpegs_are_clean_under_the_sanitizers(tmp_path: Path) -> None:
     compile_pixels(tmp_path / "fuzz", *SANITIZED)
     first, second = (Image.fromarray(part) for part in photograph_parts(140)[:2])
     first.crop((0, 0, 90, 70)).save(tmp_path / "70x90.jpg")
@@ -77,31 +77,31 @@ def test_fuzzed_pictures_plans_and_jpegs_are_clean_under_the_sanitizers(tmp_path
     assert made + refused + damaged == 4000 and made > 2000 and refused > 400 and damaged > 300
 
 
-def random_plans(pictures: list[np.ndarray], views: int, side: int) -> np.ndarray:
-    """(B, views) of VIEW_PLAN with everything on: both filters, all colour and policy operations, blur, flips."""
+def random_specs(pictures: list[np.ndarray], views: int, side: int) -> np.ndarray:
+    """(B, views) of VIEW_SPEC with everything on: both filters, all colour and policy operations, blur, flips."""
     random = np.random.default_rng(side)
-    plans = np.zeros((len(pictures), views), VIEW_PLAN)
-    shape = plans.shape
-    for row, picture in zip(plans, pictures, strict=True):
+    specs = np.zeros((len(pictures), views), VIEW_SPEC)
+    shape = specs.shape
+    for row, picture in zip(specs, pictures, strict=True):
         row["height"], row["width"] = (random.integers(1, size + 1, views) for size in picture.shape[:2])
         row["top"], row["left"] = (
             picture.shape[0] - row["height"],
             random.integers(0, picture.shape[1] - row["width"] + 1),
         )
-    plans["resized_height"], plans["resized_width"] = side, side
+    specs["resized_height"], specs["resized_width"] = side, side
     for name in ("filter", "flip", "grey", "solarise"):
-        plans[name] = random.integers(0, 2, shape)
-    plans["colour_order"] = random.permuted(
+        specs[name] = random.integers(0, 2, shape)
+    specs["colour_order"] = random.permuted(
         np.broadcast_to(np.arange(1, 5, dtype=np.uint8), (*shape, 4)), axis=-1
     )
     for name in ("brightness", "contrast", "saturation"):
-        plans[name] = random.uniform(0, 2, shape)
-    plans["hue"], plans["blur_sigma"] = random.uniform(-0.5, 0.5, shape), random.uniform(0, 3, shape)
-    plans["policy_op"] = random.integers(0, 16, (*shape, 2))
+        specs[name] = random.uniform(0, 2, shape)
+    specs["hue"], specs["blur_sigma"] = random.uniform(-0.5, 0.5, shape), random.uniform(0, 3, shape)
+    specs["policy_op"] = random.integers(0, 16, (*shape, 2))
     largest = np.array([0, 0, 20, 2, 0, 8, 0.3, 0.3, 0.45, 0.45, 30, 0, 2, 2, 256, 2])
-    plans["policy_value"] = largest[plans["policy_op"]] * random.uniform(0, 1, (*shape, 2))
-    plans["cutout_centre"] = random.uniform(0, 1, (*shape, 2))
-    return plans
+    specs["policy_value"] = largest[specs["policy_op"]] * random.uniform(0, 1, (*shape, 2))
+    specs["cutout_centre"] = random.uniform(0, 1, (*shape, 2))
+    return specs
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_every_build_makes_the_same_bytes(
 ) -> None:
     pictures = photographs()[:2] + [part[:37] for part in photograph_parts(91)]
     sizes = [picture.shape[:2] for picture in pictures]
-    jobs = [(side, random_plans(pictures, 12, side)) for side in (112, 64, 33, 7)]
-    installed = [cut_views(pictures, [RAW] * len(pictures), sizes, plans, side) for side, plans in jobs]
+    jobs = [(side, random_specs(pictures, 12, side)) for side in (112, 64, 33, 7)]
+    installed = [cut_views(pictures, [RAW] * len(pictures), sizes, specs, side) for side, specs in jobs]
     compile_pixels(tmp_path / "_pixels.so", "-fPIC", "-shared", *options)
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "views.py"))
     monkeypatch.setattr(kernels, "_idle_scratches", [])
     other: ctypes.CDLL = kernels.library.__wrapped__()
     monkeypatch.setattr(kernels, "library", lambda: other)
-    for (side, plans), (views, status) in zip(jobs, installed, strict=True):
-        again, status_again = cut_views(pictures, [RAW] * len(pictures), sizes, plans, side)
+    for (side, specs), (views, status) in zip(jobs, installed, strict=True):
+        again, status_again = cut_views(pictures, [RAW] * len(pictures), sizes, specs, side)
         assert not status.any() and not status_again.any()
         assert np.array_equal(views, again)

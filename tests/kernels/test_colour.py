@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tests.kernels import reference
-from tests.kernels.pictures import assert_close, colour, cut, photograph_parts, policy, whole_plan
+from tests.kernels.pictures import assert_close, colour, cut, photograph_parts, policy, whole_spec
 from vitds.kernels.views import COLOUR_OPS
 
 SIDE = 112
@@ -44,7 +44,7 @@ def gaussian_blur(levels: Tensor, sigma: float) -> Tensor:
 @pytest.mark.parametrize(("name", "value"), OPERATIONS)
 def test_jitter_of_photographs_is_the_reference_and_torchvisions(name: str, value: float) -> None:
     for picture in photograph_parts(SIDE):
-        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, **colour(name, value)), SIDE)[0]
+        view = cut(picture, whole_spec(SIDE, SIDE, SIDE, **colour(name, value)), SIDE)[0]
         assert_close(
             view, getattr(reference, name)(picture.astype(float), value), mean=0.5, percentile_99=2, largest=2
         )
@@ -65,7 +65,7 @@ def test_neutral_values_change_nothing(name: str, value: float) -> None:
         : 364 * 364
     ].reshape(364, 364, 3)
     assert np.array_equal(
-        cut(every_colour, whole_plan(364, 364, 364, **colour(name, value)), 364)[0], every_colour
+        cut(every_colour, whole_spec(364, 364, 364, **colour(name, value)), 364)[0], every_colour
     )
 
 
@@ -75,13 +75,13 @@ def test_hue_of_all_colours_is_the_reference(turns: float) -> None:
     colours = np.array(list(itertools.product(levels, repeat=3)), np.uint8)
     side = math.ceil(len(colours) ** 0.5)
     colours = np.resize(colours, (side, side, 3))
-    view = cut(colours, whole_plan(side, side, side, **colour("hue", turns)), side)[0]
+    view = cut(colours, whole_spec(side, side, side, **colour("hue", turns)), side)[0]
     assert_close(view, reference.hue(colours.astype(float), turns), mean=0.5, percentile_99=0.6, largest=0.7)
 
 
 def test_greyscale_is_the_reference_and_torchvisions() -> None:
     for picture in photograph_parts(SIDE):
-        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, grey=1), SIDE)[0]
+        view = cut(picture, whole_spec(SIDE, SIDE, SIDE, grey=1), SIDE)[0]
         assert_close(view, reference.greyscale(picture.astype(float)), mean=0.5, percentile_99=1, largest=1.1)
         assert_close(
             view,
@@ -95,7 +95,7 @@ def test_greyscale_is_the_reference_and_torchvisions() -> None:
 @pytest.mark.parametrize("sigma", [0.1, 0.34, 0.7, 1.0, 1.37, 2.0, 5.0])
 def test_blur_of_photographs_is_the_reference_and_torchvisions(sigma: float) -> None:
     for picture in photograph_parts(SIDE):
-        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, blur_sigma=sigma), SIDE)[0]
+        view = cut(picture, whole_spec(SIDE, SIDE, SIDE, blur_sigma=sigma), SIDE)[0]
         assert_close(view, reference.blur(picture.astype(float), sigma), mean=0.5, percentile_99=2, largest=3)
         assert_close(
             view,
@@ -108,17 +108,17 @@ def test_blur_of_photographs_is_the_reference_and_torchvisions(sigma: float) -> 
 
 def test_solarise_is_the_reference_and_pils_level_for_level() -> None:
     for picture in photograph_parts(SIDE):
-        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, solarise=1), SIDE)[0]
+        view = cut(picture, whole_spec(SIDE, SIDE, SIDE, solarise=1), SIDE)[0]
         assert np.array_equal(view, reference.solarize(picture.astype(float), 128))
         assert np.array_equal(view, np.asarray(ImageOps.solarize(Image.fromarray(picture), 128)))
 
 
 def test_solarise_comes_between_blur_and_policy() -> None:
     picture = photograph_parts(48)[0]
-    blurred = cut(picture, whole_plan(48, 48, 48, blur_sigma=1.0), 48)[0]
-    solarised = cut(blurred, whole_plan(48, 48, 48, solarise=1), 48)[0]
-    wanted = cut(solarised, whole_plan(48, 48, 48, **policy("brightness", 1.5)), 48)[0]
-    together = whole_plan(48, 48, 48, blur_sigma=1.0, solarise=1, **policy("brightness", 1.5))
+    blurred = cut(picture, whole_spec(48, 48, 48, blur_sigma=1.0), 48)[0]
+    solarised = cut(blurred, whole_spec(48, 48, 48, solarise=1), 48)[0]
+    wanted = cut(solarised, whole_spec(48, 48, 48, **policy("brightness", 1.5)), 48)[0]
+    together = whole_spec(48, 48, 48, blur_sigma=1.0, solarise=1, **policy("brightness", 1.5))
     assert np.array_equal(cut(picture, together, 48)[0], wanted)
 
 
@@ -127,7 +127,7 @@ def test_the_whole_chain_in_any_order_is_torchvisions(order: tuple[int, ...]) ->
     values = {"brightness": 0.7, "contrast": 1.3, "saturation": 1.5, "hue": -0.12}
     apart = []
     for picture in photograph_parts(SIDE):
-        view = cut(picture, whole_plan(SIDE, SIDE, SIDE, colour_order=order, blur_sigma=1.2, **values), SIDE)[
+        view = cut(picture, whole_spec(SIDE, SIDE, SIDE, colour_order=order, blur_sigma=1.2, **values), SIDE)[
             0
         ]
 
@@ -140,14 +140,14 @@ def test_the_whole_chain_in_any_order_is_torchvisions(order: tuple[int, ...]) ->
     assert np.mean(apart) <= 0.5 and np.percentile(apart, 99) <= 3
 
 
-def test_operations_apply_in_the_plans_order() -> None:
+def test_operations_apply_in_the_specs_order() -> None:
     picture = photograph_parts(48)[0]
     steps = [picture]
     for name, value in (("contrast", 1.6), ("brightness", 1.5), ("hue", 0.2), ("saturation", 0.3)):
-        steps.append(cut(steps[-1], whole_plan(48, 48, 48, **colour(name, value)), 48)[0])
-    grey = cut(steps[-1], whole_plan(48, 48, 48, grey=1), 48)[0]
-    wanted = cut(grey, whole_plan(48, 48, 48, blur_sigma=1.0), 48)[0]
-    together = whole_plan(
+        steps.append(cut(steps[-1], whole_spec(48, 48, 48, **colour(name, value)), 48)[0])
+    grey = cut(steps[-1], whole_spec(48, 48, 48, grey=1), 48)[0]
+    wanted = cut(grey, whole_spec(48, 48, 48, blur_sigma=1.0), 48)[0]
+    together = whole_spec(
         48,
         48,
         48,
@@ -167,9 +167,9 @@ def test_operations_apply_in_the_plans_order() -> None:
 def test_any_side_is_the_reference(side: int, seed: int, operation: tuple[str, float], sigma: float) -> None:
     picture = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     name, value = operation
-    view = cut(picture, whole_plan(side, side, side, **colour(name, value)), side)[0]
+    view = cut(picture, whole_spec(side, side, side, **colour(name, value)), side)[0]
     assert np.abs(view - getattr(reference, name)(picture.astype(float), value)).max() <= 2
     radius = math.ceil(3 * np.float32(sigma))
     if radius < side:  # NumPy mirrors a narrower picture as the kernel does, torchvision refuses
-        blurred = cut(picture, whole_plan(side, side, side, blur_sigma=sigma), side)[0]
+        blurred = cut(picture, whole_spec(side, side, side, blur_sigma=sigma), side)[0]
         assert np.abs(blurred - reference.blur(picture.astype(float), sigma)).max() <= 8

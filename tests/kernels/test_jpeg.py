@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.kernels.pictures import photograph_parts, photographs, whole_plan
+from tests.kernels.pictures import photograph_parts, photographs, whole_spec
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW, cut_views, decode, error_text
 
@@ -42,9 +42,9 @@ def test_views_of_a_jpeg_are_the_views_of_its_pixels() -> None:
     pictures = photographs()[:4]
     stored, sizes = [jpeg(picture) for picture in pictures], [picture.shape[:2] for picture in pictures]
     pixels = [decode(data, JPEG, size) for data, size in zip(stored, sizes, strict=True)]
-    plans = np.stack([np.repeat(whole_plan(*size, SIDE, blur_sigma=1.0), 2) for size in sizes])
-    from_jpeg, _ = cut_views(stored, [JPEG] * len(stored), sizes, plans, SIDE)
-    from_raw, _ = cut_views(pixels, [RAW] * len(pixels), sizes, plans, SIDE)
+    specs = np.stack([np.repeat(whole_spec(*size, SIDE, blur_sigma=1.0), 2) for size in sizes])
+    from_jpeg, _ = cut_views(stored, [JPEG] * len(stored), sizes, specs, SIDE)
+    from_raw, _ = cut_views(pixels, [RAW] * len(pixels), sizes, specs, SIDE)
     assert np.array_equal(from_jpeg, from_raw)
 
 
@@ -85,10 +85,10 @@ def test_unusable_jpeg_is_told_and_the_next_one_decodes(reason: str, stored: byt
 def test_one_damaged_sample_does_not_stop_the_others(threads: int) -> None:
     sources = [STORED, STORED[:40], STORED, PICTURE[:-1], STORED[:-300], np.ascontiguousarray(PICTURE)]
     storages = [JPEG, JPEG, JPEG, RAW, JPEG, RAW]
-    plans = np.repeat(whole_plan(96, 96, SIDE)[None], 6, 0)
-    views, status = cut_views(sources, storages, [(96, 96)] * 6, plans, SIDE, threads=threads)
+    specs = np.repeat(whole_spec(96, 96, SIDE)[None], 6, 0)
+    views, status = cut_views(sources, storages, [(96, 96)] * 6, specs, SIDE, threads=threads)
     wanted = ["no error", "damaged", "no error", "a buffer does not have the length", "damaged", "no error"]
     assert all(text in error_text(code) for text, code in zip(wanted, status.tolist(), strict=True))
-    sound, _ = cut_views([STORED], [JPEG], [(96, 96)], plans[:1], SIDE)
+    sound, _ = cut_views([STORED], [JPEG], [(96, 96)], specs[:1], SIDE)
     assert np.array_equal(views[0], sound[0]) and np.array_equal(views[2], sound[0])
-    assert np.array_equal(views[5], cut_views([PICTURE], [RAW], [(96, 96)], plans[:1], SIDE)[0][0])
+    assert np.array_equal(views[5], cut_views([PICTURE], [RAW], [(96, 96)], specs[:1], SIDE)[0][0])

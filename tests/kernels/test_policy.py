@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as F
 
 from tests.kernels import reference
-from tests.kernels.pictures import assert_close, cut, photograph_parts, policy, whole_plan
+from tests.kernels.pictures import assert_close, cut, photograph_parts, policy, whole_spec
 from tests.kernels.test_colour import torchvision_float
 from vitds.kernels.views import POLICY_OPS
 
@@ -90,7 +90,7 @@ WITHOUT_VALUE = ("invert", "autocontrast", "equalize")
 
 def run(picture: np.ndarray, name: str, value: float, **fields: Any) -> np.ndarray:
     side = len(picture)
-    return cut(picture, whole_plan(side, side, side, **policy(name, value), **fields), side)[0]
+    return cut(picture, whole_spec(side, side, side, **policy(name, value), **fields), side)[0]
 
 
 def wanted_by_reference(picture: np.ndarray, name: str, value: float) -> np.ndarray:
@@ -168,20 +168,20 @@ def test_any_operation_value_and_side_is_the_reference(side: int, seed: int, nam
 @pytest.mark.parametrize("square", [0, 2, 7, 20])
 def test_cutout_fills_a_square_clipped_at_the_edges(square: int, centre: tuple[float, float]) -> None:
     picture = photograph_parts(SIDE)[0]
-    view = cut(picture, whole_plan(SIDE, SIDE, SIDE, **policy("cutout", square, centre)), SIDE)[0]
+    view = cut(picture, whole_spec(SIDE, SIDE, SIDE, **policy("cutout", square, centre)), SIDE)[0]
     assert np.array_equal(view, reference.cutout(picture.astype(float), square, centre))
 
 
 def test_two_operations_follow_each_other() -> None:
     picture = photograph_parts(SIDE)[0]
-    plan = whole_plan(
+    spec = whole_spec(
         SIDE,
         SIDE,
         SIDE,
         policy_op=(POLICY_OPS.index("rotate"), POLICY_OPS.index("solarize")),
         policy_value=(20, 100),
     )
-    assert np.array_equal(cut(picture, plan, SIDE)[0], run(run(picture, "rotate", 20), "solarize", 100))
+    assert np.array_equal(cut(picture, spec, SIDE)[0], run(run(picture, "rotate", 20), "solarize", 100))
 
 
 @pytest.mark.parametrize("name", POLICY_OPS[1:])

@@ -1,4 +1,4 @@
-"""The Python side: the table of plans, refusals with their texts, threads, compiled callers, and normalising."""
+"""The Python side: the table of view specs, refusals with their texts, threads, compiled callers, and normalising."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.kernels import reference
-from tests.kernels.pictures import photograph_parts, photographs, whole_plan
+from tests.kernels.pictures import photograph_parts, photographs, whole_spec
 from vitds.errors import DataError, ResourceError, ShapeError
 from vitds.kernels import views as kernels
 from vitds.kernels.views import (
     RAW,
-    VIEW_PLAN,
+    VIEW_SPEC,
     cut_views,
     error_text,
     kernel_error,
@@ -30,15 +30,15 @@ PICTURE = photograph_parts(48)[0]
 
 
 def refusal(**fields: object) -> str:
-    """Why a plan is refused."""
-    _, status = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, SIDE, **fields)[None], SIDE)
+    """Why a view spec is refused."""
+    _, status = cut_views([PICTURE], [RAW], [(48, 48)], whole_spec(48, 48, SIDE, **fields)[None], SIDE)
     return error_text(int(status[0]))
 
 
-def test_plan_has_the_size_that_the_c_file_asserts() -> None:
-    assert VIEW_PLAN.itemsize == 96
+def test_spec_has_the_size_that_the_c_file_asserts() -> None:
+    assert VIEW_SPEC.itemsize == 96
     assert (
-        f"sizeof(ViewPlan) == {VIEW_PLAN.itemsize}"
+        f"sizeof(ViewSpec) == {VIEW_SPEC.itemsize}"
         in (Path(kernels.__file__).parent / "pixels.c").read_text()
     )
 
@@ -52,24 +52,26 @@ def test_plan_has_the_size_that_the_c_file_asserts() -> None:
     ],
 )  # fmt: skip
 def test_box_or_window_outside_its_picture_is_refused(fields: dict) -> None:
-    assert refusal(**fields) == "a plan's box or window reaches outside its picture"
+    assert refusal(**fields) == "a view spec's box or window reaches outside its picture"
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"solarise": 2}, {"solarise": -1}, {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1},
-        {"brightness": np.nan}, {"contrast": 3.1}, {"saturation": np.inf}, {"hue": 0.51}, {"hue": np.nan}, {"blur_sigma": -1},
-        {"blur_sigma": 10.7}, {"policy_op": (16, 0)}, {"policy_op": (0, -1)}, {"policy_op": (10, 0), "policy_value": (361, 0)},
-        {"policy_op": (0, 5), "policy_value": (0, 9)}, {"policy_op": (3, 0), "policy_value": (np.nan, 0)}, {"cutout_centre": (0.5, 1.1)},
+        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"solarise": 2}, {"solarise": -1},
+        {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1}, {"brightness": np.nan}, {"contrast": 3.1},
+        {"saturation": np.inf}, {"hue": 0.51}, {"hue": np.nan}, {"blur_sigma": -1}, {"blur_sigma": 10.7},
+        {"policy_op": (16, 0)}, {"policy_op": (0, -1)}, {"policy_op": (10, 0), "policy_value": (361, 0)},
+        {"policy_op": (0, 5), "policy_value": (0, 9)}, {"policy_op": (3, 0), "policy_value": (np.nan, 0)},
+        {"cutout_centre": (0.5, 1.1)},
     ],
 )  # fmt: skip
 def test_number_out_of_range_is_refused(fields: dict) -> None:
-    assert refusal(**fields) == "a plan holds a number that is out of range"
+    assert refusal(**fields) == "a view spec holds a number that is out of range"
 
 
 def test_raw_picture_of_another_length_is_refused() -> None:
-    _, status = cut_views([PICTURE], [RAW], [(48, 47)], whole_plan(48, 47, SIDE)[None], SIDE)
+    _, status = cut_views([PICTURE], [RAW], [(48, 47)], whole_spec(48, 47, SIDE)[None], SIDE)
     assert error_text(int(status[0])) == "a buffer does not have the length that its picture or views need"
 
 
@@ -77,36 +79,36 @@ def test_raw_picture_of_another_length_is_refused() -> None:
     ("storage", "size"), [(2, (48, 48)), (RAW, (0, 48)), (RAW, (48, -1)), (RAW, (48, 65536))]
 )
 def test_unknown_storage_or_impossible_size_is_refused(storage: int, size: tuple[int, int]) -> None:
-    _, status = cut_views([PICTURE], [storage], [size], whole_plan(48, 48, SIDE)[None], SIDE)
+    _, status = cut_views([PICTURE], [storage], [size], whole_spec(48, 48, SIDE)[None], SIDE)
     assert error_text(int(status[0])) == "an argument is missing or out of range"
 
 
 def test_arrays_that_do_not_fit_together_are_refused() -> None:
-    plan = whole_plan(48, 48, SIDE)[None]
+    spec = whole_spec(48, 48, SIDE)[None]
     with pytest.raises(
-        ShapeError, match=r"plans must be \(2, views\) of VIEW_PLAN, one row a source; it is \(1, 1\)"
+        ShapeError, match=r"specs must be \(2, views\) of VIEW_SPEC, one row a source; it is \(1, 1\)"
     ):
-        cut_views([PICTURE, PICTURE], [RAW, RAW], [(48, 48)] * 2, plan, SIDE)
-    with pytest.raises(ShapeError, match=r"plans must be .* it is \(1, 1\) of float32"):
+        cut_views([PICTURE, PICTURE], [RAW, RAW], [(48, 48)] * 2, spec, SIDE)
+    with pytest.raises(ShapeError, match=r"specs must be .* it is \(1, 1\) of float32"):
         cut_views([PICTURE], [RAW], [(48, 48)], np.zeros((1, 1), np.float32), SIDE)
     with pytest.raises(
         ShapeError,
         match=r"out must be a C-contiguous \(1, 1, 3, 24, 24\) array of uint8; it is \(1, 1, 3, 24, 25\)",
     ):
-        cut_views([PICTURE], [RAW], [(48, 48)], plan, SIDE, out=np.empty((1, 1, 3, 24, 25), np.uint8))
+        cut_views([PICTURE], [RAW], [(48, 48)], spec, SIDE, out=np.empty((1, 1, 3, 24, 25), np.uint8))
     with pytest.raises(
         ShapeError, match=r"status must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
     ):
-        cut_views([PICTURE], [RAW], [(48, 48)], plan, SIDE, status=np.empty(2, np.int32))
+        cut_views([PICTURE], [RAW], [(48, 48)], spec, SIDE, status=np.empty(2, np.int32))
     with pytest.raises(
         ShapeError, match=r"storages must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
     ):
-        cut_views([PICTURE], [RAW, RAW], [(48, 48)], plan, SIDE)
+        cut_views([PICTURE], [RAW, RAW], [(48, 48)], spec, SIDE)
     with pytest.raises(
         ShapeError,
         match="a batch of 1 images, 1 views, side 4097 px, 1 threads: an argument is missing or out of range",
     ):
-        cut_views([PICTURE], [RAW], [(48, 48)], plan, 4097)
+        cut_views([PICTURE], [RAW], [(48, 48)], spec, 4097)
 
 
 @pytest.mark.parametrize(
@@ -132,15 +134,15 @@ def test_missing_library_names_the_command_that_builds_it(
 def test_any_number_of_threads_gives_the_same_views() -> None:
     pictures = photographs()[:2] * 5
     sizes = [picture.shape[:2] for picture in pictures]
-    plans = np.stack([np.repeat(whole_plan(*size, SIDE, blur_sigma=1.5), 3) for size in sizes])
+    specs = np.stack([np.repeat(whole_spec(*size, SIDE, blur_sigma=1.5), 3) for size in sizes])
     results = [
-        cut_views(pictures, [RAW] * 10, sizes, plans, SIDE, threads=threads)[0] for threads in (1, 2, 3, 16)
+        cut_views(pictures, [RAW] * 10, sizes, specs, SIDE, threads=threads)[0] for threads in (1, 2, 3, 16)
     ]
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:
-    fresh = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
+    fresh = cut_views([PICTURE], [RAW], [(48, 48)], whole_spec(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
         0
     ]
     for picture in photographs()[:4]:  # other sizes, other tap tables
@@ -149,10 +151,10 @@ def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:
                 [picture],
                 [RAW],
                 [picture.shape[:2]],
-                whole_plan(*picture.shape[:2], side, filter=1, blur_sigma=3)[None],
+                whole_spec(*picture.shape[:2], side, filter=1, blur_sigma=3)[None],
                 side,
             )
-    again = cut_views([PICTURE], [RAW], [(48, 48)], whole_plan(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
+    again = cut_views([PICTURE], [RAW], [(48, 48)], whole_spec(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
         0
     ]
     assert np.array_equal(fresh, again)
@@ -162,13 +164,13 @@ def test_compiled_code_can_call_the_kernels() -> None:
     vitds_views = library().vitds_views
 
     @numba.njit
-    def call(source: int, size: int, plan: int, out: int, memory: int) -> int:
-        return vitds_views(source, size, RAW, 48, 48, plan, 1, SIDE, out, 3 * SIDE * SIDE, memory)
+    def call(source: int, size: int, spec: int, out: int, memory: int) -> int:
+        return vitds_views(source, size, RAW, 48, 48, spec, 1, SIDE, out, 3 * SIDE * SIDE, memory)
 
-    plan, out = whole_plan(48, 48, SIDE), np.zeros((1, 1, 3, SIDE, SIDE), np.uint8)
+    spec, out = whole_spec(48, 48, SIDE), np.zeros((1, 1, 3, SIDE, SIDE), np.uint8)
     with scratch() as memory:
-        assert call(PICTURE.ctypes.data, PICTURE.size, plan.ctypes.data, out.ctypes.data, memory) == 0
-    assert np.array_equal(out, cut_views([PICTURE], [RAW], [(48, 48)], plan[None], SIDE)[0])
+        assert call(PICTURE.ctypes.data, PICTURE.size, spec.ctypes.data, out.ctypes.data, memory) == 0
+    assert np.array_equal(out, cut_views([PICTURE], [RAW], [(48, 48)], spec[None], SIDE)[0])
 
 
 def test_scratches_can_be_freed() -> None:

@@ -22,7 +22,7 @@ from vitds.config.tree import ViewGroup, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import draw_views
 from vitds.data.images import decode_stored
-from vitds.kernels.views import COLOUR_OPS, POLICY_OPS, RAW, VIEW_PLAN, cut_views
+from vitds.kernels.views import COLOUR_OPS, POLICY_OPS, RAW, VIEW_SPEC, cut_views
 
 try:
     import kornia.enhance as ke
@@ -41,9 +41,9 @@ _TAPS = 2 * math.ceil(3 * SIGMA) + 1
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One operation four times. plan: fields of VIEW_PLAN. pil: of one picture. torchvision: of uint8 (B, 3, S, S). kornia: of float32."""
+    """One operation four times. spec: fields of VIEW_SPEC. pil: of one picture. torchvision: of uint8 (B, 3, S, S). kornia: of float32."""
 
-    plan: dict[str, Any]
+    spec: dict[str, Any]
     pil: Callable[[Image.Image], Image.Image]
     torchvision: Callable[[Tensor], Tensor]
     kornia: Callable[[Tensor], Tensor] | None = None
@@ -198,8 +198,8 @@ def _resampling(file: BetonFile) -> list[Row]:
         views = Views(
             crop_px=CROP_PX, filter=name, flip=0.0, groups=(ViewGroup(name="small", scale=(0.05, 0.4)),)
         )
-        plans = draw_views(views, *sizes.T, seed=0, epoch=0, images=np.arange(CROPS))
-        boxes = plans[["top", "left", "height", "width"]][:, 0].tolist()
+        specs = draw_views(views, *sizes.T, seed=0, epoch=0, images=np.arange(CROPS))
+        boxes = specs[["top", "left", "height", "width"]][:, 0].tolist()
         opened = [Image.fromarray(picture) for picture in pictures]
         planes = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in pictures]
 
@@ -213,13 +213,13 @@ def _resampling(file: BetonFile) -> list[Row]:
                     picture[:, :, top : top + height, left : left + width], _SIZE, mode=mode, antialias=True
                 )
 
-        ours = _milliseconds(lambda plans=plans: cut_views(pictures, [RAW] * CROPS, sizes, plans, CROP_PX))
+        ours = _milliseconds(lambda specs=specs: cut_views(pictures, [RAW] * CROPS, sizes, specs, CROP_PX))
         rows.append(_row(f"resample {name}", ours, _milliseconds(pil), _milliseconds(torchvision), None))
     return rows
 
 
 def _operations(file: BetonFile) -> list[Row]:
-    """Each operation on the same CROPS crops of CROP_PX; ours without the time of a plan that does nothing else."""
+    """Each operation on the same CROPS crops of CROP_PX; ours without the time of a spec that does nothing else."""
     crops = [np.asarray(Image.fromarray(picture).resize(_SIZE, _BICUBIC)) for picture in _pictures(file)]
     opened, planes = (
         [Image.fromarray(crop) for crop in crops],
@@ -228,7 +228,7 @@ def _operations(file: BetonFile) -> list[Row]:
     floats, rows = planes.float() / 255, []
     without = _milliseconds(lambda: _cut(crops, {}))
     for name, kernel in KERNELS.items():
-        ours = _milliseconds(lambda kernel=kernel: _cut(crops, kernel.plan)) - without
+        ours = _milliseconds(lambda kernel=kernel: _cut(crops, kernel.spec)) - without
         pil = _milliseconds(lambda kernel=kernel: [kernel.pil(picture) for picture in opened])
         theirs = _milliseconds(lambda kernel=kernel: kernel.torchvision(planes))
         kornia = (
@@ -241,13 +241,13 @@ def _operations(file: BetonFile) -> list[Row]:
 
 
 def _cut(crops: list[NDArray[np.uint8]], fields: dict[str, Any]) -> NDArray[np.uint8]:
-    """The crops again, each through a plan that keeps its size and sets `fields`."""
-    plans = np.zeros((CROPS, 1), VIEW_PLAN)
+    """The crops again, each through a spec that keeps its size and sets `fields`."""
+    specs = np.zeros((CROPS, 1), VIEW_SPEC)
     for field in ("height", "width", "resized_height", "resized_width"):
-        plans[field] = CROP_PX
+        specs[field] = CROP_PX
     for field, value in {"brightness": 1, "contrast": 1, "saturation": 1, **fields}.items():
-        plans[field] = value
-    return cut_views(crops, [RAW] * CROPS, [_SIZE] * CROPS, plans, CROP_PX)[0]
+        specs[field] = value
+    return cut_views(crops, [RAW] * CROPS, [_SIZE] * CROPS, specs, CROP_PX)[0]
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

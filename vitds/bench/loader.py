@@ -181,11 +181,11 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
             stored, pixels = pixels, np.empty(3 * height * width, np.uint8)
             imdecode(stored, pixels, height, width, height, width)
         picture = torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)[None]
-        plans = draw_views(
+        specs = draw_views(
             views, [height], [width], seed=settings.seed, epoch=epoch, images=np.array([image])
         )[0]
         for view, (top, left, box_height, box_width) in enumerate(
-            plans[["top", "left", "height", "width"]].tolist()
+            specs[["top", "left", "height", "width"]].tolist()
         ):
             box = picture[:, :, top : top + box_height, left : left + box_width]
             out[image % BATCH_IMAGES, view] = interpolate(

@@ -1,4 +1,4 @@
-"""The random numbers of each view, as rows of a VIEW_PLAN table: a pure function of (seed, epoch, image, view).
+"""The random numbers of each view, as rows of a VIEW_SPEC table: a pure function of (seed, epoch, image, view).
 
 Distributions are torchvision's (RandomResizedCrop, RandomHorizontalFlip, RandomApply(ColorJitter), RandomGrayscale), a Gaussian
 blur with uniform sigma, and the RandAugment variant of METHOD 4.3. Nothing here keeps state or touches a pixel.
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vitds import rng
 from vitds.config.tree import Views
-from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS, VIEW_PLAN
+from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS, VIEW_SPEC
 from vitds.rng import Purpose
 
 Key = tuple[
@@ -70,26 +70,26 @@ def draw_views(
     Args:
         heights, widths: (B,) size of each stored picture in pixels.
         epoch: of all the images, or (B,) of each. images: (B,) positions in the file. Both are part of the key of every draw.
-    Returns: (B, V) of VIEW_PLAN, views in group order.
+    Returns: (B, V) of VIEW_SPEC, views in group order.
     """
     image_B1 = np.asarray(images, np.int64)[:, None]
     view_V = np.arange(views.count)
     key = (seed, np.reshape(np.asarray(epoch, np.int64), (-1, 1)), image_B1, view_V)
-    plan = np.zeros((len(image_B1), views.count), VIEW_PLAN)
+    spec = np.zeros((len(image_B1), views.count), VIEW_SPEC)
     scale_V2 = np.repeat(
         [group.scale for group in views.groups], [group.views for group in views.groups], axis=0
     )
-    plan["top"], plan["left"], plan["height"], plan["width"] = _draw_boxes(scale_V2, heights, widths, key)
-    plan["resized_height"] = plan["resized_width"] = views.crop_px
-    plan["filter"] = FILTERS[views.filter]
-    plan["flip"] = _coins(Purpose.FLIP, views, "flip", key)
-    _draw_colour(plan, views, key)
-    plan["grey"] = _coins(Purpose.GREY, views, "grey", key)
-    _draw_blur(plan, views, key)
-    plan["solarise"] = _coins(Purpose.SOLARISE, views, "solarise", key)
+    spec["top"], spec["left"], spec["height"], spec["width"] = _draw_boxes(scale_V2, heights, widths, key)
+    spec["resized_height"] = spec["resized_width"] = views.crop_px
+    spec["filter"] = FILTERS[views.filter]
+    spec["flip"] = _coins(Purpose.FLIP, views, "flip", key)
+    _draw_colour(spec, views, key)
+    spec["grey"] = _coins(Purpose.GREY, views, "grey", key)
+    _draw_blur(spec, views, key)
+    spec["solarise"] = _coins(Purpose.SOLARISE, views, "solarise", key)
     if views.policy == "randaugment":
-        _draw_policy(plan, key)
-    return plan
+        _draw_policy(spec, key)
+    return spec
 
 
 def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> Shaped[np.ndarray, "B V"]:
@@ -97,21 +97,21 @@ def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> Shaped[
 
     Args:
         heights, widths: (B,) size of each stored picture in pixels.
-    Returns: (B, 1) of VIEW_PLAN.
+    Returns: (B, 1) of VIEW_SPEC.
     """
     size_B2 = np.stack([np.asarray(heights, np.int64), np.asarray(widths, np.int64)], axis=1)
     short_B1 = size_B2.min(axis=1, keepdims=True)
     box_B2 = np.minimum(size_B2, LONGEST * short_B1)
     resized_B2 = round(crop_px * 256 / 224) * box_B2 // short_B1
     window_B2 = np.rint((resized_B2 - crop_px) / 2)
-    plan = np.zeros((len(size_B2), 1), VIEW_PLAN)
-    plan["top"], plan["left"] = ((size_B2 - box_B2) // 2).T[..., None]
-    plan["height"], plan["width"] = box_B2.T[..., None]
-    plan["resized_height"], plan["resized_width"] = resized_B2.T[..., None]
-    plan["out_top"], plan["out_left"] = window_B2.T[..., None]
-    plan["filter"] = BICUBIC
-    plan["brightness"] = plan["contrast"] = plan["saturation"] = 1
-    return plan
+    spec = np.zeros((len(size_B2), 1), VIEW_SPEC)
+    spec["top"], spec["left"] = ((size_B2 - box_B2) // 2).T[..., None]
+    spec["height"], spec["width"] = box_B2.T[..., None]
+    spec["resized_height"], spec["resized_width"] = resized_B2.T[..., None]
+    spec["out_top"], spec["out_left"] = window_B2.T[..., None]
+    spec["filter"] = BICUBIC
+    spec["brightness"] = spec["contrast"] = spec["saturation"] = 1
+    return spec
 
 
 def _uniforms(purpose: Purpose, key: Key, count: int) -> NDArray[np.float64]:
@@ -160,38 +160,38 @@ def _draw_boxes(
     return top, left, height, width
 
 
-def _draw_colour(plan: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
+def _draw_colour(spec: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
     """Factors and order of the colour jitter; an operation without strength, or a view whose coin says no, has order 0."""
     strength_4 = np.array([views.brightness, views.contrast, views.saturation, views.hue])
     chance_V1 = np.array(views.of_each_view("colour"))[:, None]
     if not (chance_V1.any() and strength_4.any()):
-        plan["brightness"] = plan["contrast"] = plan["saturation"] = 1
+        spec["brightness"] = spec["contrast"] = spec["saturation"] = 1
         return
     number = _uniforms(Purpose.COLOUR, key, 9)
     order = number[..., 1:5].argsort(axis=-1)
     change = strength_4 * (2 * number[..., 5:9] - 1)
-    plan["colour_order"] = np.where((number[..., :1] < chance_V1) & (strength_4 > 0)[order], order + 1, 0)
-    plan["brightness"], plan["contrast"], plan["saturation"] = np.moveaxis(1 + change[..., :3], -1, 0)
-    plan["hue"] = change[..., 3]
+    spec["colour_order"] = np.where((number[..., :1] < chance_V1) & (strength_4 > 0)[order], order + 1, 0)
+    spec["brightness"], spec["contrast"], spec["saturation"] = np.moveaxis(1 + change[..., :3], -1, 0)
+    spec["hue"] = change[..., 3]
 
 
-def _draw_blur(plan: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
+def _draw_blur(spec: Shaped[np.ndarray, "B V"], views: Views, key: Key) -> None:
     """Sigma of the blur, uniform in its range; 0 where a view's coin says no."""
     chance_V = np.array(views.of_each_view("blur"))
     if not chance_V.any():
         return
     coin, place = np.moveaxis(_uniforms(Purpose.BLUR, key, 2), -1, 0)
     low, high = views.blur_sigma
-    plan["blur_sigma"] = np.where(coin < chance_V, low + (high - low) * place, 0)
+    spec["blur_sigma"] = np.where(coin < chance_V, low + (high - low) * place, 0)
 
 
-def _draw_policy(plan: Shaped[np.ndarray, "B V"], key: Key) -> None:
+def _draw_policy(spec: Shaped[np.ndarray, "B V"], key: Key) -> None:
     """Two of 135 (operation, magnitude) pairs, each applied with probability 1/2. Two cutouts in one view share their centre."""
     number = _uniforms(Purpose.POLICY, key, 8)
     pair = (135 * number[..., 0:2]).astype(np.int64)
     operation, magnitude = pair // 9, pair % 9 + 1
     value = _MAGNITUDE[operation, magnitude]
     value = np.where(_IS_SIGNED[operation] & (number[..., 4:6] < 0.5), -value, value) + _IS_FACTOR[operation]
-    plan["policy_op"] = np.where(number[..., 2:4] < 0.5, operation + 1, 0)
-    plan["policy_value"] = value
-    plan["cutout_centre"] = number[..., 6:8]
+    spec["policy_op"] = np.where(number[..., 2:4] < 0.5, operation + 1, 0)
+    spec["policy_value"] = value
+    spec["cutout_centre"] = number[..., 6:8]

@@ -51,7 +51,7 @@ POLL_S = 0.2  # how soon a waiting thread sees that it shall stop
 _log = logging.getLogger(__name__)
 
 
-class PlannedBatch(NamedTuple):
+class MicroBatch(NamedTuple):
     """A batch to be made: images (B,), the epoch of their draws, and whatever the consumer wants back with it."""
 
     images: NDArray[np.int64]
@@ -62,7 +62,7 @@ class PlannedBatch(NamedTuple):
 class MadeBatch(NamedTuple):
     """A batch as it lies in the ring of buffers: pixels (B, V, 3, S, S), and status (B,), 0 where an image is sound."""
 
-    planned: PlannedBatch
+    batch: MicroBatch
     pixels: NDArray[np.uint8]
     status: NDArray[np.int32]
 
@@ -111,9 +111,7 @@ class TrainLoader:
             ranks,
             micro_images,
         )
-        operation = CutViews(
-            file, self._plan_views, views=settings.views.count, crop_px=settings.views.crop_px
-        )
+        operation = CutViews(file, self._specs_of, views=settings.views.count, crop_px=settings.views.crop_px)
         self._loader = RunLoader(file, operation, batch_images=micro_images, workers=settings.data.workers)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
@@ -126,8 +124,8 @@ class TrainLoader:
         Raises: DataError if an image cannot be decoded (names file and image) and data.damaged is fatal.
         """
         with closing(self._loader.run(self._schedule(start_step, stop_step))) as running:
-            for planned, pixels, status in running:
-                step, micro_step, is_real = planned.ticket
+            for batch, pixels, status in running:
+                step, micro_step, is_real = batch.ticket
                 epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
                 global_images, chunk_images = (
                     self._settings.batch.global_images,
@@ -135,9 +133,9 @@ class TrainLoader:
                 )
                 yield CropBatch(
                     crops=torch.from_numpy(pixels),
-                    index=torch.from_numpy(planned.images.copy()),
-                    label=torch.from_numpy(self._file.labels[planned.images]),
-                    is_real=torch.from_numpy(is_real & self._note_damaged(planned.images, status)),
+                    index=torch.from_numpy(batch.images.copy()),
+                    label=torch.from_numpy(self._file.labels[batch.images]),
+                    is_real=torch.from_numpy(is_real & self._note_damaged(batch.images, status)),
                     epoch=epoch,
                     step=step,
                     first_chunk=(self._rank * self.accumulation + micro_step)
@@ -145,7 +143,7 @@ class TrainLoader:
                     real_images=min(global_images, self._file.images - step_in_epoch * global_images),
                 )
 
-    def _schedule(self, start_step: int, stop_step: int) -> Iterator[PlannedBatch]:
+    def _schedule(self, start_step: int, stop_step: int) -> Iterator[MicroBatch]:
         """What the executor's thread makes, lazily: one epoch's order at a time."""
         for epoch in range(start_step // self.steps_per_epoch, -(-stop_step // self.steps_per_epoch)):
             first = epoch * self.steps_per_epoch
@@ -160,14 +158,14 @@ class TrainLoader:
             )
             for micro in range(min(len(index_TB), (stop_step - start) * self.accumulation)):
                 step, micro_step = divmod(micro, self.accumulation)
-                yield PlannedBatch(index_TB[micro], epoch, (start + step, micro_step, is_real_TB[micro]))
+                yield MicroBatch(index_TB[micro], epoch, (start + step, micro_step, is_real_TB[micro]))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._settings.data.order == "pages":
             return page_order(self._file.offsets, self._settings.seed, epoch)
         return epoch_order(self._file.images, self._settings.seed, epoch)
 
-    def _plan_views(self, images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
+    def _specs_of(self, images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
         heights, widths = self._file.heights[images], self._file.widths[images]
         return draw_views(
             self._settings.views, heights, widths, seed=self._settings.seed, epoch=epochs, images=images
@@ -214,13 +212,13 @@ def eval_batches(
     taken = np.arange(file.images) if indices is None else np.asarray(indices, np.int64)
     own = taken[len(taken) * rank // ranks : len(taken) * (rank + 1) // ranks]
 
-    def plan_views(images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
+    def specs_of(images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:
         return centre_views(views.crop_px, file.heights[images], file.widths[images])
 
-    operation = CutViews(file, plan_views, views=1, crop_px=views.crop_px)
+    operation = CutViews(file, specs_of, views=1, crop_px=views.crop_px)
     loader = RunLoader(file, operation, batch_images=batch_images, workers=workers)
     schedule = (
-        PlannedBatch(own[start : start + batch_images], epoch=0) for start in range(0, len(own), batch_images)
+        MicroBatch(own[start : start + batch_images], epoch=0) for start in range(0, len(own), batch_images)
     )
     with closing(loader.run(schedule)) as running:
         for (images, _, _), pixels, status in running:
@@ -271,7 +269,7 @@ class RunLoader(ffcv.Loader):
             self.generate_code()
         self._running: RunIterator | None = None
 
-    def run(self, schedule: Iterable[PlannedBatch]) -> RunIterator:
+    def run(self, schedule: Iterable[MicroBatch]) -> RunIterator:
         """Start making the scheduled batches; ends what this loader was making before."""
         if self._running is not None:
             self._running.close()
@@ -279,12 +277,12 @@ class RunLoader(ffcv.Loader):
         return self._running
 
 
-def read_ahead(file: BetonFile, schedule: Iterable[PlannedBatch]) -> Iterator[PlannedBatch]:
+def read_ahead(file: BetonFile, schedule: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
     """The same batches; the kernel is told of each READ_AHEAD batches before it is needed, and fetches all its images at once.
 
     Without it, a worker that meets pages that are not in memory waits for them one image after the other.
     """
-    coming: deque[PlannedBatch] = deque()
+    coming: deque[MicroBatch] = deque()
     with file.path.open("rb") as stream:
         for batch in schedule:
             for offset, size in zip(
@@ -315,7 +313,7 @@ class RunIterator(EpochIterator):
     the queue, of the one that waits to be put there, and of the one that the consumer has.
     """
 
-    def __init__(self, loader: RunLoader, schedule: Iterable[PlannedBatch]) -> None:
+    def __init__(self, loader: RunLoader, schedule: Iterable[MicroBatch]) -> None:
         self._schedule = schedule
         self._slots = loader.batches_ahead + 2
         self._copied: list[torch.cuda.Event | None] = [None] * self._slots
@@ -335,7 +333,7 @@ class RunIterator(EpochIterator):
             failed.set_exception(error)
             self._hand_over(failed)
 
-    def _make(self, slot: int, batch: PlannedBatch) -> MadeBatch:
+    def _make(self, slot: int, batch: MicroBatch) -> MadeBatch:
         if self._copied[slot] is not None:
             self._copied[slot].synchronize()
         try:

@@ -16,7 +16,7 @@ from vitds.data.ffcv_import import AllocationQuery, Operation, State
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW, kernel_error, library, scratch
 
-PlanViews = Callable[[NDArray[np.int64], NDArray[np.int64]], Shaped[np.ndarray, "B V"]]
+SpecsOf = Callable[[NDArray[np.int64], NDArray[np.int64]], Shaped[np.ndarray, "B V"]]
 FILLING = (
     128  # mid-grey, where an image could not be decoded: neither black nor what was in the buffer before
 )
@@ -37,7 +37,7 @@ class CutViews(Operation):
 
     Args:
         file: the .beton that the loader reads.
-        plan_views: images (B,), epochs (B,) -> plans (B, V); a pure function (draws.py).
+        specs_of: images (B,), epochs (B,) -> specs (B, V); a pure function (draws.py).
         views, crop_px: V and S.
 
     Attributes:
@@ -45,11 +45,11 @@ class CutViews(Operation):
         failure: the exception that ended a batch, if one did; compiled code cannot carry it.
     """
 
-    def __init__(self, file: BetonFile, plan_views: PlanViews, *, views: int, crop_px: int) -> None:
+    def __init__(self, file: BetonFile, specs_of: SpecsOf, *, views: int, crop_px: int) -> None:
         super().__init__()
         self.epoch = 0
         self.failure: BaseException | None = None
-        self._file, self._plan_views, self._shape = file, plan_views, (views, 3, crop_px, crop_px)
+        self._file, self._specs_of, self._shape = file, specs_of, (views, 3, crop_px, crop_px)
         self._storages = np.where(file.is_jpeg, JPEG, RAW).astype(np.int32)
         self._callback = _CALLBACK(self._cut_addresses)
 
@@ -95,13 +95,13 @@ class CutViews(Operation):
     ) -> None:
         """Fill pixels and status for the images at `indices` of the file that is mapped at address `base`.
 
-        Raises: ResourceError if memory is out, ShapeError if a plan is wrong (names the file and the image).
+        Raises: ResourceError if memory is out, ShapeError if a spec is wrong (names the file and the image).
         """
         file = self._file
         epochs, images = np.divmod(indices, file.images)
-        plans = np.ascontiguousarray(self._plan_views(images, epochs + self.epoch))
+        specs = np.ascontiguousarray(self._specs_of(images, epochs + self.epoch))
         tables = [base + file.offsets[images], file.sizes[images]]
-        tables += [self._storages[images], file.heights[images], file.widths[images], plans]
+        tables += [self._storages[images], file.heights[images], file.widths[images], specs]
         addresses, (views, _, crop_px, _) = [table.ctypes.data for table in tables], self._shape
         outputs, count = (pixels.ctypes.data, pixels.nbytes, status.ctypes.data), len(images)
         with scratch() as memory:

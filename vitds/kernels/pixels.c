@@ -1,8 +1,8 @@
-/* Pixels of vitds: one stored picture and a table of plans in, finished views out.
+/* Pixels of vitds: one stored picture and a table of view specs in, finished views out.
  *
  *   stored bytes --decode--> (H, W, 3) --resample--> (3, S, S) planes --colour, grey, blur, solarise, policy, flip--> out (V, 3, S, S)
  *
- * A ViewPlan is one row of that table: which box of the picture, how it is resized, and the numbers of everything that
+ * A ViewSpec is one row of that table: which box of the picture, how it is resized, and the numbers of everything that
  * follows. All draws were made by the caller; this file knows no seed, no epoch and no setting, and keeps no state but a
  * Scratch, one a thread: a JPEG handle, the decoded picture, tap tables, and one view's planes, which fit the caches.
  *
@@ -13,7 +13,7 @@
  * Pixels are integers all the way, so every processor gives the same bytes. Compile with -ffp-contract=off: the few numbers
  * that pass through double (weights, factors, a mean) must not depend on whether the processor has fused multiply-add.
  *
- * Read it from the end: vitds_views() opens the picture, cut_view() checks a plan, make_view() runs the stages.
+ * Read it from the end: vitds_views() opens the picture, cut_view() checks a spec, make_view() runs the stages.
  */
 #include <math.h>
 #include <stddef.h>
@@ -37,8 +37,8 @@ typedef struct {
     int32_t policy_op[2];                       /* 0 or INVERT .. POLICY_BRIGHTNESS, after solarise */
     float policy_value[2];                      /* degrees, fraction of the side, factor, bits, threshold or pixels */
     float cutout_centre[2];                     /* y, x as fractions of the side, for both operations */
-} ViewPlan;
-_Static_assert(sizeof(ViewPlan) == 96, "ViewPlan must match VIEW_PLAN in views.py");
+} ViewSpec;
+_Static_assert(sizeof(ViewSpec) == 96, "ViewSpec must match VIEW_SPEC in views.py");
 
 enum { JPEG, RAW };                             /* how a picture is stored: FFCV's numbers */
 enum { BILINEAR, BICUBIC };
@@ -48,7 +48,7 @@ enum {
     EQUALIZE, POLICY_CONTRAST, POLICY_COLOUR, SOLARIZE, POLICY_BRIGHTNESS
 };
 enum {
-    BAD_ARGUMENT = -1, BAD_LENGTH = -2, DAMAGED = -3, BAD_SIZE = -4, BAD_KIND = -5, BAD_BOX = -6, BAD_PLAN = -7, NO_MEMORY = -8
+    BAD_ARGUMENT = -1, BAD_LENGTH = -2, DAMAGED = -3, BAD_SIZE = -4, BAD_KIND = -5, BAD_BOX = -6, BAD_SPEC = -7, NO_MEMORY = -8
 };
 enum { MAX_SIDE = 4096, MAX_LENGTH = 65535, MAX_VIEWS = 1024, MAX_RADIUS = 32, NARROW_TAPS = 12, TABLES = 1024 };
 enum { FLOAT32, BFLOAT16 };
@@ -61,8 +61,8 @@ const char *vitds_error(int code) {
     case DAMAGED: return "the JPEG data are damaged or end early";
     case BAD_SIZE: return "the picture's size differs from the one that was recorded for it";
     case BAD_KIND: return "the JPEG is of a kind that has no direct way to RGB (CMYK)";
-    case BAD_BOX: return "a plan's box or window reaches outside its picture";
-    case BAD_PLAN: return "a plan holds a number that is out of range";
+    case BAD_BOX: return "a view spec's box or window reaches outside its picture";
+    case BAD_SPEC: return "a view spec holds a number that is out of range";
     case NO_MEMORY: return "out of memory";
     default: return "unknown error code";
     }
@@ -274,7 +274,7 @@ typedef struct {
 /* One view to be made. Its planes are side x side bytes without gaps between rows, `apart` bytes from each other. */
 typedef struct {
     const Picture *picture;
-    const ViewPlan *plan;
+    const ViewSpec *spec;
     const Taps *down, *across;                  /* vertical and horizontal taps */
     Scratch *scratch;
     int side, pixels;                           /* pixels = side * side, of a plane */
@@ -296,11 +296,11 @@ INLINE ptrdiff_t plane_bytes(int rows, int side) { return (ptrdiff_t)round_up(ro
 INLINE void sum_across(const View *view, const uint8_t *rows, ptrdiff_t stride, int bytes, int deep, int from, uint8_t *out,
                        ptrdiff_t apart) {
     const Taps *across = view->across;
-    int side = view->side, strip = 3 * deep, flip = view->plan->flip && !view->flip_last;
+    int side = view->side, strip = 3 * deep, flip = view->spec->flip && !view->flip_last;
     uint8_t *strips = view->scratch->strips.bytes, *columns = view->scratch->columns.bytes;
     transpose(strips, deep, rows, stride, deep, bytes);
     for (int x = 0; x < side; x++) {
-        int i = view->plan->out_left + x;
+        int i = view->spec->out_left + x;
         weighted_sum(columns + strip * (flip ? side - 1 - x : x), strips + strip * (ptrdiff_t)(across->first[i] - from), strip,
                      strip, across->weight + (ptrdiff_t)i * across->taps, across->taps, across->shift);
     }
@@ -312,7 +312,7 @@ INLINE void sum_down(const View *view, const uint8_t *rows, ptrdiff_t stride, in
                      ptrdiff_t out_stride) {
     const Taps *down = view->down;
     for (int r = 0; r < count; r++) {
-        int i = view->plan->out_top + y + r;
+        int i = view->spec->out_top + y + r;
         weighted_sum(out + r * out_stride, rows + (down->first[i] - from) * stride, stride, n,
                      down->weight + (ptrdiff_t)i * down->taps, down->taps, down->shift);
     }
@@ -321,14 +321,14 @@ INLINE void sum_down(const View *view, const uint8_t *rows, ptrdiff_t stride, in
 /* Box -> planes, in blocks of rows that fit the L1 cache. Bilinear sums go down first, so that only output rows are transposed.
  * Bicubic ones go across first, as in PIL: its overshoots are cut off between the two, so that the order shows. */
 INLINE void resample(const View *view) {
-    const ViewPlan *plan = view->plan;
-    const int32_t *from_x = view->across->first + plan->out_left, *from_y = view->down->first + plan->out_top;
+    const ViewSpec *spec = view->spec;
+    const int32_t *from_x = view->across->first + spec->out_left, *from_y = view->down->first + spec->out_top;
     int side = view->side, bytes = 3 * (from_x[side - 1] + view->across->taps - *from_x), padded = round_up(bytes, 16);
     int height = from_y[side - 1] + view->down->taps - *from_y;
     ptrdiff_t stride = view->picture->stride;
-    const uint8_t *box = view->picture->pixels + (plan->top + *from_y) * stride + 3 * ((ptrdiff_t)plan->left + *from_x);
+    const uint8_t *box = view->picture->pixels + (spec->top + *from_y) * stride + 3 * ((ptrdiff_t)spec->left + *from_x);
     uint8_t *rows = view->scratch->rows.bytes, *middle = view->scratch->middle.bytes;
-    if (plan->filter == BILINEAR) {
+    if (spec->filter == BILINEAR) {
         for (int y = 0; y < side; y += 32) {
             sum_down(view, box, stride, bytes, *from_y, y, at_most(32, side - y), rows, padded);
             sum_across(view, rows, padded, bytes, side - y > 16 ? 32 : 16, *from_x, plane(view, 0) + y * side, view->apart);
@@ -514,7 +514,7 @@ INLINE void add_margin(uint8_t *restrict out, const uint8_t *restrict in, int si
 /* True Gaussian: each plane, with its margin, is summed down as one long row, then across row by row into its place. */
 INLINE void blur(const View *view) {
     int16_t half[MAX_RADIUS + 1], weight[2 * MAX_RADIUS + 1];
-    int side = view->side, radius = gaussian(view->plan->blur_sigma, half), taps = 2 * radius + 1, wide = side + 2 * radius;
+    int side = view->side, radius = gaussian(view->spec->blur_sigma, half), taps = 2 * radius + 1, wide = side + 2 * radius;
     int place[MAX_SIDE + 2 * MAX_RADIUS];
     for (int k = 0; k < taps; k++) weight[k] = half[abs(k - radius)];
     for (int x = 0; x < wide; x++) place[x] = mirrored(x - radius, side);
@@ -691,7 +691,7 @@ INLINE void rotate(const View *view, double degrees) {
 INLINE void apply_policy(const View *view, int op, double value) {
     switch (op) {
     case INVERT: solarize(view, 0); break;
-    case CUTOUT: cutout(view, (int)value, view->plan->cutout_centre[0], view->plan->cutout_centre[1]); break;
+    case CUTOUT: cutout(view, (int)value, view->spec->cutout_centre[0], view->spec->cutout_centre[1]); break;
     case SHARPNESS: sharpness(view, value); break;
     case AUTOCONTRAST: autocontrast(view); break;
     case POSTERIZE: posterize(view, (int)value); break;
@@ -722,19 +722,19 @@ INLINE void flip_rows(const View *view) {
 }
 
 INLINE void recolour(const View *view) {
-    const ViewPlan *plan = view->plan;
+    const ViewSpec *spec = view->spec;
     for (int i = 0; i < 4; i++) {
-        if (plan->colour_order[i] == BRIGHTNESS) brightness(view, plan->brightness);
-        if (plan->colour_order[i] == CONTRAST) contrast(view, plan->contrast);
-        if (plan->colour_order[i] == SATURATION) saturation(view, plan->saturation);
-        if (plan->colour_order[i] == HUE) hue(view, plan->hue);
+        if (spec->colour_order[i] == BRIGHTNESS) brightness(view, spec->brightness);
+        if (spec->colour_order[i] == CONTRAST) contrast(view, spec->contrast);
+        if (spec->colour_order[i] == SATURATION) saturation(view, spec->saturation);
+        if (spec->colour_order[i] == HUE) hue(view, spec->hue);
     }
-    if (plan->grey) greyscale(view);
+    if (spec->grey) greyscale(view);
 }
 
 INLINE void apply_policies(const View *view) {
-    if (view->plan->solarise) solarize(view, 128);
-    for (int i = 0; i < 2; i++) apply_policy(view, view->plan->policy_op[i], view->plan->policy_value[i]);
+    if (view->spec->solarise) solarize(view, 128);
+    for (int i = 0; i < 2; i++) apply_policy(view, view->spec->policy_op[i], view->spec->policy_value[i]);
 }
 
 /* Each stage is compiled for three kinds of processor, with everything it calls inlined; the best one that runs here is taken. */
@@ -762,9 +762,9 @@ static void make_view(const View *view, uint8_t *out) {
     for (int i = 0; i < 3 * view->pixels; i += 64) __builtin_prefetch(out + i, 1);      /* it comes while the view is made */
     run_resample(view);
     run_recolour(view);
-    if (view->plan->blur_sigma > 0) run_blur(view);
-    if (view->plan->solarise || view->plan->policy_op[0] || view->plan->policy_op[1]) run_apply_policies(view);
-    if (view->plan->flip && view->flip_last) flip_rows(view);
+    if (view->spec->blur_sigma > 0) run_blur(view);
+    if (view->spec->solarise || view->spec->policy_op[0] || view->spec->policy_op[1]) run_apply_policies(view);
+    if (view->spec->flip && view->flip_last) flip_rows(view);
     for (int c = 0; c < 3; c++) memcpy(out + (size_t)c * view->pixels, plane(view, c), view->pixels);
 }
 
@@ -809,83 +809,83 @@ static int open_picture(const uint8_t *source, int64_t source_bytes, int storage
 
 static int within(float value, float low, float high) { return value >= low && value <= high; }     /* false for NaN */
 
-static int check_box(const ViewPlan *plan, const Picture *picture, int side) {
-    int64_t bottom = (int64_t)plan->top + plan->height, right = (int64_t)plan->left + plan->width;
-    int64_t out_bottom = (int64_t)plan->out_top + side, out_right = (int64_t)plan->out_left + side;
-    int begins = plan->top >= 0 && plan->left >= 0 && plan->out_top >= 0 && plan->out_left >= 0 && plan->height > 0 && plan->width > 0;
+static int check_box(const ViewSpec *spec, const Picture *picture, int side) {
+    int64_t bottom = (int64_t)spec->top + spec->height, right = (int64_t)spec->left + spec->width;
+    int64_t out_bottom = (int64_t)spec->out_top + side, out_right = (int64_t)spec->out_left + side;
+    int begins = spec->top >= 0 && spec->left >= 0 && spec->out_top >= 0 && spec->out_left >= 0 && spec->height > 0 && spec->width > 0;
     int box_ends = bottom <= picture->height && right <= picture->width;
-    int window_ends = out_bottom <= plan->resized_height && out_right <= plan->resized_width;
-    int sized = plan->resized_height <= MAX_LENGTH && plan->resized_width <= MAX_LENGTH;
+    int window_ends = out_bottom <= spec->resized_height && out_right <= spec->resized_width;
+    int sized = spec->resized_height <= MAX_LENGTH && spec->resized_width <= MAX_LENGTH;
     return begins && box_ends && window_ends && sized ? 0 : BAD_BOX;
 }
 
-static int check_numbers(const ViewPlan *plan) {
+static int check_numbers(const ViewSpec *spec) {
     /* of policy_value, for each policy_op */
     static const float lowest[] = {-INFINITY, -INFINITY, 0, 0, -INFINITY, 0, -2, -2, -2, -2, -360, -INFINITY, 0, 0, 0, 0};
     static const float highest[] = {INFINITY, INFINITY, MAX_SIDE, 3, INFINITY, 8, 2, 2, 2, 2, 360, INFINITY, 3, 3, 256, 3};
-    int good = (plan->filter == BILINEAR || plan->filter == BICUBIC) && (plan->flip | 1) == 1 && (plan->grey | 1) == 1;
-    good = good && (plan->solarise | 1) == 1;
-    good = good && within(plan->brightness, 0, 3) && within(plan->contrast, 0, 3) && within(plan->saturation, 0, 3);
-    good = good && within(plan->hue, -0.5f, 0.5f) && within(plan->blur_sigma, 0, MAX_RADIUS / 3.0f);
-    for (int i = 0; i < 4; i++) good = good && plan->colour_order[i] <= HUE;
+    int good = (spec->filter == BILINEAR || spec->filter == BICUBIC) && (spec->flip | 1) == 1 && (spec->grey | 1) == 1;
+    good = good && (spec->solarise | 1) == 1;
+    good = good && within(spec->brightness, 0, 3) && within(spec->contrast, 0, 3) && within(spec->saturation, 0, 3);
+    good = good && within(spec->hue, -0.5f, 0.5f) && within(spec->blur_sigma, 0, MAX_RADIUS / 3.0f);
+    for (int i = 0; i < 4; i++) good = good && spec->colour_order[i] <= HUE;
     for (int i = 0; i < 2; i++) {
-        int op = plan->policy_op[i];
-        good = good && op >= 0 && op <= POLICY_BRIGHTNESS && within(plan->policy_value[i], lowest[op], highest[op]);
-        good = good && within(plan->cutout_centre[i], 0, 1);
+        int op = spec->policy_op[i];
+        good = good && op >= 0 && op <= POLICY_BRIGHTNESS && within(spec->policy_value[i], lowest[op], highest[op]);
+        good = good && within(spec->cutout_centre[i], 0, 1);
     }
-    return good ? 0 : BAD_PLAN;
+    return good ? 0 : BAD_SPEC;
 }
 
 static int is_positional(int op) { return op == CUTOUT || (op >= SHEAR_X && op <= ROTATE); }
 
-static int reserve_view(Scratch *scratch, const ViewPlan *plan, int side) {
-    size_t padded = (size_t)round_up(3 * plan->width, 16), margined = (size_t)side + 2 * MAX_RADIUS;
-    size_t middle = plan->filter == BICUBIC ? (size_t)plane_bytes(plan->height, side) : 0;
+static int reserve_view(Scratch *scratch, const ViewSpec *spec, int side) {
+    size_t padded = (size_t)round_up(3 * spec->width, 16), margined = (size_t)side + 2 * MAX_RADIUS;
+    size_t middle = spec->filter == BICUBIC ? (size_t)plane_bytes(spec->height, side) : 0;
     return reserve(&scratch->rows, 32 * padded) && reserve(&scratch->strips, 32 * padded) &&
            reserve(&scratch->columns, 96 * (size_t)round_up(side, 16)) && reserve(&scratch->middle, 3 * middle) &&
            reserve(&scratch->planes, 3 * (size_t)plane_bytes(side, side)) && reserve(&scratch->spare, 2 * margined * margined);
 }
 
-static int cut_view(const Picture *picture, const ViewPlan *plan, int side, Scratch *scratch, uint8_t *out) {
-    int error = check_box(plan, picture, side);
-    if (!error) error = check_numbers(plan);
+static int cut_view(const Picture *picture, const ViewSpec *spec, int side, Scratch *scratch, uint8_t *out) {
+    int error = check_box(spec, picture, side);
+    if (!error) error = check_numbers(spec);
     if (error) return error;
-    const Taps *down = find_taps(scratch->down, plan->height, plan->resized_height, plan->filter);
-    const Taps *across = find_taps(scratch->across, plan->width, plan->resized_width, plan->filter);
-    if (!down || !across || !reserve_view(scratch, plan, side)) return NO_MEMORY;
-    int flip_last = is_positional(plan->policy_op[0]) || is_positional(plan->policy_op[1]);
-    View view = {picture, plan, down, across, scratch, side, side * side, plane_bytes(side, side), flip_last};
+    const Taps *down = find_taps(scratch->down, spec->height, spec->resized_height, spec->filter);
+    const Taps *across = find_taps(scratch->across, spec->width, spec->resized_width, spec->filter);
+    if (!down || !across || !reserve_view(scratch, spec, side)) return NO_MEMORY;
+    int flip_last = is_positional(spec->policy_op[0]) || is_positional(spec->policy_op[1]);
+    View view = {picture, spec, down, across, scratch, side, side * side, plane_bytes(side, side), flip_last};
     make_view(&view, out);
     return 0;
 }
 
 /* One picture, all its views: out is (views, 3, side, side). storage: JPEG, or RAW: RGB of height * width * 3 bytes.
  * Returns 0 or an error code (see vitds_error); after an error the content of out is undefined. */
-int vitds_views(const uint8_t *source, int64_t source_bytes, int32_t storage, int32_t height, int32_t width, const ViewPlan *plans,
+int vitds_views(const uint8_t *source, int64_t source_bytes, int32_t storage, int32_t height, int32_t width, const ViewSpec *specs,
                 int32_t views, int32_t side, uint8_t *out, int64_t out_bytes, void *opaque) {
     Scratch *scratch = opaque;
-    if (!plans || !out || !scratch || views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE) return BAD_ARGUMENT;
+    if (!specs || !out || !scratch || views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE) return BAD_ARGUMENT;
     int64_t view_bytes = 3 * (int64_t)side * side;
     if (out_bytes != views * view_bytes) return BAD_LENGTH;
     Picture picture;
     int error = open_picture(source, source_bytes, storage, height, width, scratch, &picture);
-    for (int v = 0; v < views && !error; v++) error = cut_view(&picture, plans + v, side, scratch, out + v * view_bytes);
+    for (int v = 0; v < views && !error; v++) error = cut_view(&picture, specs + v, side, scratch, out + v * view_bytes);
     return error;
 }
 
 /* Samples first <= b < last of a batch, so that callers can share one among threads: out is (samples, views, 3, side, side),
- * plans (samples, views), everything else (samples,); sources are addresses. status[b] becomes 0 or the sample's error: a damaged
+ * specs (samples, views), everything else (samples,); sources are addresses. status[b] becomes 0 or the sample's error: a damaged
  * one never stops the others. Returns an error only where the batch itself is wrong. */
 int vitds_batch(const int64_t *sources, const int64_t *source_bytes, const int32_t *storages, const int32_t *heights,
-                const int32_t *widths, const ViewPlan *plans, int32_t samples, int32_t views, int32_t side, uint8_t *out,
+                const int32_t *widths, const ViewSpec *specs, int32_t samples, int32_t views, int32_t side, uint8_t *out,
                 int64_t out_bytes, int32_t *status, int32_t first, int32_t last, void *scratch) {
-    if (!sources || !source_bytes || !storages || !heights || !widths || !plans || !out || !status || !scratch) return BAD_ARGUMENT;
+    if (!sources || !source_bytes || !storages || !heights || !widths || !specs || !out || !status || !scratch) return BAD_ARGUMENT;
     if (views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE || first < 0 || first > last || last > samples) return BAD_ARGUMENT;
     int64_t sample_bytes = (int64_t)views * 3 * side * side;
     if (out_bytes != samples * sample_bytes) return BAD_LENGTH;
     for (int64_t b = first; b < last; b++)
         status[b] = vitds_views((const uint8_t *)(intptr_t)sources[b], source_bytes[b], storages[b], heights[b], widths[b],
-                                plans + b * views, views, side, out + b * sample_bytes, sample_bytes, scratch);
+                                specs + b * views, views, side, out + b * sample_bytes, sample_bytes, scratch);
     return 0;
 }
 

@@ -1,7 +1,7 @@
-"""The Python side of pixels.c: the table of plans, the compiled library, and calls with NumPy arrays.
+"""The Python side of pixels.c: the table of view specs, the compiled library, and calls with NumPy arrays.
 
 `vitds/kernels/pixels.c` is compiled at installation into `_pixels*.so` beside this file. Nothing here draws, and nothing
-knows a setting: plans and bytes go in, pixels come out. docs/kernels.md explains how the C side works.
+knows a setting: specs and bytes go in, pixels come out. docs/kernels.md explains how the C side works.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ POLICY_OPS = (
     "brightness",
 )
 
-VIEW_PLAN = np.dtype(
+VIEW_SPEC = np.dtype(
     [
         ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # source box in pixels, inside the picture
         ("resized_height", "<i4"), ("resized_width", "<i4"),  # the whole box is resized to this
@@ -58,7 +58,7 @@ VIEW_PLAN = np.dtype(
         ("cutout_centre", "<f4", (2,)),  # y, x as fractions of the side
     ]
 )  # fmt: skip
-"""One row a view, the same bytes as ViewPlan in pixels.c, which says what each field means."""
+"""One row a view, the same bytes as ViewSpec in pixels.c, which says what each field means."""
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES = {
@@ -73,7 +73,7 @@ _SIGNATURES = {
     "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
     "vitds_normalise": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER, _LONG]),
 }
-_BAD_ARGUMENT, _BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _BAD_BOX, _BAD_PLAN, _NO_MEMORY = range(
+_BAD_ARGUMENT, _BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _BAD_BOX, _BAD_SPEC, _NO_MEMORY = range(
     -1, -9, -1
 )
 _OF_THE_PICTURE = (_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND)
@@ -94,7 +94,7 @@ def error_text(code: int) -> str:
 
 
 def kernel_error(code: int, where: str) -> VitdsError:
-    """The exception for an error code: DataError for a picture, ResourceError for memory, ShapeError for plans and arrays.
+    """The exception for an error code: DataError for a picture, ResourceError for memory, ShapeError for specs and arrays.
 
     Args:
         code: a negative number that a kernel returned or left in `status`.
@@ -136,7 +136,7 @@ def cut_views(
     sources: Sequence[bytes | NDArray[np.uint8]],
     storages: Sequence[int] | NDArray[np.int32],
     sizes: Sequence[tuple[int, int]] | NDArray[np.int32],
-    plans: np.ndarray,
+    specs: np.ndarray,
     side_px: int,
     out: NDArray[np.uint8] | None = None,
     status: NDArray[np.int32] | None = None,
@@ -148,7 +148,7 @@ def cut_views(
         sources: B stored pictures: JPEG bytes, or raw RGB of height * width * 3 bytes.
         storages: (B,) RAW or JPEG.
         sizes: (B, 2) height and width in pixels.
-        plans: (B, V) of VIEW_PLAN.
+        specs: (B, V) of VIEW_SPEC.
         side_px: side S of every view.
         out: (B, V, 3, S, S) uint8, C-contiguous; made here if None.
         status: (B,) int32; made here if None.
@@ -159,11 +159,11 @@ def cut_views(
     Raises: ShapeError if the arrays do not fit together or a number is out of range. ResourceError if the kernels are not built.
     """
     samples = len(sources)
-    if plans.dtype != VIEW_PLAN or plans.ndim != 2 or len(plans) != samples:
+    if specs.dtype != VIEW_SPEC or specs.ndim != 2 or len(specs) != samples:
         raise ShapeError(
-            f"plans must be ({samples}, views) of VIEW_PLAN, one row a source; it is {plans.shape} of {plans.dtype}."
+            f"specs must be ({samples}, views) of VIEW_SPEC, one row a source; it is {specs.shape} of {specs.dtype}."
         )
-    views = plans.shape[1]
+    views = specs.shape[1]
     out = np.empty((samples, views, 3, side_px, side_px), np.uint8) if out is None else out
     status = np.empty(samples, np.int32) if status is None else status
     _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
@@ -176,7 +176,7 @@ def cut_views(
     columns = [[one.ctypes.data for one in stored], [one.nbytes for one in stored], storages, *heights_widths]
     dtypes = [np.int64, np.int64, np.int32, np.int32, np.int32]
     tables = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)] + [
-        np.ascontiguousarray(plans)
+        np.ascontiguousarray(specs)
     ]
     _require_array("storages", tables[2], np.int32, (samples,))
 
