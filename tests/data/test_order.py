@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitds.data.order import accumulation_steps, epoch_order, page_order, rank_positions, steps_per_epoch
+from vitds.data.order import (
+    accumulation_steps,
+    epoch_order,
+    evaluation_batches,
+    page_order,
+    rank_positions,
+    steps_per_epoch,
+    training_batches,
+)
 from vitds.errors import SettingsError
 
 
@@ -58,7 +66,7 @@ def test_a_rank_takes_its_run_of_chunks_of_each_step_in_order(run):
     steps = -(-images // global_images)
     padded = list(order) + [order[-1]] * (steps * global_images - images)
     index, _ = all_ranks(order, ranks, accumulation, micro)
-    for step in range(steps):  # the rule of the contract, spelled out chunk by chunk
+    for step in range(steps):  # the rule of the module, spelled out chunk by chunk
         own = padded[step * global_images : (step + 1) * global_images]
         chunks = [own[start : start + chunk] for start in range(0, global_images, chunk)]
         m = micro // chunk
@@ -79,6 +87,49 @@ def test_an_epoch_begun_in_the_middle_is_the_rest_of_the_whole_one(run, data):
     )
     for all_steps, late in zip(whole, rest, strict=True):
         np.testing.assert_array_equal(all_steps[:, start * accumulation :], late)
+
+
+@given(runs(), st.data())
+def test_a_runs_batches_are_its_epochs_positions_with_their_place_in_the_run(run, data):
+    images, ranks, accumulation, micro, _ = run
+    step = {"global_images": ranks * accumulation * micro, "ranks": ranks, "micro_images": micro}
+    rank, steps = data.draw(st.integers(0, ranks - 1)), steps_per_epoch(images, step["global_images"])
+    start, count = data.draw(st.integers(0, 2 * steps)), data.draw(st.integers(0, 2 * steps))
+    wanted = []
+    for epoch in range(4):
+        positions = rank_positions(epoch_order(images, 8, epoch), rank=rank, **step)
+        for number, (index, is_real) in enumerate(zip(*positions, strict=True)):
+            in_epoch, micro_step = divmod(number, accumulation)
+            wanted.append((index.tolist(), is_real.tolist(), epoch, epoch * steps + in_epoch, micro_step))
+    batches = training_batches(
+        lambda epoch: epoch_order(images, 8, epoch), images, start, start + count, rank=rank, **step
+    )
+    got = [(batch.images.tolist(), batch.is_real.tolist(), *batch[2:]) for batch in batches]
+    assert got == wanted[start * accumulation : (start + count) * accumulation]
+
+
+def test_an_epochs_order_is_made_only_when_its_first_batch_is_asked_for():
+    asked = []
+
+    def order_of(epoch):
+        asked.append(epoch)
+        return np.arange(4)
+
+    batches = training_batches(order_of, 4, 0, 10**9, global_images=2, rank=0, ranks=1, micro_images=2)
+    assert [next(batches).epoch for _ in range(3)] == [0, 0, 1] and asked == [0, 1]
+
+
+@given(st.lists(st.integers(0, 99), max_size=30), st.integers(1, 5), st.integers(1, 4))
+def test_evaluation_has_the_given_images_once_in_their_order_over_all_ranks(images, batch_images, ranks):
+    batches = [
+        batch
+        for rank in range(ranks)
+        for batch in evaluation_batches(
+            np.array(images, int), batch_images=batch_images, rank=rank, ranks=ranks
+        )
+    ]
+    assert [image for batch in batches for image in batch.images.tolist()] == images
+    assert all(1 <= len(batch.images) <= batch_images and batch.is_real.all() for batch in batches)
 
 
 @given(st.integers(1, 300), st.integers(1, 6))

@@ -58,7 +58,7 @@ def cutting_threads():
     ]
 
 
-# ---------------------------------------------------------------------------------- an exception in a pipeline (INFRA D 1)
+# --------------------------------------------------------------------------------- an exception in a pipeline
 
 
 def test_an_exception_in_the_pipeline_reaches_the_consumer_and_ends_the_thread(file, monkeypatch):
@@ -102,7 +102,7 @@ def test_an_exception_in_the_consumer_ends_the_thread(file):
     assert not cutting_threads()
 
 
-# ----------------------------------------------------------------------------------------- torch's thread number (INFRA D 2)
+# -------------------------------------------------------------------------------------- torch's thread number
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_stock_loader_in_the_same_process_leaves_torchs_threads_alone(file):
         torch.set_num_threads(before)
 
 
-# -------------------------------------------------------------------------------------- an order begun in mid-epoch (INFRA D 3)
+# -------------------------------------------------------------------------------- an order begun in mid-epoch
 
 
 def test_a_start_in_mid_epoch_does_not_shorten_later_epochs(file):
@@ -166,7 +166,7 @@ def test_a_start_in_mid_epoch_reads_nothing_of_what_came_before(tmp_path):
     assert len(list(loader_of(file).batches(1, 3))) == 4
 
 
-# -------------------------------------------------------------------------------------------- undecodable samples (INFRA D 4)
+# ---------------------------------------------------------------------------------------- undecodable samples
 
 
 def test_a_damaged_image_is_fatal_by_default_and_named(damaged):
@@ -225,7 +225,7 @@ def test_a_jpeg_of_another_size_than_recorded_is_seen_and_named(tmp_path):
         list(eval_batches(file, VIEWS, batch_images=2))
 
 
-# ------------------------------------------------------------------------------- the ring of buffers (INFRA D 5, LOADER 5.2)
+# ---------------------------------------------------------------------------------------- the ring of buffers
 
 
 def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(file):
@@ -242,7 +242,7 @@ def test_the_ring_does_not_grow_with_the_set_or_the_run(file):
     running.close()
 
 
-# ------------------------------------------------------------------- frozen captures, stale addresses (INFRA D 6, LOADER 5.1)
+# --------------------------------------------------------------------------- frozen captures, stale addresses
 
 
 def test_epochs_0_1_0_from_one_loader_are_equal_different_equal(file):
@@ -294,7 +294,7 @@ def test_the_operation_works_in_stock_ffcv_over_epochs(file, num_workers):
             np.testing.assert_array_equal(crops[image], expected_views(file, RUN, image, epoch))
 
 
-# ------------------------------------------------------------------------------------------- two loaders at once (INFRA D 9)
+# ---------------------------------------------------------------------------------------- two loaders at once
 
 
 def test_training_and_evaluation_run_at_once_with_several_workers_each(file):
@@ -311,7 +311,7 @@ def test_training_and_evaluation_run_at_once_with_several_workers_each(file):
     assert all_equal(together[0], alone[0])
 
 
-# ------------------------------------------------------------------------------------- an iterator left early (LOADER 5.3)
+# ------------------------------------------------------------------------------------- an iterator left early
 
 
 def test_iterators_left_early_never_disturb_the_next_one(file):
@@ -337,7 +337,7 @@ def test_a_closed_iterator_leaves_no_thread_and_no_open_file(file):
     assert not cutting_threads() and len(os.listdir("/proc/self/fd")) == opened
 
 
-# ------------------------------------------------------------------------------------------------ leaks (LOADER 5.4, 5.5)
+# ------------------------------------------------------------------------------------------------------ leaks
 
 
 def resident_kb():
@@ -365,7 +365,7 @@ def test_memory_does_not_grow_over_hundreds_of_epochs_or_evaluations(file):
         assert resident_kb() - before < 1024
 
 
-# ----------------------------------------------------------------------------------------------------- orderly end, Ctrl-C
+# ---------------------------------------------------------------------------------------- orderly end, Ctrl-C
 
 ENDLESS = """
 import sys, time

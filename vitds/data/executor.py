@@ -1,0 +1,197 @@
+"""FFCV's executor, with the stopping and the errors of a training run: positions in, pixels out.
+
+FFCV's own loader makes an order an epoch, waits for ever when its thread fails, and goes on running when it
+is left early. The subclasses here run through the batches of a whole run, hand every exception over, and end
+their threads when they are closed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
+from queue import Full
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitds.data.beton import BetonFile
+from vitds.data.ffcv_import import (
+    IS_CUDA,
+    EpochIterator,
+    Graph,
+    OSCacheContext,
+    PipelineSpec,
+    Reader,
+    ffcv,
+    uncompiled,
+)
+from vitds.data.operation import CutViews
+from vitds.data.order import MicroBatch
+
+BATCHES_AHEAD = 1  # made and waiting, beside the one that each worker makes
+READ_AHEAD = 2  # batches announced to the kernel before they are made
+POLL_S = 0.2  # how soon a waiting thread sees that it shall stop
+
+
+class MadeBatch(NamedTuple):
+    """A batch as it lies in the ring of buffers.
+
+    Attributes:
+        batch: what was asked for.
+        pixels: (B, V, 3, S, S).
+        status: (B,) 0 where an image is sound, else the kernels' error code.
+    """
+
+    batch: MicroBatch
+    pixels: NDArray[np.uint8]
+    status: NDArray[np.int32]
+
+
+class RunLoader(ffcv.Loader):
+    """An ffcv.Loader for one output, the views, whose batches are given instead of an order an epoch.
+
+    FFCV's constructor is not called: it makes tables of N Python sets (585 MB and 3.3 s at 1.28 million
+    images) and compiles a reader of samples (0.6 s), neither of which our operation uses. Nor is anything
+    else compiled by numba: there is no loop over samples left outside the kernels, and each compilation would
+    cost 0.1 s and 1.3 MB that are never given back.
+    """
+
+    def __init__(self, file: BetonFile, operation: CutViews, *, batch_images: int, workers: int) -> None:
+        # These are the attributes that FFCV's generate_code and EpochIterator read.
+        self.file = file
+        self.batch_size = batch_images
+        self.num_workers = workers
+        self.batches_ahead = BATCHES_AHEAD + workers
+        self.reader = Reader(str(file.path))
+        self.memory_manager = MappedFile(self.reader)
+        self.operation = operation
+        places = {name: place for place, name in enumerate(self.reader.handlers)}
+        pipeline = {"image": PipelineSpec("image", decoder=operation)}
+        self.graph = Graph(pipeline, self.reader.handlers, places, self.reader.metadata, memory_read=None)
+        with uncompiled():
+            self.generate_code()
+        self._running: RunIterator | None = None
+
+    def run(self, batches: Iterable[MicroBatch]) -> RunIterator:
+        """Start making these batches; ends what this loader was making before."""
+        if self._running is not None:
+            self._running.close()
+        self._running = RunIterator(self, read_ahead(self.file, batches))
+        return self._running
+
+
+def read_ahead(file: BetonFile, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+    """The same batches; the kernel hears of each READ_AHEAD batches early, and fetches all its images at
+    once.
+
+    Without it, a worker that meets pages that are not in memory waits for them one image after the other.
+    """
+    coming: deque[MicroBatch] = deque()
+    with file.path.open("rb") as stream:
+        for batch in batches:
+            offsets = file.offsets[batch.images].tolist()
+            sizes = file.sizes[batch.images].tolist()
+            for offset, size in zip(offsets, sizes, strict=True):
+                os.posix_fadvise(stream.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            coming.append(batch)
+            if len(coming) > READ_AHEAD:
+                yield coming.popleft()
+        yield from coming
+
+
+class MappedFile:
+    """FFCV's memory manager, as far as it is used: the file's map, which is every epoch's context too."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs = self.sizes = np.zeros(0, np.uint64)  # of FFCV's reader of samples, which is not compiled
+
+    def schedule_epoch(self, batches: list) -> OSCacheContext:
+        return OSCacheContext(self)
+
+
+class RunIterator(EpochIterator):
+    """FFCV's thread, fed with batches. Exceptions reach the consumer, and it can be closed at any time.
+
+    Each worker makes a batch at a time. The queue holds batches that are made or being made, in order. The
+    ring has FFCV's batches_ahead + 2
+    slots: of the batches in the queue, of the one that waits to be put there, and of the one that the
+    consumer has.
+    """
+
+    def __init__(self, loader: RunLoader, batches: Iterable[MicroBatch]) -> None:
+        self._batches = batches
+        self._slots = loader.batches_ahead + 2
+        self._copied: list[torch.cuda.Event | None] = [None] * self._slots
+        self._given = 0
+        self._pool = ThreadPoolExecutor(loader.num_workers, thread_name_prefix="vitds-cut")
+        super().__init__(loader, order=())  # allocates the ring and starts the thread
+
+    def run(self) -> None:
+        """The thread: one slot of the ring after the other is filled by the next free worker."""
+        try:
+            for slot, batch in zip(cycle(range(self._slots)), self._batches, strict=False):
+                if not self._hand_over(self._pool.submit(self._make, slot, batch)):
+                    return
+            self._hand_over(None)
+        except BaseException as error:  # of the order; the consumer's to see, whatever it is
+            failed: Future[MadeBatch] = Future()
+            failed.set_exception(error)
+            self._hand_over(failed)
+
+    def _make(self, slot: int, batch: MicroBatch) -> MadeBatch:
+        if self._copied[slot] is not None:
+            self._copied[slot].synchronize()
+        # FFCV passes indices and nothing else to an operation, so the epoch travels in them.
+        indices = batch.epoch * self.loader.file.images + batch.images
+        try:
+            ((pixels, status),) = self.run_pipeline(0, indices, slot, None)
+        except ValueError as error:
+            raise self.loader.operation.failure or error from None
+        return MadeBatch(batch, pixels, status)
+
+    def _hand_over(self, item: Future[MadeBatch] | None) -> bool:
+        """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""
+        # Not one put without a limit: the consumer may have left, and then nobody would ever wake this
+        # thread.
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(item, timeout=POLL_S)
+                return True
+            except Full:
+                continue
+        return False
+
+    def __next__(self) -> MadeBatch:
+        if self.closed:
+            raise RuntimeError(
+                "this iteration was closed, by its owner or because its loader was started again"
+            )
+        if self._given and IS_CUDA:  # the slot may be written again when copies from it are done
+            self._copied[(self._given - 1) % self._slots] = torch.cuda.Event()
+            self._copied[(self._given - 1) % self._slots].record()
+        item = self.output_queue.get()
+        if item is None:
+            self.close()
+            raise StopIteration
+        self._given += 1
+        try:
+            return item.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the threads and wait for them; batches in work are finished, those that wait are not begun."""
+        self.terminate_event.set()
+        self.closed = True
+        if self.is_alive():
+            self.join()
+        self._pool.shutdown(cancel_futures=True)
+        # The ring, the map and the open file go now, and not at some collection.
+        self.memory_allocations = self.memory_context = self.storage_state = self._batches = None
