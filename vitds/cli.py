@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+from vitds.config.flags import TrainFlags
 from vitds.console import run_command
 from vitds.errors import ResourceError
-from vitds.words import Command
+from vitds.words import Command, takes
 
 
 def doctor(*, json: bool = False) -> None:
@@ -34,9 +35,10 @@ def data_build(
     out: str,
     storage: Literal["auto", "raw", "jpg"] = "auto",
     side: int | None = None,
-    quality: int = 90,
+    quality: int | None = None,
     workers: int | None = None,
     split: str | None = None,
+    classes_are_folders: bool = False,
     test_fraction: float | None = None,
     classes_from: str | None = None,
     strict: bool = False,
@@ -45,7 +47,7 @@ def data_build(
     per_class: int | None = None,
     classes: int | None = None,
     total: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     list: str | None = None,
 ) -> None:
     """Make a .beton data file from folders of images.
@@ -59,9 +61,10 @@ def data_build(
         out: the file to write, F.beton
         storage: raw pixels (fast, large), JPEG, or auto: raw where the set or its images are small
         side: larger images are scaled down to this short side, in pixels
-        quality: of JPEGs that have to be written anew, 1 to 100
+        quality: of JPEGs that have to be written anew, 1 to 100 (default 90)
         workers: processes (default one a core)
         split: the folder of this name within each source, as in SOURCE/train; of a named set, the part to take
+        classes_are_folders: the first folders are the classes, even if they look like splits or like a folder around the classes
         test_fraction: write F-train.beton and F-test.beton instead, this share of every class for the test
         classes_from: take the class list of this .beton file, so that train and test agree
         strict: stop if anything about the images is broken or odd, instead of counting and naming it
@@ -70,16 +73,33 @@ def data_build(
         per_class: of a published set, this many images of every class
         classes: of a published set, this many classes
         total: of a published set, this many images
-        seed: of the choice that --per_class, --classes and --total make
+        seed: of the choice that --test_fraction, --per_class, --classes and --total make (default 0)
         list: take exactly the images that a list names; a sample's list is written beside its file
     """
+    from vitds.jobs.as_flags import as_flags
     from vitds.jobs.data import build
 
-    build(
-        sources, out=out, storage=storage, side_px=side, quality=quality, workers=workers, split=split, test_fraction=test_fraction,
-        classes_from=classes_from, strict=strict, root=root, download=download, per_class=per_class, classes=classes, total=total,
-        seed=seed, list=list,
-    )  # fmt: skip
+    with as_flags(data_build):
+        build(
+            sources,
+            out=out,
+            storage=storage,
+            side_px=side,
+            quality=quality,
+            workers=workers,
+            split=split,
+            classes_are_folders=classes_are_folders,
+            test_fraction=test_fraction,
+            classes_from=classes_from,
+            strict=strict,
+            root=root,
+            download=download,
+            per_class=per_class,
+            classes=classes,
+            total=total,
+            seed=seed,
+            list=list,
+        )
 
 
 def data_info(file: str, *, json: bool = False) -> None:
@@ -143,92 +163,31 @@ def recipes_show(recipe: str) -> None:
     show_recipe(recipe)
 
 
-def pretrain(
-    *,
-    recipe: str | None = None,
-    data: str | None = None,
-    test: str | None = None,
-    run: str | None = None,
-    init: str | None = None,
-    ds_config: str | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
-    set: tuple[str, ...] = (),
-) -> None:
+@takes(TrainFlags)
+def pretrain(flags: TrainFlags) -> None:
     """Pretrain a backbone on images without labels.
 
-    Parametric instance discrimination: each image is its own class.
+    The recipe says by which method; without one it is parametric instance discrimination, where each image is its own class.
 
-    Without flags: the embedded digits and their recipe, a few minutes on a CPU. The same command with --run goes on from the newest
-    sound checkpoint. On several GPUs: deepspeed launch/pretrain.py with the same flags.
-
-    Args:
-        recipe: a name from `vitds recipes`, or a YAML file (default idmm_digits)
-        data: the .beton file to train on
-        test: a .beton file with labels, for kNN at the end
-        run: the run directory (default runs/RECIPE-N, the next free number)
-        init: a run directory, checkpoint or weights file to begin from
-        ds_config: a DeepSpeed JSON file, or the name of a packaged one: zero0 to zero3, zero2_offload, zero3_offload (default zero0)
-        epochs: passes over the images (default the recipe's)
-        seed: of every random draw (default the recipe's)
-        set: one setting, as in --set optimizer.lr_peak=1e-3; may be repeated
+    Without flags: the embedded digits and their recipe, a few minutes on a CPU. The same command with --run goes on from the
+    newest sound checkpoint. On several GPUs: deepspeed launch/pretrain.py with the same flags. With --test, and labels in both
+    files, nearest neighbours are counted at the end.
     """
-    from vitds.jobs.pretrain import pretrain
+    from vitds.jobs.train import train
 
-    pretrain(
-        recipe=recipe,
-        data=data,
-        test=test,
-        run=run,
-        init=init,
-        ds_config=ds_config,
-        epochs=epochs,
-        seed=seed,
-        set=set,
-    )
+    train("pretrain", flags)
 
 
-def finetune(
-    *,
-    recipe: str | None = None,
-    data: str | None = None,
-    test: str | None = None,
-    run: str | None = None,
-    init: str | None = None,
-    ds_config: str | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
-    set: tuple[str, ...] = (),
-) -> None:
+@takes(TrainFlags)
+def finetune(flags: TrainFlags) -> None:
     """Train a backbone on labelled images, from a pretrained run or from scratch.
 
-    The same command with --run goes on from the newest sound checkpoint. On several GPUs: deepspeed launch/finetune.py with the same
-    flags.
-
-    Args:
-        recipe: a name from `vitds recipes`, or a YAML file (default finetune_digits)
-        data: the .beton file to train on
-        test: the .beton file whose top-1 and top-5 are measured at the end
-        run: the run directory (default runs/RECIPE-N, the next free number)
-        init: a run directory, checkpoint or weights file to begin from; without it training starts from scratch
-        ds_config: a DeepSpeed JSON file, or the name of a packaged one: zero0 to zero3, zero2_offload, zero3_offload (default zero0)
-        epochs: passes over the images (default the recipe's)
-        seed: of every random draw (default the recipe's)
-        set: one setting, as in --set optimizer.lr_peak=1e-3; may be repeated
+    The same command with --run goes on from the newest sound checkpoint. On several GPUs: deepspeed launch/finetune.py with the
+    same flags. Top-1 and top-5 on --test are measured at the end.
     """
-    from vitds.jobs.finetune import finetune
+    from vitds.jobs.train import train
 
-    finetune(
-        recipe=recipe,
-        data=data,
-        test=test,
-        run=run,
-        init=init,
-        ds_config=ds_config,
-        epochs=epochs,
-        seed=seed,
-        set=set,
-    )
+    train("finetune", flags)
 
 
 def eval_top1(run: str, *, data: str | None = None, json: bool = False) -> None:
