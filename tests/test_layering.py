@@ -14,22 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    *(
-        "errors",
-        "config",
-        "batch",
-        "rng",
-        "dist",
-        "kernels",
-        "data",
-        "augment",
-        "models",
-        "heads",
-        "methods",
-        "plan",
-        "runs",
-    ),
-    *("evaluate", "engine", "report", "bench", "jobs", "words", "console", "cli"),
+    *("errors", "config", "batch", "rng", "schedule", "dist", "kernels", "data", "augment", "models"),
+    *("heads", "methods", "plan", "runs", "evaluate", "engine", "report", "jobs", "bench"),
+    *("words", "console", "cli"),
 )
 FRONT = ("__init__.py", "__main__.py")  # of the package itself: above every row
 LAZY = ("cli.py", "__init__.py")

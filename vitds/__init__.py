@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitds.jobs.evaluate import evaluate
-    from vitds.jobs.finetune import finetune
-    from vitds.jobs.pretrain import pretrain
+    from vitds.jobs.train import finetune, pretrain
 
 __version__ = "0.1.0"
 __all__ = ["evaluate", "finetune", "pretrain"]

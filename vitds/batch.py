@@ -56,6 +56,15 @@ class Targets:
     group: Int[Tensor, "M"]
     groups: int = 1
 
+    @property
+    def is_real(self) -> Bool[Tensor, "M"]:
+        """False for the crops of images that pad a step or could not be decoded."""
+        return self.weight > 0
+
+    def part_of_mean(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, ""]:
+        """What these crops add to the mean of all real crops' losses in the step, float64; groups of equal size."""
+        return (losses_M * self.weight).double().sum() / self.groups
+
     def sums_by_group(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, "groups"]:
         """The weighted sum of the rows' losses in each group, float64."""
         weighted_M = (losses_M * self.weight).double()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
 import torch.distributed as td
 from torch import Tensor
 
@@ -16,13 +14,13 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0..R-1; from the launcher's environment before the group exists."""
-    return td.get_rank() if td.is_initialized() else int(os.environ.get("RANK", 0))
+    """This process's number, 0..R-1. Words of the environment make no rank: only a group that was started does."""
+    return td.get_rank() if td.is_initialized() else 0
 
 
 def world_size() -> int:
-    """R, the number of processes; from the launcher's environment before the group exists."""
-    return td.get_world_size() if td.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+    """R, the number of processes of the group; 1 before one was started."""
+    return td.get_world_size() if td.is_initialized() else 1
 
 
 def spread(sizes: Sequence[int], ranks: int) -> list[int]:
@@ -75,11 +73,6 @@ def all_reduce_max(value: Tensor) -> Tensor:
     if td.is_initialized():
         td.all_reduce(value, op=td.ReduceOp.MAX)
     return value
-
-
-def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """True on every rank as soon as it is true on one."""
-    return bool(all_reduce_max(torch.tensor(float(flag), device=device)).item())
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:

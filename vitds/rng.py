@@ -8,9 +8,12 @@ machine: the same key gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
@@ -80,6 +83,14 @@ def beta(alpha: float, purpose: Purpose, *key: Key) -> NDArray[np.float64]:
 def permutation(size: int, purpose: Purpose, *key: int) -> NDArray[np.int64]:
     """A permutation of 0..size-1: the order of one word an element. The words of distinct elements differ, so it is unique."""
     return np.argsort(words(purpose, *key, np.arange(size)), kind="stable")
+
+
+@contextmanager
+def seeded_torch(purpose: Purpose, *key: int) -> Iterator[None]:
+    """Inside, torch's generators start from a keyed seed; their state before is put back, on every device."""
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        torch.manual_seed(seed_of(purpose, *key))
+        yield
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:

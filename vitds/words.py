@@ -45,6 +45,25 @@ def call_command(function: Command, words: Sequence[str], command: str) -> None:
     fire.Fire(function, command=words, name=command)
 
 
+def takes(flags: type) -> Callable[[Callable[[Any], None]], Command]:
+    """Make a command of a function of one frozen dataclass: its fields are the flags, its `Args:` their help."""
+
+    def wrap(function: Callable[[Any], None]) -> Command:
+        def command(**words: Any) -> None:
+            function(flags(**words))
+
+        about, arguments = inspect.getdoc(function), inspect.getdoc(flags).partition("Args:\n")[2]
+        command.__name__ = function.__name__
+        command.__doc__ = f"{about}\n\nArgs:\n{arguments}"
+        command.__annotations__ = typing.get_type_hints(flags)
+        parameters = inspect.signature(flags).parameters.values()
+        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        command.__signature__ = inspect.Signature(keywords)
+        return command
+
+    return wrap
+
+
 def checked_words(function: Command, words: Sequence[str], command: str) -> list[str]:
     """Plain words first, then one `--flag=value` a flag; a repeated flag's values folded into one JSON list.
 

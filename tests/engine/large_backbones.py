@@ -13,7 +13,7 @@ from tests.engine.training import outcome, rewound
 from tests.ranks import RankPool
 from vitds.config.deepspeed import load_ds_config
 from vitds.engine import resolve
-from vitds.jobs.pretrain import pretrain
+from vitds.jobs.train import pretrain
 from vitds.runs.metrics import read_metrics
 
 CROP_PX = {"idmm_vit_large": 32, "idmm_vit_huge": 28, "idmm_vit_giant": 28}

@@ -98,7 +98,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(
     told = said.splitlines()[-1]
     assert (
         ranks[0].returncode == 6
-        and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a word" in told
+        and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a message" in told
     ), said
     assert (
         told.startswith("vitds pretrain (rank 0): after ")

@@ -16,11 +16,13 @@ from vitds.config.load import load_settings
 from vitds.data.beton import open_beton
 from vitds.data.loader import eval_batches
 from vitds.engine.build import build_optimizer
-from vitds.engine.first_rows import set_rows_from_features
 from vitds.engine.head_shard import HeadShard
-from vitds.engine.loop import Trainer, TrainModule
-from vitds.engine.probes import Probes
+from vitds.engine.update import JointUpdate
+from vitds.evaluate.files import own_features
 from vitds.heads import DenseHead
+from vitds.heads.first_rows import set_rows_from_features
+from vitds.methods import method_class
+from vitds.methods.classifier import WithHead
 from vitds.models.build import build_backbone
 
 TINY = [
@@ -50,10 +52,11 @@ def test_losses_are_the_same_dense_and_sharded(
 def test_the_heads_rate_is_a_multiple_of_the_backbones() -> None:
     settings = load_settings(recipe=None, command="pretrain", assignments=[], flags={})
     head = DenseHead(5, 4, bias=True, label_smoothing=0.0, seed=0)
-    module = TrainModule(torch.nn.Linear(3, 4), head)
-    assert [len(group["params"]) for group in build_optimizer(module, settings.optimizer).param_groups] == [4]
-    optimizer = build_optimizer(module, settings.optimizer, head_lr_scale=4.0)
-    assert [group.get("lr_scale") for group in optimizer.param_groups] == [None, 4.0]
+    module = WithHead(torch.nn.Linear(3, 4), head)
+    alike = build_optimizer(module, settings.optimizer, lr_scales={"head.": 1.0})
+    assert [len(group["params"]) for group in alike.param_groups] == [4]
+    optimizer = build_optimizer(module, settings.optimizer, lr_scales={"head.": 4.0})
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, 4.0]
     assert optimizer.param_groups[1]["params"] == list(head.parameters())
 
 
@@ -63,7 +66,8 @@ def test_first_rows_are_the_images_features_centred_and_scaled(digit_files) -> N
     file = open_beton(digit_files[0])
     backbone = build_backbone(settings.backbone, crop_px=16, seed=3).eval()
     head = DenseHead(file.images, 24, bias=True, label_smoothing=0.0, seed=0)
-    set_rows_from_features(backbone, head, file, settings, torch.device("cpu"))
+    x_nD, index_n = own_features(settings, backbone, file, np.arange(file.images), torch.device("cpu"))
+    set_rows_from_features(head, x_nD, index_n, torch.device("cpu"))
     channels = [torch.tensor(values)[:, None, None] for values in (settings.views.mean, settings.views.std)]
     rows = []
     for batch in eval_batches(file, settings.views, batch_images=1):
@@ -103,24 +107,26 @@ def changes_of_steps(
 ) -> list[tuple[bool, bool]]:
     """Whether each step changed the backbone and the head's rows; in one, rank 1's rows get a gradient that is not finite."""
     changes: list[tuple[bool, bool]] = []
-    gradient_norm, update = HeadShard.gradient_norm, Trainer._update
+    gradient_norm = HeadShard.gradient_norm
+    apply = JointUpdate.apply
 
     def norm_with_inf(head: HeadShard) -> float:
         if len(changes) == bad_step and dist.rank() == 1:
-            head.module.weight.grad[0, 0] = torch.inf
+            head.head.weight.grad[0, 0] = torch.inf
         return gradient_norm(head)
 
-    def watched_update(trainer: Trainer, *arguments: Any) -> dict[str, float]:
-        before, rows = trainer.state.weights(), trainer.head.module.weight.detach().clone()
-        found = update(trainer, *arguments)
-        after = trainer.state.weights()
+    def watched(update: JointUpdate, *arguments: Any, **options: Any) -> tuple[bool, dict[str, float]]:
+        before = update.state.weights()
+        rows = update.heads[0].head.weight.detach().clone()
+        found = apply(update, *arguments, **options)
+        after = update.state.weights()
         is_same = all(torch.equal(before[name], after[name]) for name in before)
-        changes.append((not is_same, not torch.equal(rows, trainer.head.module.weight)))
+        changes.append((not is_same, not torch.equal(rows, update.heads[0].head.weight)))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HeadShard, "gradient_norm", norm_with_inf)
-        patch.setattr(Trainer, "_update", watched_update)
+        patch.setattr(JointUpdate, "apply", watched)
         small_run(run, data, head__kind="sharded", **options)
     return changes
 
@@ -137,28 +143,17 @@ def test_an_infinite_gradient_of_the_head_alone_skips_head_and_backbone_on_all_r
     assert '"skipped": 1' in untimed(tmp_path / "run")[-1]
 
 
-def test_instances_recognised_are_counted_by_the_cosine_heads_own_logits(digit_files) -> None:
-    words = [
-        *TINY,
-        "head.cosine=true",
-        "head.temperature=0.5",
-        "batch.chunk_images=4",
-        "batch.global_images=24",
-        "batch.micro_images=24",
-    ]
-    probes = Probes(
-        load_settings(recipe=None, command="pretrain", assignments=words, flags={}),
-        open_beton(digit_files[0]),
-        None,
-        torch.device("cpu"),
+def test_instances_recognised_are_counted_by_the_cosine_heads_own_logits() -> None:
+    words = [*TINY, "head.cosine=true", "head.temperature=0.5", "head.kind=dense"]
+    settings = load_settings(recipe=None, command="pretrain", assignments=words, flags={})
+    method = method_class(settings.method)(
+        settings, build_backbone(settings.backbone, crop_px=16, seed=0), 40
     )
     generator = torch.Generator().manual_seed(0)
-    features, weight, bias = (
-        torch.randn(shape, generator=generator) for shape in ((40, 24), (40, 24), (40,))
-    )
+    shapes = ((40, 24), (40, 24), (40,))
+    features, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
     features = 5 * (features + weight)  # as long as these they would outweigh any bias
     expected = full_logits(features, weight, bias, temperature=0.5).argmax(1) == torch.arange(40)
-    found = probes._share_recognised(
-        features, torch.arange(40), {"head.weight": weight, "head.bias": bias}, None
-    )
-    assert found == float(expected.double().mean()) and 0.1 < found < 0.9
+    found = method.probes(features, torch.arange(40), {"head.weight": weight, "head.bias": bias})
+    assert found == {"probe/instance_top1": 100 * float(expected.double().mean())}
+    assert 10 < found["probe/instance_top1"] < 90

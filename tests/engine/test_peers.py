@@ -23,11 +23,11 @@ def told_of(
     peers, said = Peers(Path(log)), ""
     peers.others = [dataclasses.replace(peer, host=f"n{peer.rank}") for peer in peers.others]
     if dist.rank() == 1 and words:
-        with pytest.raises((ValueError, ResourceError)), peers.end_told():
+        with pytest.raises((ValueError, ResourceError)), peers.watched():
             raise word_type(words)
     dist.barrier()
     if dist.is_main():
-        with pytest.raises(RuntimeError if error != CLOSED else ResourceError) as caught, peers.end_told():
+        with pytest.raises(RuntimeError if error != CLOSED else ResourceError) as caught, peers.watched():
             raise RuntimeError(error)
         said = str(caught.value)
     dist.barrier()

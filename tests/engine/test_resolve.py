@@ -15,7 +15,7 @@ from vitds.config.tree import Settings
 from vitds.engine import resolve
 from vitds.engine.resolve import resolve_compile, resolve_micro_images, resolve_precision, resolve_settings
 from vitds.errors import ResourceError, SettingsError
-from vitds.jobs.pretrain import pretrain
+from vitds.jobs.train import pretrain
 from vitds.models.build import build_backbone
 
 CPU = torch.device("cpu")

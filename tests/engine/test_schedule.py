@@ -1,4 +1,4 @@
-"""The learning rate at the points that METHOD 3.4 names; how often checkpoints come."""
+"""The learning rate at its turning points, a teacher's momentum, and how often checkpoints come."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.engine.training import small_run_path
-from vitds.engine.schedule import SAVING_SHARE, learning_rate, save_is_due, warmup_steps
+from vitds.engine.saving import SAVING_SHARE, time_is_up
 from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
+from vitds.schedule import LearningRate, teacher_momentum, warmup_steps
 
 
 def test_rates_at_start_end_of_warm_up_middle_and_end() -> None:
     warmup, total = warmup_steps(2.0, 800, 8), 6400
-    rates = [learning_rate(step, lr_peak=5e-4, warmup=warmup, total=total) for step in range(total)]
+    rates = [LearningRate(5e-4, warmup, total).at(step) for step in range(total)]
     assert warmup == 16 and rates[0] == 0.0
     assert rates[8] == pytest.approx(2.5e-4) and rates[16] == pytest.approx(5e-4)
     assert rates[16 + (total - 16) // 2] == pytest.approx(2.5e-4)
@@ -29,10 +30,10 @@ def test_the_warm_up_is_at_most_a_tenth_of_the_run() -> None:
 
 
 def test_the_cosine_is_close_to_the_papers_code() -> None:
-    """Their formula lets the warm-up slip out of a bracket; METHOD 3.4 states the largest deviation: 0.003 for w = 2, E = 800."""
+    """Their formula lets the warm-up slip out of a bracket; the largest deviation is 0.003 for w = 2, E = 800."""
     steps, w, epochs = 8, 2, 800
     warmup, total = w * steps, epochs * steps
-    ours = (learning_rate(step, lr_peak=1.0, warmup=warmup, total=total) for step in range(warmup, total))
+    ours = (LearningRate(1.0, warmup, total).at(step) for step in range(warmup, total))
     theirs = (
         0.5 * (1 + math.cos((math.pi * step / steps - w) / (epochs - w))) for step in range(warmup, total)
     )
@@ -40,15 +41,21 @@ def test_the_cosine_is_close_to_the_papers_code() -> None:
     assert max(deviations) == pytest.approx(0.003, abs=5e-4)
 
 
+def test_a_teachers_momentum_goes_from_its_start_to_one_by_a_cosine() -> None:
+    assert teacher_momentum(0, start=0.99, total=100) == pytest.approx(0.99)
+    assert teacher_momentum(50, start=0.99, total=100) == pytest.approx(0.995)
+    assert teacher_momentum(100, start=0.99, total=100) == 1.0
+
+
 def test_slow_checkpoints_come_more_rarely_than_asked_for() -> None:
-    assert [save_is_due(since_s, every_minutes=10.0, last_save_s=1.0) for since_s in (599.0, 601.0)] == [
+    assert [time_is_up(since_s, every_minutes=10.0, last_save_s=1.0) for since_s in (599.0, 601.0)] == [
         False,
         True,
     ]
     assert [
-        save_is_due(since_s, every_minutes=10.0, last_save_s=60.0) for since_s in (601.0, 2999.0, 3001.0)
+        time_is_up(since_s, every_minutes=10.0, last_save_s=60.0) for since_s in (601.0, 2999.0, 3001.0)
     ] == [False, False, True]
-    assert not save_is_due(1e9, every_minutes=0.0, last_save_s=1.0)
+    assert not time_is_up(1e9, every_minutes=0.0, last_save_s=1.0)
 
 
 def test_a_run_whose_checkpoints_are_always_due_by_the_minute_spends_two_percent_on_them(

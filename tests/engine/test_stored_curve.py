@@ -17,7 +17,7 @@ import torch
 
 from tests.engine.training import signal_after_lines
 from vitds.errors import Stopped
-from vitds.jobs.pretrain import pretrain
+from vitds.jobs.train import pretrain
 from vitds.kernels import softmax
 from vitds.runs.metrics import read_metrics
 

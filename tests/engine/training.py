@@ -20,10 +20,10 @@ from deepspeed.accelerator import get_accelerator
 
 from vitds import dist
 from vitds.config.deepspeed import load_ds_config
+from vitds.config.methods import readers
 from vitds.engine import resolve
 from vitds.errors import Stopped
-from vitds.jobs.finetune import finetune
-from vitds.jobs.pretrain import pretrain
+from vitds.jobs.train import finetune, pretrain
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
@@ -57,6 +57,23 @@ RESNET = {
 }
 
 
+# What a recipe says of the method itself; the others train by the default recipe of their command.
+RECIPES = {"simclr": "simclr_digits", "mocov3": "mocov3_digits"}
+TWO_VIEWS = (
+    "[{name: first, views: 1, scale: [0.3, 1.0]}, {name: second, views: 1, scale: [0.3, 1.0], solarise: 0.3}]"
+)
+METHODS: dict[str, dict[str, Any]] = {
+    "idmm": {},
+    "supervised": {"views.groups": "[{name: train, views: 1, scale: [0.3, 1.0]}]"},
+    "simclr": {
+        "views.groups": "[{name: views, views: 2, scale: [0.3, 1.0]}]",
+        "simclr.hidden": 32,
+        "simclr.width": 16,
+    },
+    "mocov3": {"views.groups": TWO_VIEWS, "mocov3.hidden": 32, "mocov3.width": 16},
+}
+
+
 def small_run(
     run: str, data: tuple[str, str], *, stage: int | str = 0, method: str = "idmm", precision: str = "fp32", backbone: str = "vit",
     epochs: int = 2, **changes: Any,
@@ -67,11 +84,10 @@ def small_run(
         precision: fp32, fp16, bf16 (autocast), or bf16_parameters: DeepSpeed's own, with float32 masters. All can be had here: a CPU
             is slow at them, and as exact.
     """
-    settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = SMALL | METHODS[method] | {key.replace("__", "."): value for key, value in changes.items()}
     settings |= {"engine.precision": precision.partition("_")[0]} | (RESNET if backbone == "resnet" else {})
-    if method == "supervised":
-        settings["views.groups"] = "[{name: train, views: 1, scale: [0.3, 1.0]}]"
-    job = pretrain if method == "idmm" else finetune
+    settings = {key: value for key, value in settings.items() if method in readers(key)}
+    job = finetune if method == "supervised" else pretrain
     words = [f"{key}={value}" for key, value in settings.items()]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -86,7 +102,7 @@ def small_run(
             }
             ds_config = f"{folder}/bf16.json"
             Path(ds_config).write_text(json.dumps(values))
-        return job(run=run, data=data[0], test=data[1], epochs=epochs, ds_config=ds_config, set=words)
+        return job(recipe=RECIPES.get(method), run=run, data=data[0], test=data[1], epochs=epochs, ds_config=ds_config, set=words)
 
 
 def small_run_path(run: str, data: tuple[str, str], **options: Any) -> str:

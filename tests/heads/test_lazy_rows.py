@@ -18,6 +18,8 @@ from vitds.errors import SettingsError
 from vitds.heads.lazy import LazyRows
 from vitds.heads.optimizer import build_row_optimizer
 from vitds.heads.sampling import drawn_rows
+from vitds.heads.sharded import ShardedHead
+from vitds.schedule import LearningRate
 
 ROWS, WIDTH, STEPS, WEIGHT_DECAY = 40, 8, 400, 0.3
 RATES = 0.02 * np.linspace(1, 0.2, STEPS) ** 2
@@ -104,22 +106,26 @@ def test_lazy_lean_rows_stay_near_the_plain_lean_ones() -> None:
     assert (found.weight - expected).abs().max() < 0.02 * (expected - first_weight()).abs().max()
 
 
+def shard(rows: int, settings: Settings) -> HeadShard:
+    form = settings.head.form | {"sample_rate": settings.head.sample_rate, "seed": settings.seed}
+    head = ShardedHead(rows, WIDTH, **form)
+    return HeadShard(head, settings, torch.device("cpu"), LearningRate(peak=1e-2, warmup=5, total=len(RATES)))
+
+
 def test_a_step_touches_and_makes_no_more_than_the_rows_in_play() -> None:
     settings = Settings(head=Head(kind="sharded", sample_rate=0.01, lazy=True), engine={"precision": "fp32"})
-    head = HeadShard(20_000, WIDTH, settings, torch.device("cpu"), RATES)
-    before = {name: tensor.clone() for name, tensor in head.read().items()}
+    head = shard(20_000, settings)
+    before = {name: tensor.clone() for name, tensor in head.snapshot().items()}
     features, targets = make_rows(20_000)
     features = features[:, :WIDTH].contiguous().requires_grad_()
     with Allocations() as made:
-        losses, everyone = head(features, targets, 0)
-        (losses * everyone.weight).sum().backward()
-        head.gradient_norm()
-        head.update(True, 1.0)
+        head.head(features, targets, 0).sum().backward()
+        head.update(True, norm=head.gradient_norm(), step=0, loss_scale=1.0)
     assert max(made.numbers) <= 20_000  # how often each row counts is a number a row; nothing has (n, D)
-    touched = (head.read()["seen"] > before["seen"]).nonzero().squeeze(1)
+    touched = (head.snapshot()["seen"] > before["seen"]).nonzero().squeeze(1)
     drawn = drawn_rows(20_000, 0, 20_000, rate=0.01, seed=0, step=0).nonzero().squeeze(1)
     assert set(touched.tolist()) == {*drawn.tolist(), *targets.a.tolist(), *targets.b.tolist()}
-    for name, tensor in head.read().items():
+    for name, tensor in head.snapshot().items():
         assert set((tensor != before[name]).reshape(20_000, -1).any(1).nonzero().squeeze(1).tolist()) <= set(
             touched.tolist()
         ), name
@@ -127,16 +133,14 @@ def test_a_step_touches_and_makes_no_more_than_the_rows_in_play() -> None:
 
 def test_a_step_that_is_called_off_leaves_nothing_behind() -> None:
     settings = Settings(head=Head(kind="sharded", sample_rate=0.1, lazy=True), engine={"precision": "fp32"})
-    head = HeadShard(500, WIDTH, settings, torch.device("cpu"), RATES)
+    head = shard(500, settings)
     features, targets = make_rows(500)
-    before = head.read()["weight"].detach().clone()
-    losses, everyone = head(features[:, :WIDTH].contiguous().requires_grad_(), targets, 3)
-    (losses * everyone.weight).sum().backward()
-    head.gradient_norm()
-    head.update(False, 1.0)
+    before = head.snapshot()["weight"].detach().clone()
+    head.head(features[:, :WIDTH].contiguous().requires_grad_(), targets, 3).sum().backward()
+    head.update(False, norm=head.gradient_norm(), step=3, loss_scale=1.0)
     assert head.lazy.taken == [] and int(head.lazy.seen_n.max()) == 3
     torch.testing.assert_close(
-        head.read()["weight"].detach(), before, rtol=2e-4, atol=0
+        head.snapshot()["weight"].detach(), before, rtol=2e-4, atol=0
     )  # three steps' decay of the rows in play
 
 

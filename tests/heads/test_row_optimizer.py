@@ -12,10 +12,13 @@ from tests.heads.reference import Allocations, lean_adamw
 from vitds.config.load import load_settings
 from vitds.config.tree import Head, Settings
 from vitds.engine.head_shard import HeadShard
-from vitds.engine.resolve import head_reason, resolve_head
 from vitds.errors import RunError, SettingsError
+from vitds.heads.kind import head_reason, resolve_head
 from vitds.heads.optimizer import LeanAdamW, build_row_optimizer, rounded_by_chance
+from vitds.heads.sharded import ShardedHead
+from vitds.methods import method_class
 from vitds.runs.checkpoint import CheckpointReader, newest_sound, verify_checkpoint, write_checkpoint
+from vitds.schedule import LearningRate
 
 ROWS, WIDTH = 50, 8
 OPTIONS = dict(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
@@ -119,24 +122,24 @@ def test_rows_without_a_gradient_stay() -> None:
 
 def shard(kind: str, rows: int = ROWS) -> HeadShard:
     settings = Settings(head=Head(kind="sharded", optimizer=kind), engine={"precision": "fp32"})
-    return HeadShard(rows, WIDTH, settings, torch.device("cpu"))
+    head = ShardedHead(rows, WIDTH, seed=settings.seed, **settings.head.form)
+    return HeadShard(head, settings, torch.device("cpu"), LearningRate(peak=1e-3, warmup=0, total=1))
 
 
 def save_shard(root: str, kind: str) -> None:
     """One step on every rank, then a checkpoint."""
     head = shard(kind)
-    head.module.weight.grad = gradients(1)[0][head.module.first : head.module.last].clone()
-    head.module.bias.grad = gradients(1)[0][head.module.first : head.module.last, 0].clone()
-    head.gradient_norm()
-    head.update(True, 1.0)
-    write_checkpoint(Path(root), 1, {"head": head.read()}, {"head_rows": head.ranges}, keep=1)
+    head.head.weight.grad = gradients(1)[0][head.head.first : head.head.last].clone()
+    head.head.bias.grad = gradients(1)[0][head.head.first : head.head.last, 0].clone()
+    head.update(True, norm=head.gradient_norm(), step=0, loss_scale=1.0)
+    write_checkpoint(Path(root), 1, {"head": head.snapshot()}, {"head_rows": head.ranges}, keep=1)
 
 
 def loaded_shard(root: str, kind: str) -> dict[str, Tensor]:
     head = shard(kind)
-    head.write(CheckpointReader(newest_sound(Path(root))[0]), updates=1)
+    head.restore(CheckpointReader(newest_sound(Path(root))[0]), updates=1)
     assert all(int(state["step"]) == 1 for state in head.optimizer.state.values())
-    return {name: tensor.detach().float().numpy() for name, tensor in head.read().items()}
+    return {name: tensor.detach().float().numpy() for name, tensor in head.snapshot().items()}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lean"])
@@ -179,40 +182,40 @@ def test_a_missing_shard_and_one_of_another_head_are_named(rank_pool, tmp_path: 
         RunError,
         match=r"does not hold rows 0\.\.54 of the instance head; it covers \[\[0, 25\], \[25, 50\]\]",
     ):
-        shard("adamw", rows=55).write(CheckpointReader(saved), updates=1)
+        shard("adamw", rows=55).restore(CheckpointReader(saved), updates=1)
     (saved.path / "head-1-of-2.safetensors").unlink()
     with pytest.raises(RunError, match="head-1-of-2.safetensors is missing"):
         verify_checkpoint(saved.path)
 
 
-def settings_with(command: str, *assignments: str) -> Settings:
-    return load_settings(recipe=None, command=command, assignments=assignments, flags={})
+def head_with(*assignments: str) -> Head:
+    return load_settings(recipe=None, command="pretrain", assignments=assignments, flags={}).head
 
 
 def test_auto_is_dense_while_small_and_sharded_for_the_lean_optimizer() -> None:
-    assert resolve_head(settings_with("pretrain"), 2040, 192) == "dense"
-    assert resolve_head(settings_with("pretrain"), 100_000, 192) == "sharded"
-    assert resolve_head(settings_with("pretrain", "head.optimizer=lean"), 2040, 192) == "sharded"
-    assert resolve_head(settings_with("pretrain", "head.sample_rate=0.5"), 2040, 192) == "sharded"
-    assert resolve_head(settings_with("pretrain", "head.kind=sharded"), 2040, 192) == "sharded"
-    assert (
-        head_reason(settings_with("pretrain"), 100_000, 192) == "76.8 MB of rows; auto is dense up to 67 MB"
-    )
-    assert (
-        head_reason(settings_with("pretrain", "head.optimizer=lean"), 2040, 192)
-        == "sharded for its optimizer or its sample_rate"
-    )
+    assert resolve_head(head_with(), 2040, 192) == "dense"
+    assert resolve_head(head_with(), 100_000, 192) == "sharded"
+    assert resolve_head(head_with("head.optimizer=lean"), 2040, 192) == "sharded"
+    assert resolve_head(head_with("head.sample_rate=0.5"), 2040, 192) == "sharded"
+    assert resolve_head(head_with("head.kind=sharded"), 2040, 192) == "sharded"
+    assert head_reason(head_with(), 100_000, 192) == "76.8 MB of rows; auto is dense up to 67 MB"
+    reason = head_reason(head_with("head.optimizer=lean"), 2040, 192)
+    assert reason == "sharded for its optimizer or its sample_rate"
 
 
-@pytest.mark.parametrize(
-    "words", ["kind sharded", "cosine true", "optimizer lean", "init features", "sample_rate 0.5"]
-)
-def test_a_class_head_is_plain(words: str) -> None:
-    assert resolve_head(settings_with("finetune"), 102, 192) == "dense"
+@pytest.mark.parametrize("key", ["cosine=true", "optimizer=lean", "init=features", "sample_rate=0.5"])
+def test_a_class_head_reads_no_option_of_the_instance_head(key: str) -> None:
+    name = key.partition("=")[0]
     with pytest.raises(
-        SettingsError, match=f"head.{words} is for the instance head of pretraining; leave it out"
+        SettingsError, match=f"head.{name}: method supervised does not read it; it is for idmm"
     ):
-        resolve_head(settings_with("finetune", "head.{}={}".format(*words.split())), 102, 192)
+        load_settings(recipe=None, command="finetune", assignments=[f"head.{key}"], flags={})
+
+
+def test_a_class_head_is_never_sharded() -> None:
+    settings = load_settings(recipe=None, command="finetune", assignments=["head.kind=sharded"], flags={})
+    with pytest.raises(SettingsError, match="head.kind sharded is for the instance head of pretraining"):
+        method_class(settings.method).resolve(settings, 102, 192)
 
 
 @pytest.mark.parametrize("words", ["optimizer lean", "sample_rate 0.5"])

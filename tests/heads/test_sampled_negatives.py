@@ -25,8 +25,8 @@ def sampled_on_a_rank(options: dict[str, Any], step: int) -> dict[str, np.ndarra
     """As test_heads.sharded_on_a_rank, with a part of the rows."""
     features, part = own_part(*make_rows(ROWS))
     head = ShardedHead(ROWS, WIDTH, sample_rate=RATE, **options)
-    losses, everyone = head(features.requires_grad_(), part, step)
-    (losses * everyone.weight).sum().backward()
+    (head(features.requires_grad_(), part, step) * dist.world_size()).sum().backward()
+    losses, _ = head.crop_losses(features.detach(), part, step)
     found = {"losses": losses.detach(), "features": features.grad / dist.world_size()}
     return {
         name: value.numpy()
@@ -105,4 +105,4 @@ def refused_rate() -> str:
 def test_too_few_rows_a_rank_to_draw_from_are_refused(rank_pool) -> None:
     said = "head.sample_rate 0.1 of 20 instances over 2 ranks may leave a rank without a row; take 0.2 or more, or 1"
     assert rank_pool(2).run(refused_rate) == [said] * 2
-    assert ShardedHead(20, WIDTH, sample_rate=0.1, **form())(*make_rows(20))[0].shape == (M,)
+    assert ShardedHead(20, WIDTH, sample_rate=0.1, **form()).crop_losses(*make_rows(20))[0].shape == (M,)

@@ -54,8 +54,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def toy_run(job: str, recipe: str, run: str, data: tuple[str, str], init: str | None = None) -> dict:
     """One epoch of a recipe, on the rank that is called."""
-    from vitds.jobs.finetune import finetune
-    from vitds.jobs.pretrain import pretrain
+    from vitds.jobs.train import finetune, pretrain
 
     words = [*TOY, *(["head.kind=sharded"] if job == "pretrain" else [])]
     done: Run = (pretrain if job == "pretrain" else finetune)(

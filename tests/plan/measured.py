@@ -6,6 +6,7 @@ import ctypes
 import gc
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, open_beton
-from vitds.engine.loop import Trainer, TrainModule
+from vitds.engine.loop import Trainer
 from vitds.engine.memory import backbone_sizes
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
+from vitds.jobs.train import build_trainer
 from vitds.models.build import build_backbone
 from vitds.plan.case import Case, make_case
 from vitds.plan.totals import MemoryPlan, plan_memory
@@ -64,7 +66,7 @@ def _train(
     folder = Path(dist.broadcast_object(tempfile.mkdtemp()))
     with noise_into(folder / "log.txt"):
         trainer, case = built_trainer(file, folder, stage, rows, changes, options)
-        trainer.total = 2
+        trainer.rate = replace(trainer.rate, total=2)
         trainer.train()
     shutil.rmtree(folder, ignore_errors=True)
     return plan_memory(case)
@@ -80,17 +82,17 @@ def built_trainer(
 ) -> tuple[Trainer, Case]:
     """A trainer as a training command builds it, and its case."""
     device, ds, given = start_ranks(), load_ds_config(f"zero{stage}"), _settings(changes, options)
-    module = TrainModule(build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0), None)
-    settings = resolve_settings(given, module.backbone, ds=ds, device=device, rows=rows, images=file.images)
+    backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
+    settings = resolve_settings(given, backbone, ds=ds, device=device, rows=rows, images=file.images)
     case = make_case(
         settings,
         ds,
-        backbone_sizes(module.backbone, settings),
+        backbone_sizes(backbone, settings),
         rows=rows,
         ranks=dist.world_size(),
         on_gpu=False,
     )
-    return Trainer(Run(folder), settings, ds, file, module, rows, device, None), case
+    return build_trainer(Run(folder), settings, ds, file, backbone, rows, device), case
 
 
 def _settings(changes: dict[str, Any], options: dict[str, Any]) -> Settings:

@@ -16,7 +16,7 @@ import torch
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Backbone, Settings
-from vitds.engine.memory import backbone_sizes, out_of_memory_told
+from vitds.engine.memory import backbone_sizes, explains_out_of_memory
 from vitds.errors import ResourceError, SettingsError
 from vitds.jobs.plan import plan
 from vitds.models.build import build_backbone
@@ -260,7 +260,7 @@ def test_allocation_that_fails_is_told_with_the_plan() -> None:
     case = case_of(0, ranks=1, on_gpu=False)
     with (
         pytest.raises(ResourceError) as caught,
-        out_of_memory_told(SIZES, case.settings, load_ds_config(None), 5000, torch.device("cpu")),
+        explains_out_of_memory(SIZES, case.settings, load_ds_config(None), 5000, torch.device("cpu")),
     ):
         torch.empty(1 << 50)
     expected = plan_memory(case).line()
@@ -290,7 +290,7 @@ def test_remedy_is_for_the_largest_part(case: Case, remedy: str) -> None:
 
 
 def test_error_that_came_from_a_failed_allocation_is_told_too() -> None:
-    told = out_of_memory_told(
+    told = explains_out_of_memory(
         SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu")
     )
     with pytest.raises(ResourceError, match="out of memory on cpu"), told:
@@ -298,7 +298,7 @@ def test_error_that_came_from_a_failed_allocation_is_told_too() -> None:
 
 
 def test_other_errors_pass() -> None:
-    told = out_of_memory_told(
+    told = explains_out_of_memory(
         SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu")
     )
     with pytest.raises(RuntimeError, match="shape"), told:
@@ -307,7 +307,7 @@ def test_other_errors_pass() -> None:
 
 LIMITED = """
 import resource, sys
-import vitds.jobs.pretrain
+import vitds.jobs.train
 from vitds.cli import main
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), -1))

@@ -17,6 +17,7 @@ from tests.ranks import RankPool
 from vitds import dist
 from vitds.data.beton import open_beton
 from vitds.engine.process import noise_into
+from vitds.engine.signals import StopSignals
 from vitds.plan.traffic import step_traffic
 
 COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
@@ -40,12 +41,12 @@ def sent_and_planned(data: str, stage: int, changes: dict[str, Any]) -> tuple[di
     with noise_into(folder / "log.txt"):
         trainer, case = built_trainer(open_beton(Path(data)), folder, stage, 60, changes, WIDE | {"depth": 1})
         batches = trainer.loader.batches(0, 2)
-        trainer.engine.train()
-        trainer._step(batches)
+        trainer.update.engine.train()
+        trainer._step(batches, None, StopSignals())
         try:
             for name in COLLECTIVES:
                 setattr(TorchBackend, name, counted(name))
-            trainer._step(batches)
+            trainer._step(batches, None, StopSignals())
         finally:
             for name, function in functions.items():
                 setattr(TorchBackend, name, function)

@@ -112,6 +112,15 @@ def mix_batch(
     return TrainBatch(images, targets)
 
 
+def plain_batch(
+    batch: CropBatch, views: Views, *, chunk_images: int, device: torch.device
+) -> TrainBatch:
+    """The crops normalised and not mixed, each image its own target: for methods that compare crops."""
+    return mix_batch(
+        batch, batch.index, views, Mix(kind="none"), chunk_images=chunk_images, seed=0, device=device
+    )
+
+
 def _draw_mixing(
     batch: CropBatch, views: Views, mix: Mix, kind: str, chunk_images: int, seed: int
 ) -> tuple[NDArray[np.int64], CutMixBox]:

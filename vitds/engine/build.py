@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import deepspeed
@@ -15,6 +16,7 @@ from vitds import dist
 from vitds.config.deepspeed import DsConfig, resolve_ds_config
 from vitds.config.tree import Optimizer, Settings
 from vitds.errors import SettingsError
+from vitds.methods.base import Method
 from vitds.plan.case import reduce_bucket
 
 
@@ -28,49 +30,60 @@ class SkippableAdamW(torch.optim.AdamW):
         return None if self.skip else super().step(closure)
 
 
-def parameter_groups(module: nn.Module, head_lr_scale: float) -> list[dict[str, Any]]:
-    """One group, weight decay on everything, as the paper's code has it (METHOD 3.4); the head in a second one if its rate is another."""
-    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if head_lr_scale == 1.0:
-        return [{"params": list(trained.values())}]
-    head = [parameter for name, parameter in trained.items() if name.startswith("head.")]
-    others = [parameter for name, parameter in trained.items() if not name.startswith("head.")]
-    return [
-        group
-        for group in ({"params": others}, {"params": head, "lr_scale": head_lr_scale})
-        if group["params"]
-    ]
+def parameter_groups(
+    module: nn.Module, lr_scales: Mapping[str, float], *, weight_decay: float, decay: str
+) -> list[dict[str, Any]]:
+    """What trains, in groups of one rate and one weight decay; a single group where nothing differs.
+
+    Args:
+        lr_scales: for parameters whose names begin so, what the loop multiplies their rate by.
+        weight_decay: of those that decay.
+        decay: `all` parameters, as in the paper's code, or `matrices`: those of two dimensions and more.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = next((value for prefix, value in lr_scales.items() if name.startswith(prefix)), 1.0)
+        own_decay = weight_decay if decay == "all" or parameter.dim() > 1 else 0.0
+        group = {"params": [], "lr_scale": scale, "weight_decay": own_decay}
+        groups.setdefault((scale, own_decay), group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def build_optimizer(
-    module: nn.Module, settings: Optimizer, *, head_lr_scale: float = 1.0, on_host: bool = False
+    module: nn.Module, settings: Optimizer, *, lr_scales: Mapping[str, float], on_host: bool = False
 ) -> SkippableAdamW:
-    """AdamW; the loop multiplies the rate of a group that has an `lr_scale` by it.
+    """AdamW; the loop multiplies the rate of each group by its `lr_scale`.
 
     Args:
-        on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam does, one vectorised
-            pass over memory, and needs no compiler at the first start.
+        module: whose parameters it updates; those that need no gradient are left out.
+        settings: peak rate, betas, eps, weight decay.
+        lr_scales: see `parameter_groups`.
+        on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam does,
+            one vectorised pass over memory, and needs no compiler at the first start.
     """
-    common = dict(
-        lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
-    return SkippableAdamW(parameter_groups(module, head_lr_scale), fused=on_host, **common)
+    groups = parameter_groups(module, lr_scales, weight_decay=settings.weight_decay, decay=settings.decay)
+    # fused=False written out would also turn off torch's foreach path, which a GPU needs: there it is one launch a tensor.
+    is_on_gpu = any(parameter.is_cuda for parameter in module.parameters())
+    fused = {"fused": True} if on_host or is_on_gpu else {}
+    return SkippableAdamW(groups, lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, **fused)
 
 
 def build_engine(
-    module: nn.Module, settings: Settings, ds: DsConfig, accumulation: int, device: torch.device
+    method: Method, settings: Settings, ds: DsConfig, accumulation: int, device: torch.device
 ) -> DeepSpeedEngine:
-    """Hand a module, built whole, to DeepSpeed.
+    """Hand a method's module, built whole, to DeepSpeed.
 
     Args:
+        method: whose module is moved to `device`.
         settings: resolved; no `auto` is left.
-    Raises: SettingsError if the JSON and the recipe contradict each other, bf16 parameters meet a BatchNorm, or nothing is left to train.
+        ds: the user's DeepSpeed JSON.
+        accumulation: A, micro steps of a step.
+        device: that trains.
+    Raises: SettingsError if the JSON and the recipe contradict each other, or ask for what the module cannot do.
     """
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise SettingsError(
-            "backbone.frozen freezes the whole backbone, and a sharded head trains outside the engine, which has nothing left to do; "
-            "leave a part out, or set head.kind=dense"
-        )
+    module = method.module
     config = resolve_ds_config(
         ds,
         settings,
@@ -79,41 +92,59 @@ def build_engine(
         ranks=dist.world_size(),
         precision=settings.engine.precision,
     )
-    if config["bf16"]["enabled"] and any(
-        isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()
-    ):
-        raise SettingsError(
-            f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in {settings.backbone.name} does "
-            'not take beside float32 statistics; use "torch_autocast": {"enabled": true}'
-        )
+    _check_module(method, settings, ds, has_bf16_weights=config["bf16"]["enabled"])
     if settings.engine.precision == "fp16" and ds.zero_stage == 0:
-        # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on one rank all of them.
+        # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on one
+        # rank all of them.
         config["zero_optimization"] = {**config.get("zero_optimization", {}), "stage": 1}
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
-        zero["reduce_bucket_size"] = reduce_bucket(
-            sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        )
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        zero["reduce_bucket_size"] = reduce_bucket(trained)
     config["zero_force_ds_cpu_optimizer"] = False  # offloaded states may be torch's
-    torch.use_deterministic_algorithms(settings.engine.deterministic)
     if settings.engine.activation_checkpointing:
         module.backbone.set_grad_checkpointing(True)
     if settings.engine.compile == "on":
-        module.backbone.compile()
+        for backbone in method.backbones:
+            backbone.compile()
     module.to(device)
     optimizer = build_optimizer(
-        module, settings.optimizer, head_lr_scale=settings.head.lr_scale, on_host=ds.offloads_optimizer
+        module, settings.optimizer, lr_scales=method.lr_scales, on_host=ds.offloads_optimizer
     )
     try:
-        engine = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, dist_init_required=False
-        )[0]
+        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise SettingsError(f"{ds.path}: DeepSpeed refuses it: {wrong}") from error
     if ds.zero_stage == 3:
         gather_biases_in_float32(module)
     return engine
+
+
+def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_weights: bool) -> None:
+    """Raises: SettingsError if the module cannot be trained as the settings and the JSON ask for."""
+    module = method.module
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise SettingsError(
+            "backbone.frozen freezes the whole backbone, and a sharded head trains outside the engine, which has nothing "
+            "left to do; leave a part out, or set head.kind=dense"
+        )
+    if has_bf16_weights and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+        raise SettingsError(
+            f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in "
+            f"{settings.backbone.name} does not take beside float32 statistics; "
+            'use "torch_autocast": {"enabled": true}'
+        )
+    if method.has_teacher and ds.zero_stage == 3:
+        raise SettingsError(
+            f"method {settings.method} has a teacher that follows the weights after each update, and ZeRO stage 3 leaves "
+            "no rank with whole weights to follow; take a DeepSpeed JSON of stage 0 to 2"
+        )
+    if method.has_teacher and (has_bf16_weights or settings.engine.precision == "fp16"):
+        raise SettingsError(
+            f"method {settings.method} has a teacher that moves by small steps, which 16-bit weights would round away; "
+            'set engine.precision=bf16 (autocast over float32 weights) or fp32, without "bf16" in the DeepSpeed JSON'
+        )
 
 
 def gather_biases_in_float32(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import shutil
 import sys
@@ -29,13 +30,20 @@ class Live:
     """Shows and stores each step's numbers; made on rank 0 only.
 
     Args:
+        run: the run directory.
+        settings: of the run.
         steps_done: where the run goes on; metrics.jsonl is cut back to it and the TensorBoard file written anew.
+        total_steps: of the whole run.
+        steps_per_epoch: steps in which each image comes once.
     """
 
     def __init__(
         self, run: Run, settings: Settings, *, steps_done: int, total_steps: int, steps_per_epoch: int
     ) -> None:
-        self.run, self.settings, self.steps_per_epoch = run, settings, steps_per_epoch
+        self.run = run
+        self.settings = settings
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
         kept = cut_back(run.metrics, steps_done)
         self.file = MetricsFile(run.metrics)
         self.board = None
@@ -46,24 +54,34 @@ class Live:
                 self._plot(line)
         self.console = Console(stderr=True)
         self.is_terminal = sys.stderr.isatty() and "SLURM_JOB_ID" not in os.environ
-        self.epoch_started = time.perf_counter()
+        self.started = time.perf_counter()
+        self.first_step = steps_done
+        self.epoch_images = 0.0  # of the steps since the last line about an epoch
+        self.epoch_s = 0.0
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} images/s"),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} images/s{task.fields[probes]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.is_terminal,
         )
         self.task = self.progress.add_task(
-            "", total=total_steps, completed=steps_done, epoch=0, loss=float("nan"), speed=0.0
+            "",
+            total=total_steps,
+            completed=steps_done,
+            epoch=f"1/{settings.epochs}",
+            loss=float("nan"),
+            speed=0.0,
+            probes="",
         )
         self.progress.start()
 
     def say(self, text: str) -> None:
-        """One line for the person, above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        """One line for the person, above the bar. A reader that is gone (`| head`) ends no training."""
+        with contextlib.suppress(OSError):
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, line: dict[str, Any]) -> None:
         """One step's numbers.
@@ -75,36 +93,51 @@ class Live:
             self._plot(line)
         except OSError as error:
             raise ResourceError(why_unwritten(self.run.metrics, error)) from error
-        self.progress.update(
-            self.task, advance=1, epoch=line["epoch"], loss=line["loss"], speed=line["time/images_per_s"]
-        )
+        self.epoch_images += line["time/images_per_s"] * line["time/step_s"]
+        self.epoch_s += line["time/step_s"]
+        speed = self.epoch_images / self.epoch_s  # of the epoch: its last step alone may be padding for the most part
+        epoch = f"{line['epoch'] + 1}/{self.settings.epochs}"
+        probes = "".join(f"  {_probe_name(key)} {value:.4g}" for key, value in line.items() if key.startswith("probe/"))
+        shown = {"probes": probes} if probes else {}  # the last ones stay on the bar until there are newer ones
+        self.progress.update(self.task, advance=1, epoch=epoch, loss=line["loss"], speed=speed, **shown)
         if (line["step"] + 1) % self.steps_per_epoch == 0:
-            seconds, self.epoch_started = time.perf_counter() - self.epoch_started, time.perf_counter()
             if not self.is_terminal:
-                speed = line["time/images_per_s"]
                 self.say(
-                    f"epoch {line['epoch'] + 1}/{self.settings.epochs}  step {line['step'] + 1}  loss {line['loss']:.4f}  "
-                    f"lr {line['lr']:.2e}  {speed:,.0f} images/s  {seconds:.1f} s"
+                    f"epoch {epoch}  step {line['step'] + 1}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+                    f"{speed:,.0f} images/s  {self.epoch_s:.1f} s{probes}  {self._time_left(line['step'] + 1)} left"
                 )
+            self.epoch_images = 0.0
+            self.epoch_s = 0.0
+
+    def _time_left(self, done: int) -> str:
+        """By the pace since this start, with its saving and probing."""
+        pace_s = (time.perf_counter() - self.started) / (done - self.first_step)
+        return str(datetime.timedelta(seconds=round(pace_s * (self.total_steps - done))))
 
     def show_crops(self, batch: TrainBatch) -> None:
         """A page of what the network sees, in TensorBoard."""
         if self.board:
-            rows = batch.images[:: max(1, len(batch.images) // CROPS_ON_A_PAGE)][:CROPS_ON_A_PAGE]
-            self.board.add_image("crops", make_grid(_pixels(rows, self.settings.views), nrow=8), 0)
+            crops = batch.images[:: max(1, len(batch.images) // CROPS_ON_A_PAGE)][:CROPS_ON_A_PAGE]
+            self.board.add_image("crops", make_grid(_pixels(crops, self.settings.views), nrow=8), 0)
 
     def _plot(self, line: dict[str, Any]) -> None:
         if self.board:
             for key, value in line.items():
-                if key not in ("step", "epoch"):
+                if key not in ("step", "epoch") and value is not None:
                     self.board.add_scalar(key, value, line["step"])
 
     def close(self) -> None:
         """No more steps. What counts was synced with the last checkpoint; what a full disk did not take is cut off by the next start."""
-        self.progress.stop()
+        with contextlib.suppress(OSError):
+            self.progress.stop()
         for each in filter(None, (self.file, self.board)):
             with contextlib.suppress(OSError):
                 each.close()
+
+
+def _probe_name(key: str) -> str:
+    """probe/knn20_top1 as a person reads it."""
+    return key.removeprefix("probe/").replace("_", " ")
 
 
 def _pixels(images: Tensor, views: Views) -> Tensor:

@@ -70,10 +70,19 @@ def _peak_bytes(
         torch.cuda.empty_cache()
 
 
-def backbone_sizes(backbone: nn.Module, settings: Settings) -> BackboneSizes:
-    """The numbers of a backbone, on any device (also torch's meta), that the plan needs; before DeepSpeed takes its weights apart."""
-    trained = tuple(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in backbone.parameters() if not parameter.requires_grad)
+def backbone_sizes(
+    backbone: nn.Module, settings: Settings, module: nn.Module | None = None
+) -> BackboneSizes:
+    """The numbers of a backbone that the plan needs; before DeepSpeed takes its weights apart.
+
+    Args:
+        backbone: on any device, also torch's meta.
+        settings: of the run.
+        module: what the engine owns besides a classifier, where that is more than the backbone: a projector, a teacher.
+    """
+    parameters = list((module or backbone).parameters())
+    trained = tuple(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)
     return BackboneSizes(trained, backbone.num_features, _vit(backbone, settings), frozen)
 
 
@@ -106,7 +115,7 @@ def _is_plain(block: nn.Module) -> bool:
 
 
 @contextmanager
-def out_of_memory_told(
+def explains_out_of_memory(
     sizes: BackboneSizes, settings: Settings, ds: DsConfig, rows: int, device: torch.device
 ) -> Iterator[None]:
     """Turn whatever says that memory ran out into one message with the plan of this run.

@@ -81,7 +81,7 @@ class Peers:
         self.when: Callable[[], str] = lambda: "before the first step"
 
     @contextmanager
-    def end_told(self) -> Iterator[Peers]:
+    def watched(self) -> Iterator[Peers]:
         """Around all that the ranks do together.
 
         Raises: ResourceError in place of what a collective says when another rank ends: names it, and its cause.
@@ -91,17 +91,17 @@ class Peers:
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, RuntimeError) and PEER_IS_GONE.search(str(error)):  # gloo's and NCCL's
                 cause = self._cause(error)
-                self._leave_word(f"{ENDS_WITH} {cause}")
+                self._write_last_words(f"{ENDS_WITH} {cause}")
                 raise ResourceError(
                     f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the same command goes on from the "
                     "last checkpoint"
                 ) from error
-            self._leave_word(str(error) or type(error).__name__)
+            self._write_last_words(str(error) or type(error).__name__)
             raise
 
-    def _leave_word(self, text: str) -> None:
+    def _write_last_words(self, text: str) -> None:
         if self.others:
-            leave_word(self.log, text)
+            write_last_words(self.log, text)
 
     def _cause(self, error: RuntimeError) -> str:
         """Who ended and why."""
@@ -130,12 +130,12 @@ class Peers:
                     firsts.append(f"{peer.name} ended: {said}")
             elif self.own.is_beside(peer) and peer.is_gone():
                 firsts.append(
-                    f"{peer.name} is gone without a word, as by a kill -9 or for want of memory (the system's log tells)"
+                    f"{peer.name} is gone without a message: killed, or out of memory (see the system's log)"
                 )
         return firsts or others
 
     def _last_words(self) -> dict[tuple[int, int], str]:
-        """(rank, pid) -> what `leave_word` wrote since this session began."""
+        """(rank, pid) -> what `write_last_words` wrote since this session began."""
         try:
             with open(self.log, "rb") as file:
                 file.seek(self.log_began)
@@ -148,7 +148,7 @@ class Peers:
         }
 
 
-def leave_word(log: Path, text: str) -> None:
+def write_last_words(log: Path, text: str) -> None:
     """This rank's last words, a line in the run's log; where it cannot be written, the rank's own message is all there is."""
     try:
         with open(log, "a") as file:

@@ -1,4 +1,4 @@
-"""Probes every eval.every_epochs epochs: what the training loss does not say. Each has a forward pass of its own, timed apart.
+"""Probes every eval.every_epochs epochs: what the training loss does not say. Each has a forward pass of its own, timed separately.
 
 The images are the first PROBE_IMAGES of epoch 0 with their un-mixed views of that epoch: always the same, so curves can be compared.
 """
@@ -15,13 +15,11 @@ from vitds import dist
 from vitds.augment.mix import normalise
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
-from vitds.data.loader import TrainLoader, eval_batches
-from vitds.engine.head_shard import HeadShard
-from vitds.evaluate.features import Features, extract_features
+from vitds.data.loader import TrainLoader
+from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.probes import alignment, rankme, uniformity
-from vitds.heads.dense import scaled_features
-from vitds.heads.logsumexp import highest_logits
+from vitds.methods.base import Method
 from vitds.models.build import build_backbone
 from vitds.models.precision import AUTOCAST
 from vitds.runs.backbone import load_backbone
@@ -33,13 +31,19 @@ class Probes:
     """The probes of one run; called by every rank.
 
     Args:
+        settings: of the run, resolved.
+        file: the training images.
         test_file: queries of the kNN probe; None, or a training file without labels, leaves it out.
+        device: that trains.
     """
 
     def __init__(
         self, settings: Settings, file: BetonFile, test_file: BetonFile | None, device: torch.device
     ) -> None:
-        self.settings, self.file, self.test_file, self.device = settings, file, test_file, device
+        self.settings = settings
+        self.file = file
+        self.test_file = test_file
+        self.device = device
         self.loader = TrainLoader(
             file,
             settings,
@@ -50,34 +54,23 @@ class Probes:
         self.backbone = build_backbone(
             settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed
         ).to(device)
-        self.autocast = AUTOCAST.get(settings.engine.precision)
 
-    def measure(self, weights: dict[str, Tensor], head: HeadShard | None) -> dict[str, float]:
+    def measure(self, weights: dict[str, Tensor], method: Method) -> dict[str, float]:
         """probe/… numbers of the present weights.
 
         Args:
-            weights: of the whole module by name, as EngineState.weights gives them. head: the sharded head, if there is one.
+            weights: of the method's whole module by name, as EngineState.weights gives them.
+            method: adds its own.
         """
-        load_backbone(
-            self.backbone,
-            {name: value for name, value in weights.items() if name.startswith("backbone.")},
-            "this run",
-        )
+        load_backbone(self.backbone, method.exported(weights), "this run")
         found: dict[str, float] = {}
-        if self.settings.method == "idmm":
-            first_MD, second_MD, index_M = self._two_views()
-            found["probe/alignment"] = alignment(first_MD, second_MD)
-            found["probe/uniformity"], found["probe/rankme"] = uniformity(first_MD), rankme(first_MD)
-            found["probe/instance_top1"] = 100 * self._share_recognised(first_MD, index_M, weights, head)
-        if self.test_file is not None and self.file.manifest.classes and self.test_file.manifest.classes:
-            bank, query = (self._features(file) for file in (self.file, self.test_file))
-            k = self.settings.eval.knn_k
-            classes = len(self.file.manifest.classes)
-            scores = knn_accuracy(
-                bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=k, classes=classes
-            )
-            found |= {f"probe/knn{number}_top1": score.top1 for number, score in scores.items()}
-        return found
+        if self.settings.views.count > 1:
+            first_MD, last_MD, index_M = self._two_views()
+            found["probe/alignment"] = alignment(first_MD, last_MD)
+            found["probe/uniformity"] = uniformity(first_MD)
+            found["probe/rankme"] = rankme(first_MD)
+            found |= method.probes(first_MD, index_M, weights)
+        return found | self._knn()
 
     @torch.inference_mode()
     def _two_views(self) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
@@ -85,50 +78,38 @@ class Probes:
         global_images = self.settings.batch.global_images
         steps = min(self.loader.steps_per_epoch, -(-PROBE_IMAGES // global_images))
         self.backbone.eval()
+        autocast = AUTOCAST.get(self.settings.engine.precision)
         parts = []
         for batch in islice(self.loader.batches(0, steps), steps * self.loader.accumulation):
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                views = (
-                    normalise(batch.crops[:, view].to(self.device), self.settings.views) for view in (0, -1)
+            with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+                first_BD, last_BD = (
+                    self.backbone(normalise(batch.crops[:, view].to(self.device), self.settings.views)).float().cpu()
+                    for view in (0, -1)
                 )
-                first_BD, second_BD = (self.backbone(images).float().cpu() for images in views)
-            parts.append((first_BD[batch.is_real], second_BD[batch.is_real], batch.index[batch.is_real]))
-        everyone = [
-            part
-            for rank in dist.gather_objects([tuple(map(Tensor.numpy, part)) for part in parts])
-            for part in rank
-        ]
-        first, second, index = (
+            parts.append((first_BD[batch.is_real], last_BD[batch.is_real], batch.index[batch.is_real]))
+        everyone = [part for rank in dist.gather_objects(_as_numpy(parts)) for part in rank]
+        first, last, index = (
             torch.cat([torch.from_numpy(part[column]) for part in everyone]) for column in range(3)
         )
-        return first, second, index
+        return first, last, index
 
-    def _features(self, file: BetonFile) -> Features:
-        batches = eval_batches(file, self.settings.views, batch_images=self.settings.eval.batch_images)
-        views = self.settings.views
-        return extract_features(
-            self.backbone, batches, mean=views.mean, std=views.std, device=self.device, autocast=self.autocast
+    def _knn(self) -> dict[str, float]:
+        """Nearest neighbours of the test images among the training images, where both have labels."""
+        if self.test_file is None or not self.file.manifest.classes or not self.test_file.manifest.classes:
+            return {}
+        bank = file_features(self.settings, self.backbone, self.file, self.device)
+        query = file_features(self.settings, self.backbone, self.test_file, self.device)
+        scores = knn_accuracy(
+            bank.rows_MD,
+            bank.label_M,
+            query.rows_MD,
+            query.label_M,
+            k=self.settings.eval.knn_k,
+            classes=len(self.file.manifest.classes),
         )
+        return {f"probe/knn{number}_top1": score.top1 for number, score in scores.items()}
 
-    @torch.inference_mode()
-    def _share_recognised(
-        self,
-        x_MD: Float[Tensor, "M D"],
-        index_M: Int[Tensor, "M"],
-        weights: dict[str, Tensor],
-        head: HeadShard | None,
-    ) -> float:
-        """The share of un-mixed first views whose own instance has the highest logit."""
-        if head is None:
-            first, weight, bias = 0, weights["head.weight"], weights.get("head.bias")
-        else:
-            first, weight, bias = head.module.first, head.module.weight, head.module.bias
-        x_MD, local_M = (tensor.to(weight.device) for tensor in (x_MD, index_M - first))
-        x_MD = scaled_features(
-            x_MD, self.settings.head.form["temperature"]
-        )  # beside a bias their length counts
-        highest_M, own_M = map(
-            dist.all_reduce_max,
-            highest_logits(x_MD, weight, bias, local_M, is_cosine=self.settings.head.cosine),
-        )
-        return float((own_M == highest_M).double().mean())
+
+def _as_numpy(parts: list[tuple[Tensor, ...]]) -> list[tuple[object, ...]]:
+    """Arrays travel between processes as bytes; tensors would take shared memory."""
+    return [tuple(map(Tensor.numpy, part)) for part in parts]

@@ -15,7 +15,8 @@ from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps
 from vitds.engine.memory import largest_micro_on_gpu
-from vitds.errors import ResourceError, SettingsError
+from vitds.errors import ResourceError
+from vitds.methods import method_class
 from vitds.models.build import patch_count
 
 DENSE_WEIGHT_BYTES = (
@@ -81,15 +82,14 @@ def resolve_settings(
     wanted = settings.engine.precision
     precision = resolve_precision(ds.precision or wanted if wanted == "auto" else wanted, device)
     micro = resolve_micro_images(settings, backbone, device, precision)
-    head = resolve_head(settings, rows, backbone.num_features)
     compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
-    return settings.model_copy(
+    resolved = settings.model_copy(
         update={
             "engine": settings.engine.model_copy(update={"precision": precision, "compile": compiled}),
             "batch": settings.batch.model_copy(update={"micro_images": micro}),
-            "head": settings.head.model_copy(update={"kind": head}),
         }
     )
+    return method_class(settings.method).resolve(resolved, rows, backbone.num_features)
 
 
 def resolve_micro_images(
@@ -114,37 +114,6 @@ def resolve_micro_images(
         return largest_micro_on_gpu(backbone, settings, fits, device, precision)
     pixels = settings.views.count * settings.views.crop_px**2
     return next((micro for micro in fits if micro * pixels <= CPU_PIXELS), chunk)
-
-
-def resolve_head(settings: Settings, rows: int, width: int) -> str:
-    """dense while the head is small beside the backbone's traffic, sharded above, and for what only that kind can do; both give one loss.
-
-    Raises: SettingsError if a class head is to be what only an instance head can be.
-    """
-    head = settings.head
-    if settings.method == "supervised":
-        special = {
-            "kind sharded": head.kind == "sharded",
-            "cosine true": head.cosine,
-            "optimizer lean": head.optimizer == "lean",
-        }
-        special |= {
-            "init features": head.init == "features",
-            f"sample_rate {head.sample_rate:g}": head.sample_rate < 1,
-        }
-        if wrong := next((words for words, is_set in special.items() if is_set), None):
-            raise SettingsError(f"head.{wrong} is for the instance head of pretraining; leave it out")
-        return "dense"
-    if head.kind != "auto":
-        return head.kind
-    return "dense" if rows * width * 4 <= DENSE_WEIGHT_BYTES and not head.needs_shards else "sharded"
-
-
-def head_reason(settings: Settings, rows: int, width: int) -> str:
-    """What speaks for the kind that `auto` gives an instance head, for the line at a run's start."""
-    if settings.head.needs_shards:
-        return "sharded for its optimizer or its sample_rate"
-    return f"{rows * width * 4 / 1e6:,.1f} MB of rows; auto is dense up to {DENSE_WEIGHT_BYTES / 1e6:.0f} MB"
 
 
 def resolve_compile(

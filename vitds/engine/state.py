@@ -55,7 +55,7 @@ class EngineState:
             held = self.engine.optimizer.single_partition_of_fp32_groups
         for tensor in held:
             self.inner.state[tensor] = {
-                "step": torch.zeros(()),
+                "step": torch.zeros((), device=tensor.device),  # where a fused AdamW wants it
                 **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
             }
             if self.average_decay:
@@ -65,12 +65,14 @@ class EngineState:
 
     def update_average(self, updates: int) -> None:
         """After `updates` steps. The first ones count for little: the decay grows to its value, (1 + t) / (10 + t) below it."""
+        if not self.average_decay:
+            return
         decay = min(self.average_decay, (1 + updates) / (10 + updates))
         for tensor, state in self.inner.state.items():
             if AVERAGE in state:
                 state[AVERAGE].lerp_(tensor.detach(), 1 - decay)
 
-    def read(self) -> dict[str, Tensor]:
+    def snapshot(self) -> dict[str, Tensor]:
         """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape), NAME.average if on, and of the buffers.
 
         Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds all.
@@ -104,7 +106,7 @@ class EngineState:
             {name: buffer.detach().cpu().clone() for name, buffer in self._buffers()}
         )
 
-    def write(self, saved: CheckpointReader, updates: int) -> None:
+    def restore(self, saved: CheckpointReader, updates: int) -> None:
         """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps really taken.
 
         Raises: RunError if a name is missing.

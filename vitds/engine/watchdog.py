@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from vitds import dist
-from vitds.engine.peers import leave_word
+from vitds.engine.peers import write_last_words
 from vitds.errors import ResourceError
 
 HUNG_AFTER_S = 1500.0  # for one step, with its save and probes; less than the half hour after which collectives give up without a word
@@ -43,6 +43,6 @@ class Watchdog:
             if time.monotonic() - self.since > HUNG_AFTER_S:
                 text = f"rank {dist.rank()} hangs: step {self.step} has taken {HUNG_AFTER_S:.0f} s; its threads are at"
                 print(text, file=sys.stderr, flush=True)
-                leave_word(self.log, text)
+                write_last_words(self.log, text)
                 faulthandler.dump_traceback()
                 os._exit(ResourceError.exit_code)

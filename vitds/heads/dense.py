@@ -19,7 +19,7 @@ INIT_BLOCK_ROWS = 1024  # rows drawn by one generator: a rank makes only the blo
 def initial_rows(
     first: int, last: int, width: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "n D"]:
-    """Rows first..last-1 of the initial weight: truncated normal, std 0.02, the same whichever rank makes them (METHOD 5)."""
+    """Rows first..last-1 of the initial weight: truncated normal, std 0.02, the same whichever rank makes them."""
     found = torch.empty(last - first, width, dtype=dtype)
     for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(rng.seed_of(Purpose.INIT, seed, 1, block))
@@ -39,12 +39,18 @@ def scaled_features(features_MD: Float[Tensor, "M D"], temperature: float | None
 
 
 class DenseHead(nn.Module):
-    """Linear classifier whose forward returns a loss a row. Its logits are never held whole.
+    """Linear classifier whose forward returns this rank's part of the loss. Its logits are never held whole.
 
     Args:
-        rows: N or C. width: D. label_smoothing: eps in [0, 1).
-        temperature: of the cosine form, in which features and rows have length one and their products are divided by it; None: linear.
-        keep_bytes: logits up to this size are kept for the backward pass, which then makes no second product of them.
+        rows: N or C.
+        width: D.
+        bias: whether each row has one.
+        label_smoothing: eps in [0, 1).
+        seed: of the first weights.
+        temperature: of the cosine form, in which features and rows have length one and their products are
+            divided by it; None: linear.
+        keep_bytes: logits up to this size are kept for the backward pass, which then makes no second product
+            of them.
     """
 
     def __init__(
@@ -54,12 +60,20 @@ class DenseHead(nn.Module):
         super().__init__()
         self.label_smoothing, self.temperature, self.keep_bytes = label_smoothing, temperature, keep_bytes
         self.first, self.last = 0, rows  # all of them: as a sharded head says which it holds
-        # Parameters of this module itself: under ZeRO-3 the weight is there while this module runs, forward and backward, and only then.
+        # Parameters of this module itself, not of a layer in it: under ZeRO-3 the weight is there while this
+        # module runs, forward and backward, and only then.
         self.weight = nn.Parameter(initial_rows(0, rows, width, seed))
         self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
 
-    def forward(self, features_MD: Float[Tensor, "M D"], targets: Targets) -> Float[Tensor, "M"]:
-        """The mixed, smoothed cross-entropy of each row, float32.
+    def forward(self, features_MD: Float[Tensor, "M D"], targets: Targets, step: int = 0) -> Float[Tensor, "G"]:
+        """This rank's part of the step's loss in each view group, float64; `step` decides nothing here.
+
+        Raises: as `crop_losses`.
+        """
+        return targets.sums_by_group(self.crop_losses(features_MD, targets))
+
+    def crop_losses(self, features_MD: Float[Tensor, "M D"], targets: Targets) -> Float[Tensor, "M"]:
+        """The mixed, smoothed cross-entropy of each crop, float32.
 
         Raises: ShapeError if the features are not D wide. DataError if a target is no row of the head.
         """

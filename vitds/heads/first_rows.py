@@ -6,43 +6,33 @@ images and the backbone's first weights alone; a resumed run takes its rows from
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from vitds import dist
-from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile
-from vitds.data.loader import eval_batches
-from vitds.evaluate.features import extract_features
-from vitds.heads import DenseHead, ShardedHead
-from vitds.heads.dense import INIT_STD
-from vitds.models.precision import AUTOCAST
+from vitds.heads.dense import INIT_STD, DenseHead
+from vitds.heads.sharded import ShardedHead
 
 
 @torch.no_grad()
 def set_rows_from_features(
-    backbone: nn.Module,
     head: DenseHead | ShardedHead,
-    file: BetonFile,
-    settings: Settings,
+    x_nD: Float[Tensor, "n D"],
+    index_n: Int[Tensor, "n"],
     device: torch.device,
 ) -> None:
-    """Each row becomes the feature of its image's central crop, less the mean of all, scaled to the deviation that noise would have.
+    """Each row becomes its image's feature, less the mean of all, scaled to the deviation that noise would have.
 
-    A rank reads the images of the rows that it holds, so all of them where the head is dense. The mean is taken out because the
-    features of an untrained backbone hardly differ: what they share says nothing of which image it is.
-    Raises: DataError if an image cannot be decoded and data.damaged is fatal; where it is skipped, its row starts at zero.
+    The mean is taken out because the features of an untrained backbone hardly differ: what they share says nothing of which
+    image it is. Called by every rank together.
+
+    Args:
+        x_nD: features of the images whose rows the head holds here, float32, on the host; changed in place, for a rank may
+            hold a million of them.
+        index_n: the images' numbers. A row whose image is not among them starts at zero.
+        device: on which the ranks' collectives run.
     """
-    batches = eval_batches(
-        file, settings.views, batch_images=settings.eval.batch_images, indices=np.arange(head.first, head.last),
-        damaged=settings.data.damaged,
-    )  # fmt: skip
-    found = extract_features(
-        backbone.to(device), batches,
-        mean=settings.views.mean, std=settings.views.std, device=device, autocast=AUTOCAST.get(settings.engine.precision),
-    )  # fmt: skip
-    x_nD = found.rows_MD  # changed in place: a rank may hold a million of them
     squares = torch.linalg.vector_norm(x_nD, dtype=torch.float64).square()
     sums = torch.cat([x_nD.sum(0, dtype=torch.float64), torch.tensor([squares, len(x_nD)])])
     *total, squares, images = dist.all_reduce_sum(sums.to(device)).tolist()
@@ -50,4 +40,5 @@ def set_rows_from_features(
     deviation = (squares / images / len(mean_D) - mean_D.square().mean()).sqrt()
     x_nD.sub_(mean_D.float()).mul_(INIT_STD / deviation)
     head.weight.zero_()
-    head.weight[(found.index_M - head.first).to(device)] = x_nD.to(head.weight)
+    # A dense head may still lie on the host here, while the images were seen on a GPU.
+    head.weight[(index_n - head.first).to(head.weight.device)] = x_nD.to(head.weight)

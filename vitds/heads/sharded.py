@@ -1,4 +1,4 @@
-"""The instance head outside the engine: its rows are spread over the ranks, features travel (DESIGN 6).
+"""The instance head outside the engine: its rows are spread over the ranks, features travel.
 
 Each rank holds a slice of the rows and their optimizer state. A step gathers the features and targets of all ranks, takes the
 log-sum-exp over its own rows, and combines four numbers a row over the ranks; backward sums the features' gradients. Bytes a step do
@@ -64,6 +64,22 @@ class _SumOverRanks(torch.autograd.Function):
         return gradient
 
 
+class _OwnPart(torch.autograd.Function):
+    """(sums over all ranks' crops, sums over the own) -> the own; the gradient goes to the whole.
+
+    Every rank differentiates the sum of all ranks' parts with one factor, and every rank holds the losses of
+    all crops. So each takes the gradient of the whole, and divides the factor by R for what it says alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, whole_G: Tensor, own_G: Tensor) -> Tensor:
+        return own_G.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient / dist.world_size(), None
+
+
 def gather_targets(targets: Targets) -> Targets:
     """The targets of all ranks' rows, in one collective: float64 holds indices and float32 alike exactly."""
     columns = [targets.a, targets.b, targets.lam, targets.weight, targets.group]
@@ -74,12 +90,15 @@ def gather_targets(targets: Targets) -> Targets:
 
 
 class ShardedHead(nn.Module):
-    """Rows first..last-1 of an N-row classifier; forward returns the loss of every row of every rank.
+    """Rows first..last-1 of an N-row classifier; forward returns this rank's part of the loss, as DenseHead's.
 
-    The backward pass puts the weight's gradient into memory that this module keeps, so that a step needs no second piece of that size.
+    The backward pass puts the weight's gradient into memory that this module keeps, so that a step needs no
+    second piece of that size.
 
     Args:
-        rows: N over all ranks. width: D. temperature: of the cosine form; None: linear. keep_bytes: as in DenseHead.
+        rows: N over all ranks.
+        width: D.
+        bias, label_smoothing, seed, temperature, keep_bytes: as in DenseHead.
         sample_rate: the share of rows that stands for all negatives of a step; 1: all of them.
         dtype: of the weight and its gradient, float32 or bfloat16; biases are float32.
     Raises: SettingsError if there are fewer rows than ranks, or so few that a rank may find none of its own drawn.
@@ -107,12 +126,26 @@ class ShardedHead(nn.Module):
         self.gradient: Tensor | None = None
         self.lazy: LazyRows | None = None
 
-    def forward(
-        self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0
-    ) -> tuple[Float[Tensor, "M"], Targets]:
-        """Loss of each of the R·m rows, the same on every rank, and the targets of those rows.
+    def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0) -> Float[Tensor, "G"]:
+        """This rank's part of the step's loss in each view group, float64.
 
         Args:
+            targets: of this rank's own crops.
+            step: as in `crop_losses`.
+        Raises: as `crop_losses`.
+        """
+        losses_M, everyone = self.crop_losses(features_MD, targets, step)
+        own = len(features_MD)
+        own_losses_m = losses_M[dist.rank() * own : (dist.rank() + 1) * own]
+        return _OwnPart.apply(everyone.sums_by_group(losses_M), targets.sums_by_group(own_losses_m))
+
+    def crop_losses(
+        self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0
+    ) -> tuple[Float[Tensor, "M"], Targets]:
+        """Loss of each of the M = R·m crops of all ranks, the same on every rank, and the targets of those crops.
+
+        Args:
+            targets: of this rank's own crops.
             step: number of the optimizer step, which with the seed says which rows are drawn.
         Raises: ShapeError if the features are not D wide. DataError if a target is no row of the head.
         """

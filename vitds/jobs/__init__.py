@@ -1,1 +1,1 @@
-"""Composition roots, a module a command; open jobs/pretrain.py first."""
+"""Composition roots, a module a command; open jobs/train.py first."""

@@ -14,18 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from vitds import dist
 from vitds.config.tree import Backbone, Settings
 from vitds.data.beton import BetonFile, require_same_classes
-from vitds.data.loader import eval_batches
 from vitds.errors import DataError, RunError, UsageError
 from vitds.evaluate.classify import top_accuracy
-from vitds.evaluate.features import Features, extract_features
+from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.linear import linear_probe
 from vitds.jobs.data_files import open_data
 from vitds.models.build import build_backbone
-from vitds.models.precision import AUTOCAST
 from vitds.runs.backbone import load_backbone, read_weights
 from vitds.runs.directory import Run
 
@@ -114,32 +111,10 @@ def _open_files(settings: Settings, data: str | None, bank: str | None) -> tuple
     return train_file, test_file
 
 
-def _features(settings: Settings, model: nn.Module, file: BetonFile, device: torch.device) -> Features:
-    """Features of a whole file in its order, on every rank, each rank having made its share."""
-    batches = eval_batches(
-        file,
-        settings.views,
-        batch_images=settings.eval.batch_images,
-        rank=dist.rank(),
-        ranks=dist.world_size(),
-        workers=1,
-    )
-    own = extract_features(
-        model.to(device), batches, mean=settings.views.mean, std=settings.views.std, device=device,
-        autocast=AUTOCAST.get(settings.engine.precision),
-    )  # fmt: skip
-    parts = dist.gather_objects((own.rows_MD.numpy(), own.label_M.numpy(), own.index_M.numpy()))
-    rows, labels, index = (
-        torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3)
-    )
-    order = index.argsort()
-    return Features(rows[order], labels[order], index[order])
-
-
 def _knn(
     settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device
 ) -> Score:
-    bank, query = (_features(settings, backbone, file, device) for file in (train_file, test_file))
+    bank, query = (file_features(settings, backbone, file, device) for file in (train_file, test_file))
     classes = len(train_file.manifest.classes)
     scores = knn_accuracy(
         bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, k=settings.eval.knn_k, classes=classes
@@ -150,7 +125,7 @@ def _knn(
 def _linear(
     settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device
 ) -> Score:
-    bank, query = (_features(settings, backbone, file, device) for file in (train_file, test_file))
+    bank, query = (file_features(settings, backbone, file, device) for file in (train_file, test_file))
     score = linear_probe(bank.rows_MD, bank.label_M, query.rows_MD, query.label_M, seed=settings.seed)
     return {"top1": score.top1, "top5": score.top5, "regularisation": score.regularisation}
 
@@ -166,7 +141,7 @@ def _top1(
     weights = read_weights(head)
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)
-    logits = _features(settings, nn.Sequential(backbone, linear), test_file, device)
+    logits = file_features(settings, nn.Sequential(backbone, linear), test_file, device)
     return asdict(top_accuracy(logits.rows_MD, logits.label_M))
 
 

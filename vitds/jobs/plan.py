@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vitds.bench.step import train_steps
 from vitds.config.deepspeed import DsConfig, load_ds_config, resolve_ds_config
 from vitds.config.load import load_settings
 from vitds.config.recipes import read_recipe
@@ -21,8 +20,10 @@ from vitds.data.digits import embedded_digits
 from vitds.data.order import steps_per_epoch
 from vitds.engine.memory import backbone_sizes
 from vitds.engine.process import start_ranks
-from vitds.engine.resolve import resolve_head
 from vitds.errors import SettingsError
+from vitds.jobs.timed_steps import train_steps
+from vitds.methods import method_class
+from vitds.methods.base import SetSize
 from vitds.models.build import build_backbone
 from vitds.plan.case import BackboneSizes, Case, make_case, micro_choices
 from vitds.plan.memory import MOMENTS
@@ -56,12 +57,16 @@ def plan(
     """
     _check_words(rows, gpus, images_per_s, hours)
     ds, given = load_ds_config(ds_config), _settings(recipe or RECIPE, model, batch, set)
+    method = method_class(given.method)
+    head_rows = method.rows(SetSize(rows, 0))
     with torch.device("meta"):
         backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
-    sizes = backbone_sizes(backbone, given)
+        # A classifier is counted by its rows; anything else beside the backbone by what the method makes.
+        module = None if head_rows else method(given, backbone, 0).module
+    sizes = backbone_sizes(backbone, given, module)
     choices = micro_choices(given, gpus)
-    settings = _resolve(given, ds, sizes, rows, choices[0])
-    case = make_case(settings, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)
+    settings = _resolve(given, ds, sizes, head_rows, choices[0])
+    case = make_case(settings, ds, sizes, rows=head_rows, ranks=gpus, on_gpu=True)
     resolve_ds_config(
         ds,
         settings,
@@ -73,12 +78,12 @@ def plan(
     memory = plan_memory(case)
     found = {
         "model": settings.backbone.name,
-        "parameters": sum(sizes.parameters) + sizes.frozen,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "rows": rows,
         "gpus": gpus,
         "zero_stage": ds.zero_stage,
         "precision": settings.engine.precision,
-        "head": settings.head.kind,
+        "head": f"{settings.head.kind} head of {rows:,} rows" if head_rows else "no head of rows",
         "global_images": settings.batch.global_images,
         "micro_images": case.images,
         "accumulation": case.accumulation,
@@ -89,7 +94,7 @@ def plan(
         "moments": memory.moments,
         "peak_bytes": memory.peak,
         "host_bytes": memory.host,
-        "micro_batches": {str(images): _peak(settings, ds, sizes, rows, gpus, images) for images in choices},
+        "micro_batches": {str(images): _peak(settings, ds, sizes, head_rows, gpus, images) for images in choices},
         "traffic_bytes": step_traffic(case),
         **_time(given, ds, rows, gpus, images_per_s, hours),
     }
@@ -125,13 +130,13 @@ def _resolve(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, 
     """`auto` as a GPU with bf16 would resolve it; the micro batch, which needs the GPU's size, is the smallest one."""
     precision = settings.engine.precision if settings.engine.precision != "auto" else ds.precision or "bf16"
     micro = settings.batch.micro_images if settings.batch.micro_images != "auto" else smallest
-    return settings.model_copy(
+    resolved = settings.model_copy(
         update={
             "engine": settings.engine.model_copy(update={"precision": precision}),
             "batch": settings.batch.model_copy(update={"micro_images": micro}),
-            "head": settings.head.model_copy(update={"kind": resolve_head(settings, rows, sizes.width)}),
         }
     )
+    return method_class(settings.method).resolve(resolved, rows, sizes.width)
 
 
 def _peak(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, gpus: int, images: int) -> int:
@@ -169,8 +174,9 @@ def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: in
         update={"init": "noise"}
     )  # of N rows only these have an image whose feature they could be
     own = settings.model_copy(update={"batch": batch, "epochs": epochs, "head": head})
-    *_, seconds = train_steps(own, ds, file, max(rows, file.images), start_ranks(), steps=TIMED_STEPS)
-    return images / statistics.median(seconds[1:])
+    head_rows = method_class(settings.method).rows(SetSize(max(rows, file.images), 0))
+    timed = train_steps(own, ds, file, head_rows, start_ranks(), steps=TIMED_STEPS)
+    return images / statistics.median(timed.whole_s[1:])
 
 
 def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
@@ -188,7 +194,7 @@ def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
     table.add_section()
     table.add_row("together", *(f"{memory.moments[moment] / GB:.3f}" for moment in MOMENTS))
     console.print(
-        f"{found['model']} ({found['parameters']:,} parameters), {found['head']} head of {found['rows']:,} rows; "
+        f"{found['model']} ({found['parameters']:,} parameters), {found['head']}; "
         f"steps of {found['global_images']:,} images = {case.ranks} GPU(s) x {case.accumulation} micro batch(es) of {case.images} images x "
         f"{case.settings.views.count} views at {case.settings.views.crop_px} px; ZeRO {found['zero_stage']}, {found['precision']}",
         highlight=False,

@@ -17,10 +17,9 @@ from vitds.data.images import decode_stored
 from vitds.data.loader import TrainLoader
 from vitds.data.preview import ImagePreview, draw_preview
 from vitds.errors import ResourceError
-from vitds.methods import idmm, supervised
+from vitds.methods import method_class
 
 IMAGES = 4  # on the page
-METHODS = {"idmm": idmm, "supervised": supervised}
 
 
 def preview(file: str | Path, *, recipe: str, out: str | Path = "preview.png") -> Path:
@@ -33,7 +32,7 @@ def preview(file: str | Path, *, recipe: str, out: str | Path = "preview.png") -
     loader = TrainLoader(data, settings, rank=0, ranks=1, micro_images=settings.batch.chunk_images)
     with closing(loader.batches(0, 1)) as batches:
         batch = next(batches)
-        mixed = METHODS[settings.method].prepare(batch, settings, torch.device("cpu"))
+        mixed = method_class(settings.method).prepare(batch, settings, torch.device("cpu"))
         crops, index = batch.crops[:IMAGES].numpy().copy(), batch.index[:IMAGES].numpy()
     trained, targets = (
         _pixels(mixed, settings.views, len(batch.index)),
@@ -85,7 +84,7 @@ def _captions(mixed: TrainBatch, settings: Settings, file: BetonFile, images: in
     kept = 1 - settings.head.label_smoothing
 
     def target(number: int) -> str:
-        return f"image {number}" if settings.method == "idmm" or number < 0 else file.manifest.classes[number]
+        return f"image {number}" if not method_class(settings.method).needs_labels or number < 0 else file.manifest.classes[number]
 
     rows = zip(mixed.targets.a.tolist(), mixed.targets.b.tolist(), mixed.targets.lam.tolist(), strict=True)
     words = [f"{kept * lam:.2f} of {target(a)}\n{kept * (1 - lam):.2f} of {target(b)}" for a, b, lam in rows]

@@ -1,7 +1,7 @@
 """Drop path and patch drop whose choices are a function of keys, in place of timm's, which ask torch's generator.
 
-The modules read a buffer that `fill` writes before each forward pass. So the choices do not depend on ranks or accumulation, a resume
-repeats them, and activation checkpointing sees the same mask twice.
+The modules read a buffer that `fill` writes before each forward pass. So the choices do not depend on ranks or accumulation,
+a resume repeats them, and activation checkpointing sees the same mask twice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath, PatchDropout
+from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from vitds import rng
@@ -18,26 +18,36 @@ from vitds.rng import Purpose
 
 
 class KeyedDropPath(nn.Module):
-    """Stochastic depth: a row's residual branch is left out with probability `rate`, else scaled by 1 / (1 - rate)."""
+    """Stochastic depth: a crop's residual branch is left out with probability `rate`, else scaled by 1 / (1 - rate).
+
+    A block that calls it twice leaves both its branches out together; timm would draw for each.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("factor", torch.ones(0), persistent=False)
 
-    def forward(self, x: Float[Tensor, "M ..."]) -> Float[Tensor, "M ..."]:
-        """x times its row's factor in training, x itself in evaluation."""
+    def forward(self, x: Float[Tensor, "R ..."]) -> Float[Tensor, "R ..."]:
+        """x times its crop's factor in training, x itself in evaluation; R = M, or a multiple."""
         if not self.training:
             return x
-        return x * self.factor.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+        factor = self.factor
+        if len(x) != len(factor):  # windows or patches stand in the first axis, those of a crop one after the other
+            factor = factor.repeat_interleave(len(x) // len(factor))
+        return x * factor.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
 class KeyedPatchDrop(nn.Module):
-    """Keeps a share 1 - rate of each row's patches in training; class and register tokens always stay (arXiv:2208.07220)."""
+    """Keeps a share 1 - rate of each crop's patches in training (arXiv:2208.07220).
+
+    Class and register tokens always stay.
+    """
 
     def __init__(self, rate: float, prefix_tokens: int) -> None:
         super().__init__()
-        self.rate, self.prefix_tokens = rate, prefix_tokens
+        self.rate = rate
+        self.prefix_tokens = prefix_tokens
         self.register_buffer("order", torch.zeros(0, 0, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Float[Tensor, "M T D"]) -> Float[Tensor, "M t D"]:
@@ -49,6 +59,11 @@ class KeyedPatchDrop(nn.Module):
         return torch.cat([prefix, patches.gather(1, kept)], 1)
 
 
+def kept_patches(patches: int, rate: float) -> int:
+    """How many patches of a crop stay at a drop rate: timm's count."""
+    return max(1, int(patches * (1 - rate)))
+
+
 def replace_stochastic(backbone: nn.Module) -> None:
     """Put keyed modules in the place of timm's DropPath and PatchDropout, in place.
 
@@ -58,28 +73,43 @@ def replace_stochastic(backbone: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, DropPath):
                 setattr(module, name, KeyedDropPath(child.drop_prob) if child.drop_prob else nn.Identity())
-            elif type(child) is PatchDropout:
+            elif isinstance(child, PatchDropout):
                 setattr(module, name, KeyedPatchDrop(child.prob, child.num_prefix_tokens))
-            elif type(child).__name__ == "PatchDropoutWithIndices":
-                raise SettingsError(
-                    "backbone.patch_drop: this model's position embedding needs all patches; set backbone.patch_drop=0"
-                )
+            elif isinstance(child, PatchDropoutWithIndices):
+                raise SettingsError("backbone.patch_drop: this model's position embedding needs all patches")
+
+
+def without_stochastic(module: nn.Module) -> nn.Module:
+    """Take keyed drop path and patch drop out of a module, in place: a teacher sees the whole network."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, KeyedDropPath | KeyedPatchDrop):
+                setattr(parent, name, nn.Identity())
+    return module
 
 
 class StochasticDraws:
     """Fills the keyed modules of a backbone before a forward pass.
 
     Args:
-        backbone: after `replace_stochastic`. rows_per_chunk: V·K. patches: patches of an image, for patch drop.
+        backbone: after `replace_stochastic`.
+        seed: of the run.
+        rows_per_chunk: V·K crops.
+        patches: of a crop, for patch drop.
     """
 
     def __init__(self, backbone: nn.Module, *, seed: int, rows_per_chunk: int, patches: int) -> None:
-        self.seed, self.rows_per_chunk, self.patches = seed, rows_per_chunk, patches
+        self.seed = seed
+        self.rows_per_chunk = rows_per_chunk
+        self.patches = patches
         self.drop_paths = [module for module in backbone.modules() if isinstance(module, KeyedDropPath)]
         self.patch_drops = [module for module in backbone.modules() if isinstance(module, KeyedPatchDrop)]
 
     def fill(self, step: int, first_chunk: int, chunks: int) -> None:
-        """Write the masks of chunks first_chunk .. first_chunk + chunks - 1 of a step; keys (seed, step, chunk, layer, row)."""
+        """Write the masks of chunks first_chunk .. first_chunk + chunks - 1 of a step.
+
+        Keys are (seed, step, chunk, layer, row) and (seed, step, chunk, row, patch): nothing of ranks or micro batches.
+        """
         chunk = np.arange(first_chunk, first_chunk + chunks)[:, None]
         row = np.arange(self.rows_per_chunk)
         for layer, module in enumerate(self.drop_paths):
@@ -89,13 +119,14 @@ class StochasticDraws:
             words = rng.words(
                 Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches)
             )
-            keep = max(1, int(self.patches * (1 - module.rate)))
+            keep = kept_patches(self.patches, module.rate)
+            # The patches with the smallest words stay, in the order in which they lie in the image.
             order = np.sort(np.argsort(words, axis=-1)[..., :keep], axis=-1)
             _write(module, "order", order.reshape(-1, keep))
 
 
 def _write(module: nn.Module, name: str, values: np.ndarray) -> None:
-    """Copy into the module's buffer, which is made anew only when the shape changes: a compiled model keeps its addresses."""
+    """Copy into the module's buffer, made anew only when the shape changes: a compiled model keeps its addresses."""
     buffer = getattr(module, name)
     if buffer.shape != values.shape:
         buffer = torch.empty(values.shape, dtype=buffer.dtype, device=buffer.device)

@@ -6,6 +6,7 @@ Keys that time or measure the machine begin with `time/`; all others are bit-rep
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,12 @@ class MetricsFile:
         self.file = open(path, "a", buffering=1)
 
     def append(self, line: dict[str, Any]) -> None:
-        """One step's numbers."""
-        self.file.write(json.dumps(line) + "\n")
+        """One step's numbers. What is not finite becomes null: JSON has no NaN, and strict readers refuse it."""
+        whole = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in line.items()
+        }
+        self.file.write(json.dumps(whole, allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """To the disk, before a checkpoint that stands on these lines."""

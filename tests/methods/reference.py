@@ -1,0 +1,50 @@
+"""Contrastive losses and chunk statistics the slow way: one image, one anchor at a time, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def simclr_losses(z: Tensor, is_real: Tensor, temperature: float) -> Tensor:
+    """(chunks, 2, K, d), (chunks, K) -> (chunks, 2, K): the other view of the image among all other real crops of the chunk."""
+    losses = torch.zeros(z.shape[:3], dtype=torch.float64)
+    chunks, _, images, _ = z.shape
+    for chunk in range(chunks):
+        crops = [(view, image) for view in (0, 1) for image in range(images) if is_real[chunk, image]]
+        for view, image in crops:
+            others = [other for other in crops if other != (view, image)]
+            scores = [cosine(z[chunk, view, image], z[chunk, v, i]) / temperature for v, i in others]
+            own = scores[others.index((1 - view, image))]
+            losses[chunk, view, image] = math.log(sum(map(math.exp, scores))) - own
+    return losses
+
+
+def mocov3_losses(query: Tensor, key: Tensor, is_real: Tensor, temperature: float) -> Tensor:
+    """(chunks, 2, K, d) twice, (chunks, K) -> (chunks, 2, K): the image's key in the other view among all real keys there."""
+    losses = torch.zeros(query.shape[:3], dtype=torch.float64)
+    chunks, _, images, _ = query.shape
+    for chunk in range(chunks):
+        real = [image for image in range(images) if is_real[chunk, image]]
+        for view in (0, 1):
+            for image in real:
+                scores = [cosine(query[chunk, view, image], key[chunk, 1 - view, i]) / temperature for i in real]
+                losses[chunk, view, image] = math.log(sum(map(math.exp, scores))) - scores[real.index(image)]
+    return losses
+
+
+def chunk_norm(x: Tensor, is_real: Tensor, eps: float = 1e-5) -> Tensor:
+    """(groups, n, D), (groups, n): each group by the mean and biased variance of its real crops."""
+    out = torch.empty_like(x)
+    for group in range(len(x)):
+        real = x[group][is_real[group]]
+        mean = real.mean(0)
+        variance = ((real - mean) ** 2).mean(0)
+        out[group] = (x[group] - mean) / (variance + eps).sqrt()
+    return out

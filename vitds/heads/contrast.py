@@ -1,0 +1,72 @@
+"""Contrastive losses within chunks: a crop has to find another crop of its image among those of its chunk.
+
+Crops stand in the order (chunk, view, image), V views of K images. Padded crops are nobody's negative; their own loss
+is a finite number that the caller weighs with 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def among_all_views(
+    z_MD: Float[Tensor, "M d"], is_real_cA: Bool[Tensor, "c A"], temperature: float
+) -> Float[Tensor, "M"]:
+    """Each crop's cross-entropy of finding the other view of its image among all other crops of its chunk.
+
+    Args:
+        z_MD: not normalised yet.
+        is_real_cA: for each chunk its A = 2K crops, the first views of all images before the second ones.
+        temperature: what cosines are divided by.
+    Source: SimCLR's NT-Xent, arXiv:2002.05709, as a mean over all anchors. (The authors' code adds the means over
+        either view's anchors, so it prints twice this.)
+    """
+    chunks, crops = is_real_cA.shape
+    z_cAD = normalize(z_MD, dim=1).unflatten(0, (chunks, crops))
+    similarity_cAA = z_cAD @ z_cAD.transpose(1, 2) / temperature
+    is_itself_AA = torch.eye(crops, dtype=torch.bool, device=z_MD.device)
+    is_candidate_cAA = is_real_cA[:, None, :] & ~is_itself_AA
+    other_A = torch.arange(crops, device=z_MD.device).roll(-(crops // 2))
+    return _cross_entropy(similarity_cAA, is_candidate_cAA, is_real_cA, other_A).flatten()
+
+
+def among_other_view(
+    query_MD: Float[Tensor, "M d"],
+    key_MD: Float[Tensor, "M d"],
+    is_real_cVK: Bool[Tensor, "c 2 K"],
+    temperature: float,
+) -> Float[Tensor, "M"]:
+    """Each query's cross-entropy of finding its image among the keys of the other view in its chunk.
+
+    Args:
+        query_MD, key_MD: of all crops, not normalised yet.
+        is_real_cVK: for each chunk its two views of K images.
+        temperature: what cosines are divided by.
+    Source: MoCo v3, arXiv:2104.02057.
+    """
+    chunks, views, images = is_real_cVK.shape
+    query_gKD = normalize(query_MD, dim=1).unflatten(0, (chunks * views, images))
+    key_cVKD = normalize(key_MD, dim=1).unflatten(0, is_real_cVK.shape)
+    other_gKD = key_cVKD.flip(1).flatten(0, 1)
+    similarity_gKK = query_gKD @ other_gKD.transpose(1, 2) / temperature
+    is_real_gK = is_real_cVK.flatten(0, 1)  # an image is real in both views or in none
+    is_candidate_gKK = is_real_gK[:, None, :].expand_as(similarity_gKK)
+    own_K = torch.arange(images, device=query_MD.device)
+    return _cross_entropy(similarity_gKK, is_candidate_gKK, is_real_gK, own_K).flatten()
+
+
+def _cross_entropy(
+    similarity_gAB: Float[Tensor, "g A B"],
+    is_candidate_gAB: Bool[Tensor, "g A B"],
+    is_real_gA: Bool[Tensor, "g A"],
+    positive_A: Tensor,
+) -> Float[Tensor, "g A"]:
+    """-log softmax over the candidates, at the positive; 0 for anchors that are padding."""
+    # A padded anchor may have no candidate at all: without this its softmax, and so its gradient, were NaN.
+    similarity_gAB = similarity_gAB.masked_fill(~is_candidate_gAB & is_real_gA[..., None], -torch.inf)
+    positive_gA1 = positive_A.expand(is_real_gA.shape)[..., None]
+    own_gA = similarity_gAB.gather(2, positive_gA1).squeeze(2)
+    return torch.where(is_real_gA, similarity_gAB.logsumexp(2) - own_gA, 0.0)

@@ -1,0 +1,69 @@
+"""Small networks between the backbone's features and what a contrastive loss compares; thrown away after pretraining.
+
+Their batch norm takes its statistics over the real crops of one chunk (or of one view of it), never over a rank's whole
+micro batch: so they are the same on any number of ranks and micro steps. There are no running statistics, for a
+projector is never evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+EPS = 1e-5  # torch's own of BatchNorm
+
+
+class ChunkNorm(nn.Module):
+    """Batch norm over the crops that belong together; padded ones take no part in the statistics.
+
+    Args:
+        width: D.
+        form: `affine` has a learned scale and shift, `scale` a scale, `plain` neither.
+    """
+
+    def __init__(self, width: int, form: Literal["affine", "scale", "plain"]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if form != "plain" else None
+        self.bias = nn.Parameter(torch.zeros(width)) if form == "affine" else None
+
+    def forward(self, x_MD: Float[Tensor, "M D"], is_real_gn: Bool[Tensor, "g n"]) -> Float[Tensor, "M D"]:
+        """Each of the g groups of n crops that stand one after the other is normalised by itself; float32."""
+        with torch.autocast(x_MD.device.type, enabled=False):
+            x_gnD = x_MD.to(torch.promote_types(x_MD.dtype, torch.float32)).unflatten(0, is_real_gn.shape)
+            counts_gn1 = is_real_gn.to(x_gnD.dtype)[..., None]
+            real_g11 = counts_gn1.sum(1, keepdim=True).clamp_min(1)  # a group of padding alone divides by no 0
+            mean_g1D = (x_gnD * counts_gn1).sum(1, keepdim=True) / real_g11
+            centred_gnD = x_gnD - mean_g1D
+            variance_g1D = (centred_gnD.square() * counts_gn1).sum(1, keepdim=True) / real_g11
+            x_MD = (centred_gnD * (variance_g1D + EPS).rsqrt()).flatten(0, 1)
+            if self.weight is not None:
+                x_MD = x_MD * self.weight
+            return x_MD if self.bias is None else x_MD + self.bias
+
+
+class Projector(nn.Module):
+    """Linear layers without bias, a ChunkNorm after each, ReLU between them.
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+        last: form of the norm after the last layer.
+    """
+
+    def __init__(self, widths: Sequence[int], *, last: Literal["scale", "plain"]) -> None:
+        super().__init__()
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(before, after, bias=False) for before, after in pairs)
+        forms = ["affine"] * (len(pairs) - 1) + [last]
+        self.norms = nn.ModuleList(ChunkNorm(after, form) for (_, after), form in zip(pairs, forms, strict=True))
+
+    def forward(self, x_MD: Float[Tensor, "M D"], is_real_gn: Bool[Tensor, "g n"]) -> Float[Tensor, "M d"]:
+        """What is compared, float32; groups as in ChunkNorm."""
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            if number:
+                x_MD = nn.functional.relu(x_MD)
+            x_MD = norm(layer(x_MD), is_real_gn)
+        return x_MD

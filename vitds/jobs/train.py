@@ -1,0 +1,325 @@
+"""`vitds pretrain` and `vitds finetune`: the composition root of training. A newcomer starts reading here.
+
+    settings, data -> backbone -> method (module, loss) -> engine -> trainer -> weights -> evaluation -> summary.json
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitds import dist
+from vitds.config.deepspeed import DsConfig, load_ds_config
+from vitds.config.flags import TrainFlags
+from vitds.config.load import load_settings
+from vitds.config.methods import Command
+from vitds.config.recipes import DEFAULT_RECIPES
+from vitds.config.tree import Settings
+from vitds.data.beton import BetonFile, require_same_classes
+from vitds.data.loader import TrainLoader
+from vitds.engine.build import build_engine
+from vitds.engine.head_shard import HeadShard
+from vitds.engine.loop import Trainer
+from vitds.engine.memory import backbone_sizes, explains_out_of_memory
+from vitds.engine.probes import Probes
+from vitds.engine.process import leave_ranks_at_exit, noise_into
+from vitds.engine.resolve import resolve_settings
+from vitds.engine.update import JointUpdate
+from vitds.errors import DataError, RunError
+from vitds.evaluate.files import own_features
+from vitds.jobs.data_files import open_data
+from vitds.jobs.evaluate import knn_of_run, top1_of_run
+from vitds.jobs.session import Session, open_session
+from vitds.methods import method_class
+from vitds.methods.base import Method, SetSize
+from vitds.models.build import build_backbone, patch_count
+from vitds.models.stochastic import StochasticDraws
+from vitds.report.curve import draw_curve
+from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
+from vitds.runs.checkpoint import CheckpointReader, Saved, newest_sound
+from vitds.runs.directory import Run, save_environment, save_settings, write_json
+from vitds.runs.lock import RunLock
+from vitds.schedule import LearningRate, warmup_steps
+
+FLAG_SETTINGS = ("data", "test", "init", "epochs", "seed")  # flags that are settings by another name
+
+
+def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
+    """Train a run to its end, or go on with one that was stopped, and evaluate it.
+
+    Args:
+        command: decides which methods a recipe may name.
+        flags: of the command line.
+        sections: of the settings, as nested mappings.
+    Returns: the finished run.
+    Raises: VitdsError of the kind that vitds/errors.py lists.
+    """
+    given = load_settings(
+        recipe=flags.recipe,
+        command=command,
+        assignments=flags.set,
+        flags={name: getattr(flags, name) for name in FLAG_SETTINGS},
+        extra=sections,
+    )
+    ds = load_ds_config(flags.ds_config)
+    with open_session(flags.run, flags.recipe or DEFAULT_RECIPES[command], given) as session:
+        if session.run.is_finished:
+            session.say(f"{session.run.path} is finished; nothing to do")
+            return session.run
+        file, test_file = open_data(session.settings)
+        _check_labels(session.settings, file, test_file)
+        trainer, method = _trained(session, ds, file, test_file)
+        results = _evaluate(session, method, file, test_file)
+        _finish(session, trainer, results)
+        draw_curve(session.run)
+        return session.run
+
+
+def _check_labels(settings: Settings, file: BetonFile, test_file: BetonFile | None) -> None:
+    """Raises: DataError if the method needs labels that the file lacks, or the files' classes differ."""
+    if method_class(settings.method).needs_labels:
+        if not file.manifest.classes:
+            raise DataError(
+                f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`"
+            )
+    if test_file is not None:
+        require_same_classes(file, test_file)
+
+
+def _trained(
+    session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile | None
+) -> tuple[Trainer, Method]:
+    """Build, resume, train, and write the trained weights."""
+    given = session.settings
+    backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=given.seed)
+    class_head = _load_init(session, backbone, file)
+    rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
+    settings = resolve_settings(
+        given, backbone, ds=ds, device=session.device, rows=rows, images=file.images
+    )
+    if dist.is_main():
+        save_settings(session.run, settings)
+        facts = {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(session.device)}
+        save_environment(session.run, facts)
+    log = session.run.path / "log.txt"
+    with explains_out_of_memory(backbone_sizes(backbone, settings), settings, ds, rows, session.device):
+        with noise_into(log):
+            began = time.perf_counter()
+            saved, problems = newest_sound(session.run.checkpoints)
+            trainer = build_trainer(
+                session.run,
+                settings,
+                ds,
+                file,
+                backbone,
+                rows,
+                session.device,
+                lock=session.lock,
+                test_file=test_file,
+                class_head=class_head,
+                saved=saved,
+            )
+            build_s = time.perf_counter() - began
+        session.peers.when = lambda: f"after {trainer.progress.step} steps"
+        for problem in problems:
+            session.say(f"passed over a damaged checkpoint: {problem}")
+        session.say(_headline(session, trainer, file, ds))
+        with noise_into(log):
+            weights = trainer.train(build_s=build_s)
+    method = trainer.method
+    if dist.is_main():
+        save_weights(session.run.backbone, method.exported(weights))
+        if method.leaves_class_head:
+            head = {name.removeprefix("head."): value for name, value in weights.items() if name.startswith("head.")}
+            save_class_head(session.run.path, head, file.manifest.classes)
+    dist.barrier()
+    return trainer, method
+
+
+def _load_init(session: Session, backbone: nn.Module, file: BetonFile) -> dict[str, Tensor] | None:
+    """Weights to begin from, into the backbone; returns a class head for these very classes, if there is one."""
+    source = session.settings.init
+    if source is None:
+        return None
+    session.say(f"weights from {source}: {load_backbone(backbone, read_weights(Path(source)), source)}")
+    if not method_class(session.settings.method).leaves_class_head:
+        return None
+    class_head = read_class_head(Path(source), file.manifest.classes)
+    if class_head is not None:
+        session.say(f"class head from {source}: the same {len(file.manifest.classes)} classes")
+    return class_head
+
+
+def build_trainer(
+    run: Run,
+    settings: Settings,
+    ds: DsConfig,
+    file: BetonFile,
+    backbone: nn.Module,
+    rows: int,
+    device: torch.device,
+    *,
+    lock: RunLock | None = None,
+    test_file: BetonFile | None = None,
+    class_head: dict[str, Tensor] | None = None,
+    saved: Saved | None = None,
+) -> Trainer:
+    """All parts of a training, put together; at the checkpoint `saved` if there is one.
+
+    Args:
+        run: the run directory.
+        settings: resolved; no `auto` is left.
+        ds: the user's DeepSpeed JSON.
+        file: the training images.
+        backbone: built whole.
+        rows: of the method's classifier.
+        device: that trains.
+        lock: this process's hold on the run.
+        test_file: for the kNN probe.
+        class_head: weights of a trained class head to begin with.
+        saved: the checkpoint to go on from.
+    Raises: SettingsError for what does not fit together; RunError if the checkpoint is of other data or another model.
+    """
+    # Set before anything is computed. Scratch memory that is filled with NaN first would cost a pass over it each step.
+    torch.use_deterministic_algorithms(settings.engine.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    facts = {"rows": rows, "content_hash": file.manifest.content_hash}
+    if saved is not None:
+        _check_same_data(run, saved, file, facts)
+    loader = TrainLoader(
+        file,
+        settings,
+        rank=dist.rank(),
+        ranks=dist.world_size(),
+        micro_images=settings.batch.micro_images,
+    )
+    draws = StochasticDraws(
+        backbone,
+        seed=settings.seed,
+        rows_per_chunk=settings.views.count * settings.batch.chunk_images,
+        patches=patch_count(backbone),
+    )
+    method = method_class(settings.method)(settings, backbone, rows)
+    if class_head is not None:
+        method.module.head.load_state_dict(class_head)
+    if saved is None:
+        method.start_from(lambda indices: own_features(settings, backbone, file, indices, device), device)
+    engine = build_engine(method, settings, ds, loader.accumulation, device)
+    per_epoch = loader.steps_per_epoch
+    rate = LearningRate(
+        settings.optimizer.lr_peak,
+        warmup_steps(settings.schedule.warmup_epochs, settings.epochs, per_epoch),
+        settings.epochs * per_epoch,
+    )
+    trainer = Trainer(
+        run,
+        settings,
+        method,
+        JointUpdate(
+            engine,
+            [HeadShard(head, settings, device, rate) for head in method.outside],
+            settings.optimizer.average_decay,
+        ),
+        rate,
+        loader,
+        draws,
+        Probes(settings, file, test_file, device) if settings.eval.every_epochs else None,
+        facts,
+        lock,
+    )
+    if saved is not None:
+        trainer.resume(CheckpointReader(saved))
+    return trainer
+
+
+def _check_same_data(run: Run, saved: Saved, file: BetonFile, facts: dict[str, Any]) -> None:
+    """Raises: RunError if the training file is not the one that the checkpoint was trained on."""
+    before = saved.manifest
+    if (before["content_hash"], before["rows"]) != (facts["content_hash"], facts["rows"]):
+        raise RunError(
+            f"{run.path} was trained on {before['rows']} rows with content {before['content_hash'][:12]}, {file.path} has "
+            f"{facts['rows']} with {facts['content_hash'][:12]}. Pass --data with the run's own file, or start a new run."
+        )
+
+
+def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig) -> str:
+    settings = trainer.settings
+    start = f"resumes after step {trainer.progress.step}" if trainer.progress.step else "starts"
+    return (
+        f"{session.run.path} {start}: {settings.method}, {settings.backbone.name} on {file.images:,} images, "
+        f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "
+        f"{settings.views.count} views at {settings.views.crop_px} px; {dist.world_size()} rank(s) x "
+        f"{trainer.loader.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, "
+        f"compile {settings.engine.compile}, {session.device}"
+    )
+
+
+def _evaluate(
+    session: Session, method: Method, file: BetonFile, test_file: BetonFile | None
+) -> dict[str, Any]:
+    """The result on the test file: accuracy of the class head, or of nearest neighbours where there are labels."""
+    if test_file is None:
+        return {}
+    if method.leaves_class_head:
+        return top1_of_run(session.run, test_file, session.device)
+    if not file.manifest.classes or not test_file.manifest.classes:
+        return {}
+    return {"knn": knn_of_run(session.run, file, test_file, session.device)}
+
+
+def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
+    """Write summary.json, whose presence says that the run is finished; its times are of the last start."""
+    seconds = time.perf_counter() - session.started
+    settings = trainer.settings
+    damaged = sorted({image for part in dist.gather_objects(list(trainer.loader.damaged)) for image in part})
+    facts: dict[str, Any] = {
+        "method": settings.method,
+        "steps": trainer.total,
+        "epochs": settings.epochs,
+        "skipped": trainer.progress.skipped,
+    }
+    if damaged:
+        facts["damaged_images"] = damaged
+        session.say(f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why")
+    saving_s = trainer.clock.total_s
+    if dist.is_main():
+        times = {"seconds": round(seconds, 1), "saving_seconds": round(saving_s, 2)}
+        write_json(session.run.path / "summary.json", facts | results | times)
+    session.say(f"saving checkpoints took {saving_s:.2f} of {seconds:.1f} s ({saving_s / seconds:.1%})")
+    for k, score in results.get("knn", {}).items():
+        session.say(f"kNN, k = {k}: top-1 {score['top1']:.1f} %, top-5 {score['top5']:.1f} %")
+    if "top1" in results:
+        session.say(f"test top-1 {results['top1']:.1f} %, top-5 {results['top5']:.1f} %")
+    dist.barrier()
+    leave_ranks_at_exit()
+
+
+# The Python functions ---------------------------------------------------------------------------------------------
+
+
+def _as_function(command: Command, about: str) -> Callable[..., Run]:
+    """`vitds.pretrain(data=..., views={...})`: the command's flags and sections of settings as keyword arguments."""
+    names = [field.name for field in fields(TrainFlags)]
+
+    def function(**words: Any) -> Run:
+        flags = {name: words.pop(name) for name in names if name in words}
+        return train(command, TrainFlags(**flags), **words)
+
+    function.__name__ = function.__qualname__ = command
+    function.__doc__ = f"{about}\n\n{inspect.cleandoc(TrainFlags.__doc__).partition(chr(10))[2].strip()}"
+    own = inspect.signature(TrainFlags).parameters.values()
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    sections = inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)
+    function.__signature__ = inspect.Signature([*keywords, sections])
+    return function
+
+
+pretrain = _as_function("pretrain", "Pretrain a backbone; `settings` are sections, as nested mappings. Returns the run.")
+finetune = _as_function("finetune", "Train a backbone on labelled images; `settings` as for pretrain. Returns the run.")

@@ -1,0 +1,117 @@
+"""MoCo v3: a query finds its image among the keys that a slowly moving teacher makes of the other view.
+
+Source: Chen, Xie, He 2021, arXiv:2104.02057, and the authors' code.
+
+Student: backbone, projector, predictor. Teacher: frozen copies of backbone and projector, which follow the student after each
+update. The authors move the teacher at the start of a step instead, which is the same sequence. Their queries and keys meet over
+all ranks; here within a chunk, so `batch.chunk_images` is what they call the batch.
+
+The authors' frozen patch projection is the setting `backbone.frozen: [patch_embed]`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitds import rng
+from vitds.augment.mix import plain_batch
+from vitds.batch import CropBatch, Targets, TrainBatch
+from vitds.config.tree import Settings
+from vitds.heads.contrast import among_other_view
+from vitds.heads.projector import Projector
+from vitds.methods import base
+from vitds.models.stochastic import without_stochastic
+from vitds.rng import Purpose
+from vitds.schedule import teacher_momentum
+
+
+class Encoder(nn.Module):
+    """Backbone and projector: what student and teacher both have."""
+
+    def __init__(self, backbone: nn.Module, projector: Projector) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+
+class StudentAndTeacher(nn.Module):
+    """What the engine owns; forward returns this rank's part of the loss of the step, (1,)."""
+
+    def __init__(
+        self, student: Encoder, predictor: Projector, *, temperature: float, chunk_images: int
+    ) -> None:
+        super().__init__()
+        self.backbone = student.backbone
+        self.projector = student.projector
+        self.predictor = predictor
+        self.teacher = without_stochastic(copy.deepcopy(student)).requires_grad_(False)
+        self.temperature = temperature
+        self.chunk_images = chunk_images
+
+    def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "1"]:
+        """See the class. Statistics of every batch norm are those of one view of a chunk, as in the authors' code."""
+        is_real_cVK = targets.is_real.view(-1, 2, self.chunk_images)
+        is_real_gK = is_real_cVK.flatten(0, 1)
+        query_MD = self.predictor(self.projector(self.backbone(images), is_real_gK), is_real_gK)
+        with torch.no_grad():
+            key_MD = self.teacher.projector(self.teacher.backbone(images), is_real_gK)
+        with torch.autocast(images.device.type, enabled=False):
+            losses_M = among_other_view(query_MD, key_MD, is_real_cVK, self.temperature)
+        # The authors' loss: both directions added, each the mean over its queries times 2 T.
+        return (4 * self.temperature * targets.part_of_mean(losses_M))[None]
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """teacher <- momentum · teacher + (1 - momentum) · student, for every parameter of the teacher."""
+        student = dict(self.named_parameters())
+        for name, parameter in self.teacher.named_parameters():
+            parameter.lerp_(student[name], 1 - momentum)
+
+
+class Method(base.Method):
+    """See the module."""
+
+    has_teacher: ClassVar[bool] = True
+    terms = ("contrast",)
+
+    def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
+        own = settings.mocov3
+        self.momentum = own.momentum
+        widths = [backbone.num_features, own.hidden, own.hidden, own.width]
+        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+            projector = Projector(widths, last="plain")
+            predictor = Projector([own.width, own.hidden, own.width], last="plain")
+        self.module = StudentAndTeacher(
+            Encoder(backbone, projector),
+            predictor,
+            temperature=own.temperature,
+            chunk_images=settings.batch.chunk_images,
+        )
+        self._about = f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
+
+    @staticmethod
+    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
+        """The crops as they are."""
+        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
+
+    @property
+    def backbones(self) -> tuple[nn.Module, ...]:
+        """The student's and the teacher's."""
+        return self.module.backbone, self.module.teacher.backbone
+
+    def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
+        """The contrast of all queries."""
+        return forward(batch.images, batch.targets)
+
+    def after_update(self, done: int, total: int) -> None:
+        """The teacher follows."""
+        self.module.follow(teacher_momentum(done, start=self.momentum, total=total))
+
+    @property
+    def about(self) -> str:
+        return self._about

@@ -1,0 +1,70 @@
+"""SimCLR: two views of an image find each other among all views of their chunk.
+
+Source: Chen et al. 2020, arXiv:2002.05709, with the projector of arXiv:2006.10029.
+
+The backbone's features pass a projector whose batch norm is over the chunk, as the negatives are. So `batch.chunk_images` is
+what SimCLR's authors call the batch: as large as memory allows.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitds import rng
+from vitds.augment.mix import plain_batch
+from vitds.batch import CropBatch, Targets, TrainBatch
+from vitds.config.tree import Settings
+from vitds.heads.contrast import among_all_views
+from vitds.heads.projector import Projector
+from vitds.methods import base
+from vitds.rng import Purpose
+
+
+class Contrasting(nn.Module):
+    """Backbone and projector; forward returns this rank's part of the mean loss over all crops of the step, (1,)."""
+
+    def __init__(self, backbone: nn.Module, projector: Projector, *, temperature: float, chunk_images: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.temperature = temperature
+        self.chunk_images = chunk_images
+
+    def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "1"]:
+        """See the class."""
+        is_real_cA = targets.is_real.view(-1, 2 * self.chunk_images)
+        z_MD = self.projector(self.backbone(images), is_real_cA)
+        with torch.autocast(images.device.type, enabled=False):
+            losses_M = among_all_views(z_MD, is_real_cA, self.temperature)
+        return targets.part_of_mean(losses_M)[None]
+
+
+class Method(base.Method):
+    """See the module."""
+
+    terms = ("contrast",)
+
+    def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
+        own = settings.simclr
+        widths = [backbone.num_features, *[own.hidden] * (own.layers - 1), own.width]
+        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+            projector = Projector(widths, last="scale")
+        self.module = Contrasting(
+            backbone, projector, temperature=own.temperature, chunk_images=settings.batch.chunk_images
+        )
+        self._about = f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
+
+    @staticmethod
+    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
+        """The crops as they are."""
+        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
+
+    def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
+        """The contrast of all crops."""
+        return forward(batch.images, batch.targets)
+
+    @property
+    def about(self) -> str:
+        return self._about
