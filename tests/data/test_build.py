@@ -241,7 +241,7 @@ def test_a_duplicate_in_the_other_half_is_named(tmp_path):
 
 def test_test_fraction_without_a_class_of_two_is_refused(tmp_path):
     source = class_folders(tmp_path / "set", {"ant": 1, "bee": 1})
-    with pytest.raises(DataError, match=r"x\.beton: no class has two images, so --test_fraction finds none"):
+    with pytest.raises(DataError, match=r"x\.beton: no class has two images, so `test_fraction` finds none"):
         build_beton([source], tmp_path / "x.beton", test_fraction=0.5)
 
 
@@ -255,7 +255,7 @@ def test_classes_that_the_other_file_lacks_are_named(tmp_path):
     train = build(tmp_path / "train", {"ant/1.png": png(1)})
     with pytest.raises(
         DataError,
-        match=r"set: 2 of its 3 classes are not among the 1 of .*x\.beton \(--classes_from\), first 'bee'\.",
+        match=r"set: 2 of its 3 classes are not among the 1 of .*x\.beton \(`classes_from`\), first 'bee'\.",
     ):
         build(
             tmp_path / "test",
@@ -267,7 +267,7 @@ def test_classes_that_the_other_file_lacks_are_named(tmp_path):
 def test_classes_for_images_without_labels_are_refused(tmp_path):
     train = build(tmp_path / "train", {"ant/1.png": png(1)})
     with pytest.raises(
-        DataError, match=r"its images have no labels, so --classes_from has nothing to number\. Leave it out"
+        DataError, match=r"its images have no labels, so `classes_from` has nothing to number\. Leave it out"
     ):
         build(tmp_path / "test", {"1.png": png(1)}, classes_from=train.path)
 
@@ -278,11 +278,11 @@ def test_classes_for_images_without_labels_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"storage": "zip"}, r"--storage zip: must be auto, raw or jpg\."),
-        ({"side_px": 0}, r"--side 0: must be from 1 to 65535\."),
-        ({"quality": 101}, r"--quality 101: must be from 1 to 100\."),
-        ({"workers": 0}, r"--workers 0: must be from 1 to 1024\."),
-        ({"test_fraction": 1.0}, r"--test_fraction 1\.0: must be between 0 and 1\."),
+        ({"storage": "zip"}, r"`storage=zip`: must be auto, raw or jpg\."),
+        ({"side_px": 0}, r"`side_px=0`: must be from 1 to 65535\."),
+        ({"quality": 101}, r"`quality=101`: must be from 1 to 100\."),
+        ({"workers": 0}, r"`workers=0`: must be from 1 to 1024\."),
+        ({"test_fraction": 1.0}, r"`test_fraction=1\.0`: must be between 0 and 1\."),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -293,7 +293,7 @@ def test_options_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize("name", ["x.ffcv", "x", "folder.beton"])
 def test_an_out_that_is_no_beton_name_is_refused(tmp_path, name):
     (tmp_path / "folder.beton").mkdir()
-    with pytest.raises(UsageError, match=rf"--out .*{name}: must be a file name that ends in \.beton"):
+    with pytest.raises(UsageError, match=rf"`out=.*{name}`: must be a file name that ends in \.beton"):
         build_beton([class_folders(tmp_path / "set", {"a": 1})], tmp_path / name)
 
 

@@ -266,7 +266,7 @@ def test_pixels_of_cifar_are_those_of_its_planes(tmp_path):
     assert [np.array_equal(image.pixels, photo(int(image.member), 32, 32)) for image in images] == [True] * 4
 
 
-def test_published_counts_are_those_of_the_method():
+def test_published_counts_are_those_of_the_publishers():
     assert {name: (*entry.counts.values(), entry.classes) for name, entry in CATALOGUE.items()} == {
         "flowers102": (2040, 6149, 102), "pets": (3680, 3669, 37), "dtd": (3760, 1880, 47), "aircraft": (6667, 3333, 100),
         "cars": (8144, 8041, 196), "cub200": (5994, 5794, 200), "indoor67": (5360, 1340, 67), "cifar10": (50000, 10000, 10),
@@ -301,18 +301,18 @@ def test_an_empty_root_is_told_what_has_to_lie_there(tmp_path, name):
     with pytest.raises(DataError) as caught:
         load_named(name, tmp_path, "train", Findings())
     assert str(caught.value).startswith(f"{name}: {tmp_path}: ")
-    assert str(caught.value).endswith(f"Under --root there must be {CATALOGUE[name].files}.")
+    assert str(caught.value).endswith(f"Under `root` there must be {CATALOGUE[name].files}.")
 
 
 def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--split val: pets has train and test\."):
+    with pytest.raises(UsageError, match=r"`split=val`: pets has train and test\."):
         load_named("pets", tmp_path, "val", Findings())
 
 
 def test_a_download_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(
         UsageError,
-        match=r"--download: cars cannot be fetched by a program\. Put stanford_cars/cars_train/.* by hand",
+        match=r"`download`: cars cannot be fetched by a program\. Put stanford_cars/cars_train/.* by hand",
     ):
         load_named("cars", tmp_path, "train", Findings(), download=True)
 
@@ -320,7 +320,7 @@ def test_a_download_that_does_not_exist_is_refused(tmp_path):
 def test_a_download_that_fails_is_an_error_with_the_reason(tmp_path):
     entry = small("flowers102", 1, 1, 1, partial(_listed, SmallFlowers, TRAIN_AND_VAL))
     with pytest.raises(
-        DataError, match=r"flowers102: .*Connection refused.*Under --root there must be flowers-102/jpg/"
+        DataError, match=r"flowers102: .*Connection refused.*Under `root` there must be flowers-102/jpg/"
     ):
         load_named("flowers102", tmp_path, "train", Findings(), download=True, entry=entry)
 
@@ -366,7 +366,7 @@ def test_flowers_with_wrong_counts_are_checked_for_lookalikes_too(tmp_path):
     )
     with pytest.raises(
         DataError,
-        match=r"flowers102: .*: this is six flowers\. Put flowers-102/jpg/.* under --root, or build this one as",
+        match=r"flowers102: .*: this is six flowers\. Put flowers-102/jpg/.* under `root`, or build this one as",
     ):
         load_named("flowers102", tmp_path, "train", Findings(), entry=entry)
 

@@ -61,14 +61,14 @@ def test_one_half_or_both_are_built(tmp_path):
 
 
 def test_another_split_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"--split val: the digits have train and test\."):
+    with pytest.raises(UsageError, match=r"`split=val`: the digits have train and test\."):
         build_digits(tmp_path / "d.beton", split="val")
 
 
 def test_a_test_fraction_is_refused(tmp_path):
     with pytest.raises(
         UsageError,
-        match=r"--test_fraction: the digits have a fixed split\. Leave it out, or choose a half with --split",
+        match=r"`test_fraction`: the digits have a fixed split\. Leave it out, or choose a half with `split=train`",
     ):
         build_digits(tmp_path / "d.beton", test_fraction=0.5)
 

@@ -247,7 +247,7 @@ def test_strict_turns_what_was_odd_into_an_error_and_writes_nothing(tmp_path, na
         return
     with pytest.raises(
         DataError,
-        match=rf"--strict: 1 x .*\(first: .*a/{name}.*\)\. Nothing was written\. Mend or remove these images",
+        match=rf"`strict`: 1 x .*\(first: .*a/{name}.*\)\. Nothing was written\. Mend or remove these images",
     ):
         build(tmp_path, files, strict=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]

@@ -111,12 +111,12 @@ def test_more_than_there_is_is_refused(whole, sample, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"per_class": 0}, r"--per_class 0: must be at least 1\."),
-        ({"classes": -1}, r"--classes -1: must be at least 1\."),
-        ({"per_class": 1, "total": 1}, r"--per_class and --total exclude each other"),
+        ({"per_class": 0}, r"`per_class=0`: must be at least 1\."),
+        ({"classes": -1}, r"`classes=-1`: must be at least 1\."),
+        ({"per_class": 1, "total": 1}, r"`per_class` and `total` exclude each other"),
         (
             {"list": "x", "total": 1},
-            r"--list names the images, so --classes, --per_class and --total have nothing to draw",
+            r"`list` names the images, so `classes`, `per_class` and `total` have nothing to draw",
         ),
     ],
 )
@@ -126,7 +126,7 @@ def test_samples_that_make_no_sense_are_refused(values, message):
 
 
 def test_a_missing_list_is_refused(whole, tmp_path):
-    with pytest.raises(DataError, match=r"--list .*x\.list: cannot be read \(.*No such file"):
+    with pytest.raises(DataError, match=r"`list=.*x\.list`: cannot be read \(.*No such file"):
         draw_sample(whole, Sample(list=tmp_path / "x.list"))
 
 
@@ -141,6 +141,6 @@ def test_a_list_that_does_not_fit_is_refused(whole, tmp_path, text, message):
     (tmp_path / "x.list").write_text(text)
     with pytest.raises(
         DataError,
-        match=rf"--list .*x\.list: {message}.*Give a list that a build of this set and split has written",
+        match=rf"`list=.*x\.list`: {message}.*Give a list that a build of this set and split has written",
     ):
         draw_sample(whole, Sample(list=tmp_path / "x.list"))

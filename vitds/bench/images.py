@@ -27,5 +27,7 @@ def bench_images(data: str | None) -> BetonFile:
     if source.suffix == ".beton":
         return open_beton(source)
     built = FOLDER / f"bench-{source.stem}.beton"
-    build_beton([source], built, storage="jpg", split=None)
+    build_beton(
+        [source], built, storage="jpg", classes_are_folders=True
+    )  # no bench asks what the labels mean
     return open_beton(built)

@@ -20,43 +20,63 @@ from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, UsageError
 from vitds.rng import Purpose, permutation
 
-RAW_BYTES = 2 << 30  # auto: raw storage up to this size of a set ...
-TINY_BYTES = 64 * 64 * 3  # ... or for images up to this size, of which a JPEG saves little
+# `auto` takes raw storage up to this size of a set, or for images up to this size, of which a JPEG saves little.
+RAW_BYTES = 2 << 30
+TINY_BYTES = 64 * 64 * 3
 MEASURED = 1000  # images that `auto` looks at
+QUALITY = 90  # of JPEGs, where none is asked for
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a file is built; the command's flags of the same names (--side for side_px).
+    """How a file is built.
 
     Attributes:
         storage: "raw" pixels; "jpg"; "auto": raw where the set is expected to take at most 2 GiB so, or its images 12 kB.
-        side_px: short side that larger images are reduced to. quality: of JPEGs that have to be encoded, 1 to 100.
+        side_px: short side that larger images are reduced to; None for none.
+        quality: of JPEGs that have to be encoded, 1 to 100; None for 90. Refused where the storage is raw.
         workers: processes; None for one a core.
-        test_fraction: share of each class that goes to F-test instead of F-train. classes_from: a .beton whose class list is taken.
-        strict: any finding is an error. show_progress: a bar on standard error, if that is a terminal.
-    Raises: UsageError if a value is out of range (names the flag and the range).
+        test_fraction: share of each class that goes to F-test instead of F-train; None for one file.
+        seed: of the draw that `test_fraction` makes; None for 0. Refused without `test_fraction`.
+        classes_from: a .beton whose class list is taken.
+        strict: any finding is an error.
+        show_progress: a bar on standard error, if that is a terminal.
+    Raises: UsageError if a value is out of range (names the field and the range), or does nothing.
     """
 
     storage: str = "auto"
     side_px: int | None = None
-    quality: int = 90
+    quality: int | None = None
     workers: int | None = None
     test_fraction: float | None = None
+    seed: int | None = None
     classes_from: str | Path | None = None
     strict: bool = False
     show_progress: bool = False
 
     def __post_init__(self) -> None:
         if self.storage not in ("auto", "raw", "jpg"):
-            raise UsageError(f"--storage {self.storage}: must be auto, raw or jpg.")
-        for flag, value, low, high in (
-            ("side", self.side_px, 1, 65535), ("quality", self.quality, 1, 100), ("workers", self.workers, 1, 1024)
-        ):  # fmt: skip
+            raise UsageError(f"`storage={self.storage}`: must be auto, raw or jpg.")
+        for name, low, high in (("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024)):
+            value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UsageError(f"--{flag} {value}: must be from {low} to {high}.")
+                raise UsageError(f"`{name}={value}`: must be from {low} to {high}.")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
-            raise UsageError(f"--test_fraction {self.test_fraction}: must be between 0 and 1.")
+            raise UsageError(f"`test_fraction={self.test_fraction}`: must be between 0 and 1.")
+        if self.seed is not None and self.test_fraction is None:
+            raise UsageError(
+                f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction`, or with `per_class`, `classes` or `total` "
+                "of a published set. Leave it out."
+            )
+        if self.storage == "raw":
+            _refuse_quality(self.quality, "the storage is raw")
+
+
+def _refuse_quality(quality: int | None, why: str) -> None:
+    if quality is not None:
+        raise UsageError(
+            f"`quality={quality}`: {why}, so no JPEG is encoded. It goes with `storage=jpg`. Leave it out."
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,12 @@ class _Part:
 
 
 def build_beton(
-    sources: Sequence[str | Path], out: str | Path, *, split: str | None = None, **options: Any
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    split: str | None = None,
+    classes_are_folders: bool = False,
+    **options: Any,
 ) -> list[tuple[Path, Manifest]]:
     """Build F.beton from folders or tars of images; F-train.beton and F-test.beton with `test_fraction`.
 
@@ -77,6 +102,7 @@ def build_beton(
         sources: see vitds/data/sources.py.
         out: the file, x.beton. An existing one is replaced when the new one is complete.
         split: the folder of each source to take (train, val, ...).
+        classes_are_folders: the first folders are the classes, whatever they look like.
         options: the fields of BuildOptions.
     Returns: each file with its manifest. The manifest's `findings` say what was odd about the images.
     Raises: DataError if there are no usable images, the class list does not fit, or with `strict` anything is odd.
@@ -84,9 +110,8 @@ def build_beton(
     """
     checked, findings = BuildOptions(**options), Findings()
     with tempfile.TemporaryDirectory(prefix="vitds-build-") as workspace:
-        return build_set(
-            scan_sources(sources, findings, Path(workspace), split), Path(out), checked, findings
-        )
+        images = scan_sources(sources, findings, Path(workspace), split, classes_are_folders)
+        return build_set(images, Path(out), checked, findings)
 
 
 def build_set(
@@ -94,16 +119,19 @@ def build_set(
 ) -> list[tuple[Path, Manifest]]:
     """Build the file or files of one set; `findings` holds what was odd while it was gathered. Else as build_beton."""
     if out.suffix != ".beton" or out.is_dir():
-        raise UsageError(f"--out {out}: must be a file name that ends in .beton.")
+        raise UsageError(f"`out={out}`: must be a file name that ends in .beton.")
     findings = findings or Findings()
     if options.classes_from:
         images = _with_classes_of(images, options.classes_from)
     parts = [_Part(out, range(len(images.images)), images.split)]
     if options.test_fraction:
-        parts = _stratify(images, out, options.test_fraction, findings)
+        parts = _stratify(images, out, options.test_fraction, options.seed or 0, findings)
     if options.strict:
         findings.require_none()
-    storing = Storing(_choose_storage(images.images, options), options.side_px, options.quality)
+    storage = _choose_storage(images.images, options)
+    if storage == "raw":
+        _refuse_quality(options.quality, "this set is small, so `storage=auto` keeps raw pixels")
+    storing = Storing(storage, options.side_px, options.quality or QUALITY)
     seen: dict[bytes, str] = {}
     built = []
     with ExitStack() as stack:
@@ -123,8 +151,10 @@ def with_suffix(out: Path, half: str) -> Path:
     return out.with_name(f"{out.stem}-{half}{out.suffix}")
 
 
-def _stratify(images: ImageSet, out: Path, test_fraction: float, findings: Findings) -> list[_Part]:
-    """The same share of each class goes to the test file, at least one image and never all; a keyed draw of positions in the set."""
+def _stratify(
+    images: ImageSet, out: Path, test_fraction: float, seed: int, findings: Findings
+) -> list[_Part]:
+    """The same share of each class goes to the test file, at least one image and never all; a keyed draw of places in the set."""
     label_of = {name: label for label, name in enumerate(images.classes)}
     positions: dict[int, list[int]] = {}
     for i, image in enumerate(images.images):
@@ -134,10 +164,12 @@ def _stratify(images: ImageSet, out: Path, test_fraction: float, findings: Findi
         count = min(max(1, round(len(own) * test_fraction)), len(own) - 1)
         if not count:
             findings.add("single", images.classes[label] if label >= 0 else images.sources[0])
-        test.update(own[i] for i in permutation(len(own), Purpose.SPLIT, label)[:count])
+        # Seed 0 keeps the key that the draw had before there was a seed.
+        key = (label, seed) if seed else (label,)
+        test.update(own[i] for i in permutation(len(own), Purpose.SPLIT, *key)[:count])
     if not test:
         raise DataError(
-            f"{out}: no class has two images, so --test_fraction finds none for the test file. Leave it out."
+            f"{out}: no class has two images, so `test_fraction` finds none for the test file. Leave it out."
         )
     halves = {"train": [i for i in range(len(images.images)) if i not in test], "test": sorted(test)}
     return [_Part(with_suffix(out, half), chosen, half) for half, chosen in halves.items()]
@@ -147,12 +179,12 @@ def _with_classes_of(images: ImageSet, other: str | Path) -> ImageSet:
     classes = load_manifest(other).classes
     if missing := [name for name in images.classes if name not in set(classes)]:
         raise DataError(
-            f"{images.sources[0]}: {len(missing)} of its {len(images.classes)} classes are not among the {len(classes)} of {other} "
-            f"(--classes_from), first {missing[0]!r}. Rename the folders, or leave --classes_from out."
+            f"{images.sources[0]}: {len(missing)} of its {len(images.classes)} classes are not among the {len(classes)} of "
+            f"{other} (`classes_from`), first {missing[0]!r}. Rename the folders, or leave `classes_from` out."
         )
     if not images.classes:
         raise DataError(
-            f"{images.sources[0]}: its images have no labels, so --classes_from has nothing to number. Leave it out."
+            f"{images.sources[0]}: its images have no labels, so `classes_from` has nothing to number. Leave it out."
         )
     return replace(images, classes=classes)
 

@@ -1,4 +1,4 @@
-"""Data sets by name, read as their publishers ship them, in the splits of METHOD's comparisons, with their counts checked.
+"""Data sets by name, read as their publishers ship them, in their published splits, with their counts checked.
 
 Through torchvision's data set classes where it has one (their folder names and check sums apply); CUB-200-2011 and MIT Indoor-67
 from the publishers' lists; ImageNet from class folders or, in place, from the publisher's two tars. Instance order: by class in
@@ -20,8 +20,9 @@ from scipy.io.matlab import MatReadError
 from torchvision import datasets
 
 from vitds.data.findings import Findings
+from vitds.data.formats import IMAGE_SUFFIXES
 from vitds.data.imagenet import gather_imagenet
-from vitds.data.sources import IMAGE_SUFFIXES, ImageSet, SourceImage
+from vitds.data.sources import ImageSet, SourceImage
 from vitds.errors import DataError, UsageError
 
 Halves = dict[str, tuple[str, ...]]
@@ -43,7 +44,12 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Lookalike:
-    """Another set that goes by the same name: how many images its folders hold, and what using it would mean."""
+    """Another set that goes by the same name.
+
+    Attributes:
+        counts: how many images its folders hold.
+        what: what it is, and what using it would mean.
+    """
 
     counts: tuple[int, ...]
     what: str
@@ -54,9 +60,12 @@ class NamedSet:
     """One entry of the catalogue.
 
     Attributes:
-        classes: how many. counts: images of train and test.
-        files: what has to lie under --root. can_download: whether torchvision knows where to fetch it.
-        gather: (root, split, download, findings) -> the set. lookalikes: sets mistaken for it.
+        classes: how many.
+        counts: images of train and test.
+        files: what has to lie under `root`.
+        can_download: whether torchvision knows where to fetch it.
+        gather: (root, split, download, findings) -> the set.
+        lookalikes: sets mistaken for it.
     """
 
     classes: int
@@ -87,16 +96,16 @@ def load_named(
     """
     entry, root = entry or CATALOGUE[name], Path(root)
     if split not in entry.counts:
-        raise UsageError(f"--split {split}: {name} has {' and '.join(entry.counts)}.")
+        raise UsageError(f"`split={split}`: {name} has {' and '.join(entry.counts)}.")
     if download and not entry.can_download:
         raise UsageError(
-            f"--download: {name} cannot be fetched by a program. Put {entry.files} under {root} by hand."
+            f"`download`: {name} cannot be fetched by a program. Put {entry.files} under {root} by hand."
         )
     try:
         images = entry.gather(root, split, download, findings)
     except UNREADABLE as error:
         _refuse_lookalikes(name, root, entry)
-        raise DataError(f"{name}: {root}: {error}. Under --root there must be {entry.files}.") from None
+        raise DataError(f"{name}: {root}: {error}. Under `root` there must be {entry.files}.") from None
     missing = [image.name for image in images.images if image.path and not os.path.exists(image.path)]
     found = len(images.images) - len(missing)
     if (found, len(images.classes)) != (entry.counts[split], entry.classes):
@@ -130,7 +139,7 @@ def _refuse_lookalikes(name: str, root: Path, entry: NamedSet) -> None:
     for other in entry.lookalikes:
         if sorted(tops.values()) == sorted(other.counts):
             raise DataError(
-                f"{name}: {root}: this is {other.what} Put {entry.files} under --root, or build this one as a plain folder."
+                f"{name}: {root}: this is {other.what} Put {entry.files} under `root`, or build this one as a plain folder."
             )
 
 

@@ -24,9 +24,12 @@ NAME = "digits"
 
 
 def digit_images(split: str) -> ImageSet:
-    """The images of one half, by class, then as they stand in scikit-learn's file. Raises: UsageError for a split not train or test."""
+    """The images of one half, by class, then as they stand in scikit-learn's file.
+
+    Raises: UsageError for a split that is not train or test.
+    """
     if split not in ("train", "test"):
-        raise UsageError(f"--split {split}: the digits have train and test.")
+        raise UsageError(f"`split={split}`: the digits have train and test.")
     digits = load_digits()
     grey = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
     images = []
@@ -46,16 +49,16 @@ def digit_images(split: str) -> ImageSet:
 def build_digits(out: str | Path, *, split: str | None = None, **options: Any) -> list[tuple[Path, Manifest]]:
     """Build F.beton of one half, or F-train.beton and F-test.beton where no split is named. Else as build.build_beton.
 
-    Raises: UsageError for an unknown split, and for `test_fraction`: the split is fixed.
+    Raises: UsageError for an unknown split, for `test_fraction`, as the split is fixed, and for `workers`.
     """
-    checked, out = (
-        replace(BuildOptions(**options), workers=1),
-        Path(out),
-    )  # done sooner than a worker process starts
+    checked, out = BuildOptions(**options), Path(out)
     if checked.test_fraction is not None:
         raise UsageError(
-            "--test_fraction: the digits have a fixed split. Leave it out, or choose a half with --split train or test."
+            "`test_fraction`: the digits have a fixed split. Leave it out, or choose a half with `split=train` or `split=test`."
         )
+    if checked.workers is not None:
+        raise UsageError("`workers`: the digits are built sooner than a worker starts. Leave it out.")
+    checked = replace(checked, workers=1)
     halves = {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
     return [built for half, path in halves.items() for built in build_set(digit_images(half), path, checked)]
 

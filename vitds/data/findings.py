@@ -13,7 +13,8 @@ KINDS = {
     "not_image": "left out: not an image",
     "truncated": "left out: the file ends early",
     "damaged": "left out: cannot be decoded",
-    "range_unknown": "left out: float or 32-bit pixels of unknown range",
+    "no_decoder": "left out: a picture in a format that cannot be read here",
+    "range_unknown": "left out: signed, floating-point or 32-bit pixels of unknown range",
     "too_large": "left out: too large (above 179 million pixels, or a side above 65,535)",
     "unreadable": "left out: cannot be read",
     "dead_link": "left out: a link that leads nowhere, or in a circle",
@@ -25,6 +26,7 @@ KINDS = {
     "single": "a class of one image, all in the training file",
     "link_outside": "a link out of the folder, followed",
     "duplicate": "same content as another image: two instances that look alike",
+    "metadata": "metadata that cannot be read (EXIF, text, checksums, ...), ignored; upright where EXIF is lost",
     "mended": "JPEG with faulty data, decoded with what could be read, stored anew",
     "grey": "greyscale, now RGB",
     "cmyk": "CMYK, now RGB",
@@ -34,8 +36,13 @@ KINDS = {
     "rotated": "turned upright as its EXIF tag says",
     "animated": "several frames, the first taken",
 }
-OTHER_FILE = "other_file"
-TEXTS = {**KINDS, OTHER_FILE: "passed over: no image extension"}
+# What is no image, so that nothing is wrong with any image: counted, but no error under `strict`.
+OTHER_FILE, LEFT_BEHIND = "other_file", "left_behind"
+TEXTS = {
+    **KINDS,
+    LEFT_BEHIND: "passed over: a hidden folder, or one that a system left behind",
+    OTHER_FILE: "passed over: no picture, by name and content",
+}
 
 
 def shown(name: str | PurePath) -> str:
@@ -72,7 +79,7 @@ class Findings:
         }
 
     def require_none(self) -> None:
-        """The rule of `--strict`: no image may need any handling. Files without an image extension do not count.
+        """The rule of `strict`: no image may need any handling. Files that are no pictures do not count.
 
         Raises: DataError naming each kind, its count and its first image.
         """
@@ -83,5 +90,5 @@ class Findings:
         ]
         if listed:
             raise DataError(
-                f"--strict: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build without --strict."
+                f"`strict`: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build without `strict`."
             )

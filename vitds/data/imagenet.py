@@ -29,7 +29,7 @@ def gather_imagenet(root: Path, split: str, download: bool, findings: Findings) 
     folder = root / ("train" if split == "train" else "val")
     if folder.is_dir():
         with tempfile.TemporaryDirectory() as workspace:
-            images = scan_sources([folder], findings, Path(workspace))
+            images = scan_sources([folder], findings, Path(workspace), classes_are_folders=True)
         return ImageSet(images.images, images.classes, (str(root),), split)
     found = (
         _train_in_place(root / TRAIN_TAR)

@@ -10,36 +10,33 @@ import hashlib
 import io
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from vitds.data.formats import DECODED, HEAD_BYTES, format_of, how_to_read
+from vitds.data.metadata import has_false_checksums, without_metadata
+from vitds.data.pixels import Refused, layout_of, to_rgb
 from vitds.data.sources import SourceImage
 from vitds.errors import DataError, ResourceError
 from vitds.kernels.views import JPEG, RAW, decode
 
 Image.init()  # else Pillow knows only the plugins that it has needed so far
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "BMP",
-    "WEBP",
-    "TIFF",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-)  # none that starts another program
 MAX_SIDE_PX = 65535
-ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
 class Storing:
-    """How samples are stored: raw pixels or JPEG; the short side they are reduced to; quality where a JPEG must be encoded."""
+    """How samples are stored.
+
+    Attributes:
+        storage: raw pixels or JPEG.
+        side_px: the short side that larger images are reduced to; None for none.
+        quality: of JPEGs that must be encoded, 1 to 100.
+    """
 
     storage: Literal["raw", "jpg"]
     side_px: int | None
@@ -51,7 +48,11 @@ class Stored:
     """One sample as it goes into the file.
 
     Attributes:
-        data: JPEG bytes, or height x width x 3 pixels. digest: SHA-256 of size and decoded pixels.
+        data: JPEG bytes, or height x width x 3 pixels.
+        is_jpeg: which of the two.
+        height: in pixels.
+        width: in pixels.
+        digest: SHA-256 of size and decoded pixels.
         sums: (3, 2) int64, per channel the sum and the sum of squares of the decoded pixels, 0..255.
         kinds: findings (findings.KINDS).
     """
@@ -67,7 +68,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An image that cannot be used: its kind of finding, and the decoder's words."""
+    """An image that cannot be used.
+
+    Attributes:
+        kind: the finding (findings.KINDS).
+        reason: the decoder's words, or what to do.
+    """
 
     kind: str
     reason: str
@@ -88,7 +94,7 @@ def image_size(image: SourceImage) -> tuple[int, int] | None:
         with warnings.catch_warnings(), open(image.path, "rb") as file:
             warnings.simplefilter("ignore")
             raw = file if image.size < 0 else io.BytesIO(read_bytes(image))
-            with Image.open(raw, formats=FORMATS) as picture:
+            with Image.open(raw, formats=tuple(DECODED)) as picture:
                 return picture.height, picture.width
     except MemoryError:
         raise
@@ -104,19 +110,47 @@ def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
         raw = read_bytes(image)
     except OSError as error:
         return LeftOut("unreadable", error.strerror or str(error))
+    name = format_of(raw[:HEAD_BYTES])
+    if name is None:
+        return LeftOut("not_image", "no known format" if raw else "an empty file")
+    if name not in DECODED:
+        return LeftOut("no_decoder", how_to_read(name))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow warns of odd metadata and of large pictures; what matters becomes a finding
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
-                return _store_picture(picture, raw, storing)
+        return _store_file(raw, name, storing)
     except (MemoryError, ResourceError):
         raise
     except (
         Exception
     ) as error:  # a decoder can raise anything on hostile bytes, and none of it may end the build
-        return _left_out(error)
+        return _left_out(error, raw, name)
+
+
+def _store_file(raw: bytes, name: str, storing: Storing) -> Stored:
+    """Decode a file; where the decoder stumbles, once more without the metadata, so that only the pixels decide."""
+    with warnings.catch_warnings(record=True) as complaints:  # Pillow's, of metadata that it passes over
+        warnings.simplefilter("always")
+        try:
+            with Image.open(io.BytesIO(raw), formats=(name,)) as picture:
+                stored = _store_picture(picture, raw, storing)
+        except (MemoryError, ResourceError, Refused, Image.DecompressionBombError):
+            raise
+        except Exception:
+            if (plain := without_metadata(raw)) is None:
+                raise
+            stored = _store_plain(*plain, raw, name, storing)
+            is_odd = True
+        else:
+            is_odd = any(issubclass(each.category, UserWarning) for each in complaints)
+    if is_odd or has_false_checksums(raw):
+        return replace(stored, kinds=tuple(dict.fromkeys((*stored.kinds, "metadata"))))
+    return stored
+
+
+def _store_plain(plain: bytes, exif: bytes, raw: bytes, name: str, storing: Storing) -> Stored:
+    with Image.open(io.BytesIO(plain), formats=(name,)) as picture:
+        if exif:
+            picture.info["exif"] = exif
+        return _store_picture(picture, raw, storing)
 
 
 def decode_stored(data: bytes, is_jpeg: bool, height: int, width: int) -> NDArray[np.uint8]:
@@ -137,25 +171,31 @@ def hash_entry(digest: bytes, label: int) -> bytes:
     return digest + label.to_bytes(8, "little", signed=True)
 
 
-def _left_out(error: Exception) -> LeftOut:
-    reason = str(error) or type(error).__name__
-    if isinstance(error, _Refused):
-        return LeftOut(error.kind, reason)
-    if isinstance(error, UnidentifiedImageError):
-        return LeftOut("not_image", "no known format")  # Pillow's own words name a place in memory
+def _left_out(error: Exception, raw: bytes, name: str) -> LeftOut:
+    if isinstance(error, Refused):
+        return LeftOut(error.kind, str(error))
     if isinstance(error, Image.DecompressionBombError):
-        return LeftOut("too_large", reason)
+        return LeftOut("too_large", str(error))
+    if isinstance(error, UnidentifiedImageError):  # which hides the decoder's own words
+        error = _hidden_error(raw, name) or error
+    reason = f"{name}: {str(error) or type(error).__name__}"
     return LeftOut("truncated" if "truncated" in reason.lower() else "damaged", reason)
 
 
-class _Refused(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
+def _hidden_error(raw: bytes, name: str) -> Exception | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            Image.OPEN[name][0](io.BytesIO(raw), "")
+        except Exception as error:
+            return error
+    return None
 
 
 def _store_picture(picture: Image.Image, raw: bytes, storing: Storing) -> Stored:
-    kinds = _oddities(picture)
+    """Args: raw: the picture's own file, which is kept where it is a JPEG that needs no change."""
+    layout = layout_of(picture, raw)
+    kinds = layout.kinds
     is_plain = picture.format in ("JPEG", "MPO") and not {"cmyk", "rotated"} & set(kinds)
     small = storing.side_px is None or min(picture.size) <= storing.side_px
     if is_plain and small:
@@ -168,48 +208,18 @@ def _store_picture(picture: Image.Image, raw: bytes, storing: Storing) -> Stored
         else:
             is_jpeg = storing.storage == "jpg"
             return _stored(raw if is_jpeg else pixels.tobytes(), is_jpeg, pixels, kinds)
-    return _store_pixels(_upright_rgb(picture), kinds, storing)
+    rgb = to_rgb(picture, layout)
+    if picture.format != "MPO" and _has_more_frames(picture):
+        kinds += ("animated",)
+    return _store_pixels(rgb, kinds, storing)
 
 
-def _oddities(picture: Image.Image) -> tuple[str, ...]:
-    """The findings that an opened, not yet decoded picture shows."""
-    mode, transparent = picture.mode, "transparency" in picture.info
-    rawmode = str(picture.tile[0][3]) if picture.tile else ""
-    return tuple(
-        kind
-        for kind, holds in {
-            "grey": mode in ("1", "L", "LA", "La") or _is_deep_grey(picture),
-            "cmyk": mode == "CMYK",
-            "deep": _is_deep_grey(picture) or "16" in rawmode,
-            "palette": mode in ("P", "PA"),
-            "transparent": mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent,
-            "rotated": picture.getexif().get(ORIENTATION, 1) in range(2, 9),
-            "animated": getattr(picture, "is_animated", False) and picture.format != "MPO",
-        }.items()
-        if holds
-    )
-
-
-def _is_deep_grey(picture: Image.Image) -> bool:
-    """16-bit greys; Pillow's mode of some is the 32-bit one."""
-    sixteen = picture.format == "PPM" or (picture.tile and "16" in str(picture.tile[0][3]))
-    return picture.mode.startswith("I;16") or (picture.mode == "I" and bool(sixteen))
-
-
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB: deeper greys scaled over their whole range, transparency laid on white, turned as the EXIF tag says."""
-    is_deep_grey = _is_deep_grey(picture)
-    upright = ImageOps.exif_transpose(picture)
-    if is_deep_grey:
-        return Image.fromarray(
-            ((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8)
-        ).convert("RGB")
-    if upright.mode in ("I", "F"):
-        raise _Refused("range_unknown", f"Pillow mode {upright.mode}")
-    if "transparency" in upright.info or upright.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        layers = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    return upright.convert("RGB")
+def _has_more_frames(picture: Image.Image) -> bool:
+    """Asked after decoding, as it moves in the file; what follows the first frame cannot spoil it."""
+    try:
+        return getattr(picture, "is_animated", False)
+    except Exception:
+        return False
 
 
 def _store_pixels(rgb: Image.Image, kinds: tuple[str, ...], storing: Storing) -> Stored:
@@ -218,7 +228,7 @@ def _store_pixels(rgb: Image.Image, kinds: tuple[str, ...], storing: Storing) ->
         width, height = (max(1, round(side * storing.side_px / short)) for side in rgb.size)
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     if max(rgb.size) > MAX_SIDE_PX:
-        raise _Refused("too_large", f"{rgb.width} x {rgb.height} pixels")
+        raise Refused("too_large", f"{rgb.width} x {rgb.height} pixels")
     if storing.storage == "raw":
         pixels = np.asarray(rgb)
         return _stored(pixels.tobytes(), False, pixels, kinds)

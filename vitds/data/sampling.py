@@ -18,8 +18,11 @@ class Sample:
     """Which images of a set are taken; all where nothing is set.
 
     Attributes:
-        classes: so many classes, drawn first. per_class: so many images of each. total: so many of all together, whatever their class.
-        seed: of these draws, which are uniform and without repeats. list: a file that names the images, one a line, in their place.
+        classes: so many classes, drawn first.
+        per_class: so many images of each class.
+        total: so many images of all together, whatever their class.
+        seed: of these draws, which are uniform and without repeats.
+        list: a file that names the images, one a line, in place of the draws.
     Raises: UsageError if a number is below 1, or two of them exclude each other.
     """
 
@@ -31,16 +34,16 @@ class Sample:
 
     def __post_init__(self) -> None:
         numbers = {"classes": self.classes, "per_class": self.per_class, "total": self.total}
-        for flag, value in numbers.items():
+        for name, value in numbers.items():
             if value is not None and value < 1:
-                raise UsageError(f"--{flag} {value}: must be at least 1.")
+                raise UsageError(f"`{name}={value}`: must be at least 1.")
         if self.per_class and self.total:
             raise UsageError(
-                "--per_class and --total exclude each other: both say how many images are taken."
+                "`per_class` and `total` exclude each other: both say how many images are taken."
             )
         if self.list and any(numbers.values()):
             raise UsageError(
-                "--list names the images, so --classes, --per_class and --total have nothing to draw. Leave them out."
+                "`list` names the images, so `classes`, `per_class` and `total` have nothing to draw. Leave them out."
             )
 
     @property
@@ -89,7 +92,7 @@ def _only(images: ImageSet, members: set[str]) -> ImageSet:
 
 
 def write_list(images: ImageSet, path: Path) -> None:
-    """The members of a set, one a line, as `--list` takes them."""
+    """The members of a set, one a line, as `list` takes them."""
     path.write_text("".join(f"{image.member}\n" for image in images.images), encoding="utf-8")
 
 
@@ -103,7 +106,7 @@ def _read_list(images: ImageSet, path: Path) -> set[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--list {path}: cannot be read ({error}).") from None
+        raise DataError(f"`list={path}`: cannot be read ({error}).") from None
     wanted = {line.strip() for line in lines if line.strip()}
     missing = sorted(wanted - {image.member for image in images.images})
     if missing or not wanted:
@@ -112,5 +115,5 @@ def _read_list(images: ImageSet, path: Path) -> set[str]:
             if missing
             else "it names no image"
         )
-        raise DataError(f"--list {path}: {what}. Give a list that a build of this set and split has written.")
+        raise DataError(f"`list={path}`: {what}. Give a list that a build of this set and split has written.")
     return wanted

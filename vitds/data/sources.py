@@ -1,29 +1,28 @@
-"""From what a person names (folders, tars) to a sorted list of images with class names. No image is opened here.
+"""From what a person names (folders, tars) to a sorted list of images with class names. No image is decoded here.
 
 A folder or tar holds class folders (the first folder below it is an image's class, as in torchvision's ImageFolder) or, flat,
-images without labels. Several sources make one set: classes are joined by name. The order, which decides the instance numbers, is
-by class name, then by path within the source, then by source.
+images without labels. The same tree gives the same set from either. Several sources make one set: classes are joined by name. The
+order, which decides the instance numbers, is by class name, then by path within the source, then by source.
 """
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitds.data.archives import TAR_SUFFIXES, read_archive
-from vitds.data.findings import OTHER_FILE, Findings, shown
+from vitds.data.archives import TAR_SUFFIXES, Member, read_archive
+from vitds.data.findings import LEFT_BEHIND, OTHER_FILE, Findings, shown
+from vitds.data.folders import Parts, is_left_behind, require_classes
+from vitds.data.formats import HEAD_BYTES, IMAGE_SUFFIXES, format_of
 from vitds.errors import DataError
-
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif".split()
-)  # fmt: skip
-SPLIT_NAMES = frozenset("train val valid validation test training testing".split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +30,12 @@ class SourceImage:
     """Where one image lies: a file, a piece of a file (a tar's member), or pixels in memory.
 
     Attributes:
-        name: what a person is shown. member: its path below its source, with / on every system.
+        name: what a person is shown.
+        member: its path below its source, with / on every system.
         class_name: None where there are no labels.
-        path: the file. offset, size: the piece of it; size -1 for all of it.
+        path: the file.
+        offset: where its bytes begin in the file.
+        size: how many they are; -1 for all of the file.
         pixels: (H, W, 3) uint8 in place of a file.
     """
 
@@ -48,7 +50,14 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in instance order, the names of their classes in label order (() without labels), and where they come from."""
+    """A set before it is decoded.
+
+    Attributes:
+        images: in instance order.
+        classes: their names in label order; () without labels.
+        sources: where the images come from.
+        split: which part of the sources they are, if a part was taken.
+    """
 
     images: list[SourceImage]
     classes: tuple[str, ...]
@@ -60,31 +69,40 @@ class ImageSet:
 class SourceTree:
     """One source before labels: its image files and its folders, by path below the source's root."""
 
-    files: dict[tuple[str, ...], SourceImage]
-    folders: frozenset[tuple[str, ...]]
+    files: dict[Parts, SourceImage]
+    folders: frozenset[Parts]
 
 
 def scan_sources(
-    sources: Sequence[str | Path], findings: Findings, workspace: Path, split: str | None = None
+    sources: Sequence[str | Path],
+    findings: Findings,
+    workspace: Path,
+    split: str | None = None,
+    classes_are_folders: bool = False,
 ) -> ImageSet:
     """All images of the sources, joined and sorted; without labels where the sources are flat.
 
     Args:
-        sources: folders or tars. A compressed tar is unpacked, as one tar, into `workspace`.
+        sources: folders or tars.
         findings: gets what was odd.
-        split: take only the folder of this name in each source (train, val, ...).
-    Raises: DataError if a source is missing, neither folder nor tar, a damaged tar, without images or without that split, or if
-        flat and class-folder sources are mixed (names the source).
+        workspace: a folder that the caller removes; a compressed tar is unpacked into it, as one tar.
+        split: take only the folder of this name, or path, in each source (train, images/train), or in each class folder.
+        classes_are_folders: take the first folders of each source as classes, whatever they look like.
+    Raises: DataError if a source is missing, neither folder nor tar, a damaged tar, without images or without that split, if its
+        folders look like splits or like a wrapper, or if flat and class-folder sources are mixed (names the source).
     """
-    found: list[tuple[str, tuple[str, ...], int, SourceImage]] = []
+    found: list[tuple[str, Parts, int, SourceImage]] = []
     flat: dict[bool, str | Path] = {}
     for number, source in enumerate(sources):
-        images = _read_source(Path(source), findings, workspace, split)
+        tree = _take_images(
+            _read_source(Path(source), findings, workspace), Path(source), split, classes_are_folders
+        )
+        images = _label(tree, Path(source), findings)
         flat.setdefault(next(iter(images.values())).class_name is None, source)
         found += [(image.class_name or "", parts, number, image) for parts, image in images.items()]
     if not found:
         raise DataError(
-            "no source was given. Name a folder of class folders, a folder of images, a tar, or `digits`."
+            "no source was given. Name a folder of class folders, a folder of images, a tar, or digits."
         )
     if len(flat) == 2:
         raise DataError(
@@ -97,43 +115,45 @@ def scan_sources(
     )
 
 
-def _read_source(
-    source: Path, findings: Findings, workspace: Path, split: str | None
-) -> dict[tuple[str, ...], SourceImage]:
+def _read_source(source: Path, findings: Findings, workspace: Path) -> SourceTree:
     if not source.exists():
         raise DataError(f"{source}: there is no such folder or tar. Check the path.")
-    archive = not source.is_dir()
-    if archive:
-        if not source.name.lower().endswith(TAR_SUFFIXES):
-            raise DataError(
-                f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images into a folder."
-            )
+    if source.is_dir():
+        tree = _read_folder(source, findings)
+    elif source.name.lower().endswith(TAR_SUFFIXES):
         tree = _read_tar(source, findings, workspace)
     else:
-        tree = _read_folder(source, findings)
-    if split is not None:
-        tree = _take_split(tree, split, source)
-    elif archive:
-        while _has_wrapper(tree):
-            tree = _below(tree, next(iter(tree.files))[0])
+        raise DataError(
+            f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images into a folder."
+        )
     if not tree.files:
         others = findings.counts.get(OTHER_FILE, 0)
-        tail = (
-            f" {others} files have other extensions, for example {findings.names[OTHER_FILE][0]}."
-            if others
-            else ""
-        )
-        raise DataError(f"{source}: there are no images ({' '.join(sorted(IMAGE_SUFFIXES))}).{tail}")
-    return _label(tree, source, findings)
+        tail = f" {others} files are none, for example {findings.names[OTHER_FILE][0]}." if others else ""
+        raise DataError(f"{source}: there are no images.{tail}")
+    return tree
 
 
-def _label(tree: SourceTree, source: Path, findings: Findings) -> dict[tuple[str, ...], SourceImage]:
+def _take_images(tree: SourceTree, source: Path, split: str | None, classes_are_folders: bool) -> SourceTree:
+    """The part of a source whose first folders are the classes."""
+    name = Path(os.path.abspath(source)).name
+    if not source.is_dir():
+        name = next(name[: -len(suffix)] for suffix in TAR_SUFFIXES if name.lower().endswith(suffix))
+    if split is not None:
+        tree = _take_split(tree, split, source)
+        name = split.rsplit("/", 1)[-1]
+    # `tar cf cats.tar cats`, or cats/cats: a folder of the source's own name around everything is the source itself.
+    while all(len(parts) > 1 and parts[0].casefold() == name.casefold() for parts in tree.files):
+        if classes_are_folders and all(len(parts) == 2 for parts in tree.files):
+            break
+        tree = _below(tree, next(iter(tree.files))[0])
+    if not classes_are_folders:
+        require_classes(tree.files, source, split)
+    return tree
+
+
+def _label(tree: SourceTree, source: Path, findings: Findings) -> dict[Parts, SourceImage]:
     """Class names from the first folder; none where no image lies in a folder."""
     tops = {parts[0] for parts in tree.files if len(parts) > 1}
-    if tops and tops <= SPLIT_NAMES and any(len(parts) > 2 for parts in tree.files):
-        raise DataError(
-            f"{source}: its folders {', '.join(sorted(tops))} look like splits, not classes. Choose one with --split."
-        )
     images = {}
     for parts, image in tree.files.items():
         if tops and len(parts) == 1:
@@ -148,20 +168,27 @@ def _label(tree: SourceTree, source: Path, findings: Findings) -> dict[tuple[str
 
 
 def _take_split(tree: SourceTree, split: str, source: Path) -> SourceTree:
-    while split not in {parts[0] for parts in tree.files if len(parts) > 1} and _has_wrapper(tree):
-        tree = _below(tree, next(iter(tree.files))[0])
-    tops = sorted({parts[0] for parts in tree.files if len(parts) > 1})
-    if split not in tops:
-        some = ", ".join(shown(top) for top in tops[:5]) or "no folders"
-        raise DataError(
-            f"{source}: there is no folder {split!r} with images in it for --split; there are {some}."
-        )
-    return _below(tree, split)
+    """SPLIT/..., below folders that are around everything; a path of such; or CLASS/SPLIT/... as CLASS/..."""
+    for name in split.split("/"):
+        while (
+            name not in _tops(tree) and len(_tops(tree)) == 1 and all(len(parts) > 2 for parts in tree.files)
+        ):
+            tree = _below(tree, next(iter(tree.files))[0])
+        within = {p: image for p, image in tree.files.items() if len(p) > 2 and p[1] == name}
+        if name in _tops(tree):
+            tree = _below(tree, name)
+        elif within:
+            tree = SourceTree({(p[0], *p[2:]): image for p, image in within.items()}, frozenset())
+        else:
+            some = ", ".join(shown(top) for top in _tops(tree)[:5]) or "no folders"
+            raise DataError(
+                f"{source}: there is no folder {split!r} with images in it to take as `split`; there are {some}."
+            )
+    return tree
 
 
-def _has_wrapper(tree: SourceTree) -> bool:
-    """True where one folder holds everything and has folders of images itself, as `tar cf x.tar folder` makes it."""
-    return len({parts[0] for parts in tree.files}) == 1 and all(len(parts) > 2 for parts in tree.files)
+def _tops(tree: SourceTree) -> list[str]:
+    return sorted({parts[0] for parts in tree.files if len(parts) > 1})
 
 
 def _below(tree: SourceTree, top: str) -> SourceTree:
@@ -171,58 +198,83 @@ def _below(tree: SourceTree, top: str) -> SourceTree:
     )
 
 
-def _is_hidden(parts: tuple[str, ...]) -> bool:
-    """Passed over in silence: what systems leave behind in folders and archives (.DS_Store, ._1.jpg, __MACOSX)."""
-    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
-
-
-def _keep(name: str, findings: Findings, where: str) -> bool:
-    """True for an image's name; other files are counted."""
-    if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-        findings.add(OTHER_FILE, where)
+def _keep(name: str, read_head: Callable[[], bytes], findings: Findings, where: str) -> bool:
+    """True for an image by its name, else by its first bytes; other files are counted."""
+    try:
+        is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or format_of(read_head()) is not None
+    except OSError as error:
+        findings.add("unreadable", f"{where} ({error.strerror})")
         return False
-    return True
+    if not is_image:
+        findings.add(OTHER_FILE, where)
+    return is_image
 
 
 def _read_tar(source: Path, findings: Findings, workspace: Path) -> SourceTree:
     path, members = read_archive(source, workspace)
-    files, folders = {}, set()
-    for member in members:
-        parts, where = PurePosixPath(member.name).parts, f"{source}:{member.name}"
-        if not parts or _is_hidden(parts):
-            continue
-        if member.kind == "folder":
-            folders.add(parts)
-        elif member.kind == "link":
-            findings.add("archive_link", where)
-        elif member.name.startswith("/") or ".." in parts:
-            findings.add("archive_outside", where)
-        elif member.kind == "sparse":
-            findings.add("unreadable", where)
-        elif member.kind == "file" and _keep(parts[-1], findings, where):
-            files[parts] = SourceImage(shown(where), "", None, str(path), member.offset, member.size)
+    files: dict[Parts, SourceImage] = {}
+    folders: set[Parts] = set()
+    left_behind: set[Parts] = set()
+    with path.open("rb") as file:
+        for member in members:
+            parts, where = PurePosixPath(member.name).parts, f"{source}:{member.name}"
+            if (
+                odd := next(
+                    (i for i, part in enumerate(parts) if is_left_behind(part) and part != ".."), None
+                )
+            ) is not None:
+                if odd < len(parts) - 1 or member.kind == "folder":
+                    left_behind.add(parts[: odd + 1])
+            elif not parts:
+                continue
+            elif member.kind == "folder":
+                folders.add(parts)
+            elif member.kind == "link":
+                findings.add("archive_link", where)
+            elif member.name.startswith("/") or ".." in parts:
+                findings.add("archive_outside", where)
+            elif member.kind == "sparse":
+                findings.add("unreadable", where)
+            elif member.kind == "file" and _keep(
+                parts[-1], lambda at=member: _head(file, at), findings, where
+            ):
+                files[parts] = SourceImage(shown(where), "", None, str(path), member.offset, member.size)
+    for parts in sorted(left_behind):
+        findings.add(LEFT_BEHIND, f"{source}:{'/'.join(parts)}")
     return SourceTree(files, frozenset(folders))
+
+
+def _head(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(min(HEAD_BYTES, member.size))
 
 
 def _read_folder(source: Path, findings: Findings) -> SourceTree:
     root = os.path.realpath(source)
-    files: dict[tuple[str, ...], SourceImage] = {}
-    folders: set[tuple[str, ...]] = set()
-    open_folders: list[tuple[tuple[str, ...], str, frozenset[str]]] = [((), str(source), frozenset({root}))]
+    files: dict[Parts, SourceImage] = {}
+    folders: set[Parts] = set()
+    open_folders: list[tuple[Parts, str, frozenset[str]]] = [((), str(source), frozenset({root}))]
     while open_folders:
         parts, folder, above = open_folders.pop()
         for entry in _list(folder, findings):
             inner = (*parts, entry.name)
-            if _is_hidden(inner[-1:]):
+            if is_left_behind(entry.name):
+                if entry.is_dir():
+                    findings.add(LEFT_BEHIND, entry.path)
                 continue
             if entry.is_symlink() and not _check_link(entry, root, above, findings):
                 continue
             if entry.is_dir():
                 folders.add(inner)
                 open_folders.append((inner, entry.path, above | {os.path.realpath(entry.path)}))
-            elif entry.is_file() and _keep(entry.name, findings, entry.path):
+            elif entry.is_file() and _keep(entry.name, partial(_file_head, entry.path), findings, entry.path):
                 files[inner] = SourceImage(shown(entry.path), "", None, entry.path)
     return SourceTree(files, frozenset(folders))
+
+
+def _file_head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _list(folder: str, findings: Findings) -> Iterable[os.DirEntry[str]]:

@@ -22,6 +22,9 @@ from vitds.errors import UsageError
 from vitds.jobs.data_check import print_findings
 
 Built = list[tuple[Path, Manifest]]
+# What an argument is for, where it is for one kind of source alone.
+OF_FOLDERS = ("test_fraction", "classes_are_folders")
+OF_PUBLISHED_SETS = ("root", "download", "per_class", "classes", "total", "list")
 
 
 def build(
@@ -30,9 +33,10 @@ def build(
     out: str,
     storage: str = "auto",
     side_px: int | None = None,
-    quality: int = 90,
+    quality: int | None = None,
     workers: int | None = None,
     split: str | None = None,
+    classes_are_folders: bool = False,
     test_fraction: float | None = None,
     classes_from: str | None = None,
     strict: bool = False,
@@ -41,62 +45,84 @@ def build(
     per_class: int | None = None,
     classes: int | None = None,
     total: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     list: str | None = None,
 ) -> list[dict[str, Any]]:
     """Build one or two .beton files and print what was built and what was odd.
 
     Args:
         sources: folders or tars; or `digits`; or the name of a published set (vitds/data/catalogue.py), which lies under `root`.
-        out, storage, ..., strict: as in BuildOptions. split: without it, digits and published sets give F-train and F-test.
-        root, download: of a published set. per_class, classes, total, seed, list: a sample of it, as in sampling.Sample.
+        out: the file, x.beton.
+        storage: as in BuildOptions.
+        side_px: as in BuildOptions.
+        quality: as in BuildOptions.
+        workers: as in BuildOptions.
+        split: the folder to take of each source; without it, digits and published sets give F-train and F-test.
+        classes_are_folders: as in build_beton.
+        test_fraction: as in BuildOptions.
+        classes_from: as in BuildOptions.
+        strict: as in BuildOptions.
+        root: where a published set lies.
+        download: fetch it there first.
+        per_class: of a published set, as in sampling.Sample.
+        classes: of a published set, as in sampling.Sample.
+        total: of a published set, as in sampling.Sample.
+        seed: of what `test_fraction` or a sample draws; None for 0.
+        list: of a published set, as in sampling.Sample.
     Returns: per file its path and its manifest's values.
-    Raises: UsageError for words that do not go together; else as build.build_beton and catalogue.load_named.
+    Raises: UsageError for arguments that do not go together, or would do nothing; else as build.build_beton and
+        catalogue.load_named.
     """
     started = time.monotonic()
+    given = {name: value for name, value in locals().items() if value not in (None, False)}
+    named = next((name for name in sources if name in (DIGITS, *CATALOGUE)), None)
+    _refuse_idle(named, given)
+    if named and len(sources) > 1:
+        raise UsageError(f"{named}: this set is built by itself. A folder of that name is ./{named}.")
+    sample = Sample(classes, per_class, total, seed or 0, list)
+    is_drawn = not (sample.is_everything or sample.list)
     options = {
         "storage": storage, "side_px": side_px, "quality": quality, "workers": workers, "test_fraction": test_fraction,
-        "classes_from": classes_from, "strict": strict, "show_progress": True,
+        "seed": None if is_drawn else seed, "classes_from": classes_from, "strict": strict, "show_progress": True,
     }  # fmt: skip
-    sample = Sample(classes, per_class, total, seed, list)
-    named = [name for name in sources if name in CATALOGUE]
-    if named:
-        if len(sources) > 1 or root is None:
-            raise UsageError(
-                f"{named[0]}: a published set is built by itself, with --root DIR. A folder of that name is ./{named[0]}."
-            )
-        built = _build_named(
-            named[0], Path(root), Path(out), split, download, sample, BuildOptions(**options)
-        )
-    elif root is not None or download or not sample.is_everything:
-        raise UsageError(
-            f"--root, --download, --per_class, --classes, --total and --list are for one published set: {', '.join(sorted(CATALOGUE))}."
-        )
-    elif DIGITS in sources:
-        if len(sources) > 1:
-            raise UsageError(
-                f"{DIGITS}: the embedded set is built by itself. A folder of that name is ./{DIGITS}."
-            )
+    if named == DIGITS:
         built = build_digits(out, split=split, **options)
+    elif named:
+        if root is None:
+            raise UsageError(
+                f"{named}: `root` is missing, the folder where this published set lies. A folder of its name is ./{named}."
+            )
+        built = _build_named(named, Path(root), Path(out), split, download, sample, BuildOptions(**options))
     else:
-        built = build_beton(sources, out, split=split, **options)
+        built = build_beton(sources, out, split=split, classes_are_folders=classes_are_folders, **options)
     _print_built(built, time.monotonic() - started)
     return [{"file": str(path), **json.loads(MANIFEST_JSON.dump_json(manifest))} for path, manifest in built]
+
+
+def _refuse_idle(named: str | None, given: dict[str, Any]) -> None:
+    """Whatever was given and would do nothing with these sources."""
+    idle = [name for name in OF_PUBLISHED_SETS if name in given and named not in CATALOGUE]
+    if idle:
+        raise UsageError(
+            f"`{idle[0]}` does nothing with {named or 'folders and tars'}: it goes with one published set: "
+            f"{', '.join(sorted(CATALOGUE))}. Leave it out."
+        )
+    idle = [name for name in OF_FOLDERS if name in given and named]
+    if idle:
+        raise UsageError(
+            f"`{idle[0]}` does nothing with {named}, whose classes and split are published: it goes with folders and tars. "
+            "Leave it out, or choose a half with `split=train` or `split=test`."
+        )
 
 
 def _build_named(
     name: str, root: Path, out: Path, split: str | None, download: bool, sample: Sample, options: BuildOptions
 ) -> Built:
-    """A sample decides the training images (or those of the one split that is asked for); a test file beside it keeps its classes."""
-    if options.test_fraction is not None:
-        raise UsageError(
-            f"--test_fraction: {name} has a published split. Leave it out, or choose a half with --split train or test."
-        )
+    """A sample decides the training images, or those of the one split that is asked for; a test file beside it keeps its classes."""
     built: Built = []
     kept: tuple[str, ...] | None = None
-    for half, path in (
-        {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
-    ).items():
+    halves = {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
+    for half, path in halves.items():
         findings = Findings()
         images = load_named(name, root, half, findings, download=download)
         if kept is not None:
@@ -118,5 +144,8 @@ def _print_built(built: Built, seconds: float) -> None:
         console.print(
             Text(f"{path}: {manifest.images:,} images, {labels}, {manifest.storage}, {size}"), soft_wrap=True
         )
+        if len(manifest.classes) == 1:
+            alone = f"one class alone, {manifest.classes[0]}: enough to pretrain on, but there is nothing to tell it from"
+            console.print(Text(f"{path}: {alone}, so no classes can be trained or measured"), soft_wrap=True)
         print_findings(console, manifest)
     console.print(f"{seconds:.1f} s")
