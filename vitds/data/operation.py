@@ -1,4 +1,5 @@
-"""The FFCV decoder operation: an image is decoded once, or read from the map, and all its views are cut from it in C."""
+"""The FFCV decoder operation: an image is decoded once, or read from the map, and all its views are cut in
+C."""
 
 from __future__ import annotations
 
@@ -14,31 +15,32 @@ from numpy.typing import NDArray
 from vitds.data.beton import BetonFile
 from vitds.data.ffcv_import import AllocationQuery, Operation, State
 from vitds.errors import DataError
-from vitds.kernels.views import JPEG, RAW, kernel_error, library, scratch
+from vitds.kernels.views import JPEG, RAW, cut_stored, kernel_error
 
 SpecsOf = Callable[[NDArray[np.int64], NDArray[np.int64]], Shaped[np.ndarray, "B V"]]
-FILLING = (
-    128  # mid-grey, where an image could not be decoded: neither black nor what was in the buffer before
-)
+FILLING = 128  # where an image could not be decoded: neither black nor what was in the buffer before
 
 _CALLBACK = ctypes.CFUNCTYPE(*[ctypes.c_int64] * 6)
 
 
 class CutViews(Operation):
-    """The views of each image of a batch, (B, V, 3, S, S) uint8 RGB, and its status (B,) int32: 0, or the kernels' error code.
+    """The views of each image of a batch, (B, V, 3, S, S) uint8 RGB, and its status (B,) int32.
 
-    An index beyond N is an image in a later epoch: index = epoch · N + image. So what comes out is a function of the indices
-    alone, and batches may be made by several threads at once. Views of an image that cannot be decoded are grey, its status is not 0.
+    The status is 0, or the kernels' error code for an image that cannot be decoded, whose views are grey.
 
-    Works in `ffcv.Loader` as it is: pipelines={"image": PipelineSpec("image", decoder=CutViews(...)), "index": None, "label": None};
-    its indices end at N, so set `epoch` before each epoch, as for torch's DistributedSampler. What FFCV compiles is one call of
-    `_cut_addresses` with five addresses, in 0.1 s; all tables lie in memory that this object owns for its life, so nothing in the
-    compiled code can go stale.
+    An index beyond N is an image in a later epoch: index = epoch · N + image. So what comes out is a function
+    of the indices alone, and batches may be made by several threads at once.
+
+    Works in `ffcv.Loader` as it is, with pipelines={"image": PipelineSpec("image", decoder=CutViews(...)),
+    "index": None, "label": None}. Its indices end at N, so set `epoch` before each epoch, as for torch's
+    DistributedSampler. What FFCV compiles is one call of `_cut_addresses` with five addresses, in 0.1 s. All
+    tables lie in memory that this object owns for its life, so nothing in the compiled code can go stale.
 
     Args:
         file: the .beton that the loader reads.
-        specs_of: images (B,), epochs (B,) -> specs (B, V); a pure function (draws.py).
-        views, crop_px: V and S.
+        specs_of: images (B,), epochs (B,) -> view specs (B, V); a pure function (draws.py).
+        views: V.
+        crop_px: S.
 
     Attributes:
         epoch: added to every index's epoch.
@@ -49,7 +51,9 @@ class CutViews(Operation):
         super().__init__()
         self.epoch = 0
         self.failure: BaseException | None = None
-        self._file, self._specs_of, self._shape = file, specs_of, (views, 3, crop_px, crop_px)
+        self._file = file
+        self._specs_of = specs_of
+        self._shape = (views, 3, crop_px, crop_px)
         self._storages = np.where(file.is_jpeg, JPEG, RAW).astype(np.int32)
         self._callback = _CALLBACK(self._cut_addresses)
 
@@ -57,10 +61,8 @@ class CutViews(Operation):
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
         """FFCV's question for the output's shape; asked again at every epoch."""
-        pixels, status = (
-            AllocationQuery(self._shape, np.dtype(np.uint8)),
-            AllocationQuery((), np.dtype(np.int32)),
-        )
+        pixels = AllocationQuery(self._shape, np.dtype(np.uint8))
+        status = AllocationQuery((), np.dtype(np.int32))
         return replace(previous_state, jit_mode=True, shape=self._shape, dtype=pixels.dtype), (pixels, status)
 
     def generate_code(self) -> Callable:
@@ -71,16 +73,14 @@ class CutViews(Operation):
         def decode(batch_indices, destination, metadata, storage_state):
             count = len(batch_indices)
             pixels, status = destination
-            if (
-                cut(
-                    batch_indices.ctypes.data,
-                    count,
-                    storage_state[0].ctypes.data,
-                    pixels.ctypes.data,
-                    status.ctypes.data,
-                )
-                != 0
-            ):
+            failed = cut(
+                batch_indices.ctypes.data,
+                count,
+                storage_state[0].ctypes.data,
+                pixels.ctypes.data,
+                status.ctypes.data,
+            )
+            if failed != 0:
                 raise ValueError("the views could not be cut; the operation's attribute `failure` says why")
             return pixels[:count], status[:count]
 
@@ -95,27 +95,23 @@ class CutViews(Operation):
     ) -> None:
         """Fill pixels and status for the images at `indices` of the file that is mapped at address `base`.
 
-        Raises: ResourceError if memory is out, ShapeError if a spec is wrong (names the file and the image).
+        Raises: ResourceError if memory is out, ShapeError if a view spec is wrong (names the file and the
+            image).
         """
         file = self._file
         epochs, images = np.divmod(indices, file.images)
-        specs = np.ascontiguousarray(self._specs_of(images, epochs + self.epoch))
-        tables = [base + file.offsets[images], file.sizes[images]]
-        tables += [self._storages[images], file.heights[images], file.widths[images], specs]
-        addresses, (views, _, crop_px, _) = [table.ctypes.data for table in tables], self._shape
-        outputs, count = (pixels.ctypes.data, pixels.nbytes, status.ctypes.data), len(images)
-        with scratch() as memory:
-            code = library().vitds_batch(*addresses, count, views, crop_px, *outputs, 0, count, memory)
-        if code:
-            raise kernel_error(code, f"{file.path}, a batch of {count} images")
+        specs = self._specs_of(images, epochs + self.epoch)
+        stored = (base + file.offsets[images], file.sizes[images], self._storages[images])
+        cut_stored(*stored, file.heights[images], file.widths[images], specs, pixels, status)
         for row in np.flatnonzero(status):
             error = kernel_error(int(status[row]), f"{file.path}, image {images[row]}")
-            if not isinstance(error, DataError):
+            if not isinstance(error, DataError):  # not the picture's fault, so no other one would do better
                 raise error
             pixels[row] = FILLING
 
     def _cut_addresses(self, indices: int, count: int, base: int, pixels: int, status: int) -> int:
-        """What the compiled code calls. ctypes takes the GIL for it, and gives it back while the kernels work."""
+        """What the compiled code calls. ctypes takes the GIL for it, and gives it back while the kernels
+        work."""
         try:
             self.cut(
                 _array_at(indices, np.int64, (count,)),
