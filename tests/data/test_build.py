@@ -226,6 +226,27 @@ def test_test_fraction_draws_the_same_images_each_time(tmp_path):
     assert hashes[0] == hashes[1]
 
 
+def test_the_split_is_drawn_by_the_seed(tmp_path):
+    source = class_folders(tmp_path / "set", {"ant": 20, "bee": 20}, png)
+
+    def halves(**options):
+        built = build_beton([source], tmp_path / "x.beton", test_fraction=0.5, **options)
+        return [manifest.content_hash for _, manifest in built]
+
+    assert halves() == halves(seed=0)
+    assert halves(seed=1) == halves(seed=1) != halves()
+    assert halves(seed=2) not in (halves(), halves(seed=1))
+
+
+def test_seed_0_keeps_the_split_that_was_drawn_before_there_was_a_seed(tmp_path):
+    source = class_folders(tmp_path / "set", {"ant": 9, "bee": 9}, png)
+    (_, train), (_, test) = build_beton(
+        [source], tmp_path / "x.beton", test_fraction=0.3, storage="raw", seed=0
+    )
+    assert train.content_hash == "sha256:f61212f99b2270f073cf7d2b8d42a01889268041ad45322a35185e6b1b50fe01"
+    assert test.content_hash == "sha256:04e0d65b2640ff4b8b9f8f97d00cebd8ff4c904bcb851c9dc2bca43eb4421386"
+
+
 def test_test_fraction_splits_images_without_labels(tmp_path):
     source = write_folder(tmp_path / "set", {f"{i}.png": png(i) for i in range(10)})
     assert [

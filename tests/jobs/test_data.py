@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from tests.data.images import class_folders, jpeg, png, write_folder
 from tests.data.test_catalogue import make_imagenet_folders
+from vitds.cli import data_build, main
 from vitds.data.beton import open_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import DataError, UsageError
+from vitds.jobs.as_flags import as_flags
 from vitds.jobs.data import build
 from vitds.jobs.data_check import info, verify
 
@@ -58,29 +61,101 @@ def test_a_published_set_is_built_whole_without_a_list(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("sources", "words", "message"),
     [
-        (
-            ["pets"],
-            {},
-            r"pets: a published set is built by itself, with --root DIR\. A folder of that name is \./pets\.",
-        ),
-        (["pets", "folder"], {"root": "r"}, r"pets: a published set is built by itself"),
-        (["pets"], {"root": "r", "test_fraction": 0.1}, r"--test_fraction: pets has a published split"),
-        (
-            ["folder"],
-            {"root": "r"},
-            r"--root, --download, --per_class, .* are for one published set: aircraft, cars, cifar10",
-        ),
-        (["folder"], {"total": 3}, r"are for one published set"),
-        (
-            ["digits", "folder"],
-            {},
-            r"digits: the embedded set is built by itself\. A folder of that name is \./digits\.",
-        ),
+        (["pets"], {}, r"pets: `root` is missing, .* A folder of its name is \./pets\."),
+        (["pets", "folder"], {"root": "r"}, r"pets: this set is built by itself\. A folder of that name is \./pets\."),
+        (["digits", "folder"], {}, r"digits: this set is built by itself\. A folder of that name is \./digits\."),
     ],
-)
+)  # fmt: skip
 def test_words_that_do_not_go_together_are_refused(tmp_path, sources, words, message):
     with pytest.raises(UsageError, match=message):
         build(sources, out=str(tmp_path / "x.beton"), **words)
+
+
+IDLE = [  # sources, what would do nothing with them, the message
+    (["folder"], {"root": "r"}, r"`root` does nothing with folders and tars: it goes with one published set: aircraft, cars, "),
+    (["folder"], {"download": True}, r"`download` does nothing with folders and tars"),
+    (["folder"], {"per_class": 3}, r"`per_class` does nothing with folders and tars"),
+    (["folder"], {"classes": 3}, r"`classes` does nothing with folders and tars"),
+    (["folder"], {"total": 3}, r"`total` does nothing with folders and tars"),
+    (["folder"], {"list": "x"}, r"`list` does nothing with folders and tars"),
+    (["digits"], {"root": "r"}, r"`root` does nothing with digits: it goes with one published set"),
+    (["digits"], {"test_fraction": 0.1}, r"`test_fraction` does nothing with digits, whose classes and split are published: it goes"),
+    (["digits"], {"classes_are_folders": True}, r"`classes_are_folders` does nothing with digits"),
+    (["digits"], {"workers": 2}, r"`workers`: the digits are built sooner than a worker starts"),
+    (["pets"], {"root": "r", "test_fraction": 0.1}, r"`test_fraction` does nothing with pets, .*`split=train` or `split=test`"),
+    (["pets"], {"root": "r", "classes_are_folders": True}, r"`classes_are_folders` does nothing with pets"),
+    (["folder"], {"seed": 1}, r"`seed=1`: nothing is drawn\. It goes with `test_fraction`, or with `per_class`, "),
+    (["folder"], {"seed": 0}, r"`seed=0`: nothing is drawn"),
+    (["digits"], {"seed": 1}, r"`seed=1`: nothing is drawn"),
+    (["pets"], {"root": "r", "seed": 1}, r"`seed=1`: nothing is drawn"),
+    (["pets"], {"root": "r", "seed": 1, "list": "x"}, r"`seed=1`: nothing is drawn"),
+    (["folder"], {"quality": 80, "storage": "raw"}, r"`quality=80`: the storage is raw, so no JPEG is encoded\. It goes with `storage=jpg`"),
+    (["folder"], {"quality": 90}, r"`quality=90`: this set is small, so `storage=auto` keeps raw pixels"),
+    (["digits"], {"quality": 90}, r"`quality=90`: this set is small"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sources", "words", "message"), IDLE)
+def test_an_argument_that_would_do_nothing_is_refused(tmp_path, sources, words, message):
+    folder = class_folders(tmp_path / "folder", {"cat": 2, "dog": 2})
+    sources = [str(folder) if name == "folder" else name for name in sources]
+    with pytest.raises(UsageError, match=message):
+        build(sources, out=str(tmp_path / "x.beton"), **words)
+    assert not list(tmp_path.glob("*.beton"))
+
+
+def test_on_the_command_line_messages_speak_of_flags(tmp_path, capsys):
+    class_folders(tmp_path / "set/Training", {"a b": 1, "c": 1})
+    class_folders(tmp_path / "set/Testing", {"a b": 1, "c": 1})
+    out = ("--out", str(tmp_path / "x.beton"))
+    said = {
+        (): "Take one of them with --split Training. If they are classes all the same, say so with --classes_are_folders.",
+        ("--split", "val"): "there is no folder 'val' with images in it to take as --split;",
+        ("--side", "0"): "--side 0: must be from 1 to 65535.",
+        (
+            "--seed",
+            "1",
+        ): "--seed 1: nothing is drawn. It goes with --test_fraction, or with --per_class, --classes or --total of",
+        ("--root", "r"): "--root does nothing with folders and tars: it goes with one published set",
+    }
+    for words, message in said.items():
+        assert main(["data", "build", str(tmp_path / "set"), *out, *words]) in (2, 3)
+        assert message in capsys.readouterr().err
+    assert main(["data", "build", str(tmp_path / "set"), *out, "--split", "Training"]) == 0
+    assert open_beton(tmp_path / "x.beton").manifest.classes == ("a b", "c")
+    assert main(["data", "build", str(tmp_path / "set"), *out, "--classes_are_folders"]) == 0
+    assert open_beton(tmp_path / "x.beton").manifest.classes == ("Testing", "Training")
+
+
+def test_values_with_spaces_are_quoted_and_other_words_between_backticks_stay(tmp_path, capsys):
+    class_folders(tmp_path / "set/my photos", {"a": 1, "b": 1})
+    assert main(["data", "build", str(tmp_path / "set"), "--out", str(tmp_path / "x.beton")]) == 3
+    assert "take it with --split 'my photos';" in capsys.readouterr().err
+    with (
+        pytest.raises(DataError, match="`pip install x` and `unknown` of --split and --side 3"),
+        as_flags(data_build),
+    ):
+        raise DataError("`pip install x` and `unknown` of `split` and `side_px=3`")
+
+
+def test_one_class_alone_is_said_plainly(tmp_path, capsys):
+    build([str(class_folders(tmp_path / "set", {"cat": 2}))], out=str(tmp_path / "x.beton"))
+    printed = capsys.readouterr().out
+    assert "one class alone, cat: enough to pretrain on, but there is nothing to tell it from" in printed
+
+
+def test_everything_that_is_written_obeys_the_umask(tmp_path, monkeypatch):
+    monkeypatch.setitem(CATALOGUE, "imagenet", make_imagenet_folders(tmp_path / "root"))
+    for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            build(
+                ["imagenet"], out=str(tmp_path / f"{mask}/x.beton"), root=str(tmp_path / "root"), per_class=1
+            )
+        finally:
+            os.umask(before)
+        written = list((tmp_path / f"{mask}").iterdir())
+        assert len(written) == 5 and {path.stat().st_mode & 0o777 for path in written} == {mode}
 
 
 @pytest.fixture
