@@ -310,6 +310,8 @@ def _as_function(command: Command, about: str) -> Callable[..., Run]:
 
     def function(**words: Any) -> Run:
         flags = {name: words.pop(name) for name in names if name in words}
+        given = flags.get("set", ())
+        flags["set"] = (given,) if isinstance(given, str) else tuple(given)
         return train(command, TrainFlags(**flags), **words)
 
     function.__name__ = function.__qualname__ = command

@@ -1,0 +1,209 @@
+"""The contrastive methods in real runs on real ranks: equal steps, exact resume, the teacher, what is refused, what probes tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.engine.training import METHODS, SMALL, outcome, rewound, small_losses, small_run, small_run_path
+from vitds.config.tree import Backbone
+from vitds.config.yaml_text import parse_yaml
+from vitds.errors import SettingsError
+from vitds.models.build import build_backbone
+from vitds.runs.checkpoint import CheckpointReader, list_checkpoints, verify_checkpoint
+from vitds.runs.metrics import read_metrics
+from vitds.schedule import teacher_momentum
+
+STEPS = 6  # two epochs of three steps
+SAVES = {"checkpoint__every_steps": 1, "checkpoint__keep": 9}
+
+# (method, ranks, ZeRO stage, micro batch, more); each is compared with one rank, stage 0, the whole step in one pass.
+GRID = [
+    ("simclr", 1, 2, 4, {"engine__activation_checkpointing": "true"}),
+    ("simclr", 2, 3, 12, {}),
+    ("simclr", 3, 1, 8, {}),
+    ("mocov3", 1, 1, 8, {}),
+    ("mocov3", 2, 0, 4, {"engine__activation_checkpointing": "true"}),
+    ("mocov3", 3, 2, 4, {}),
+    ("supervised", 2, 3, 4, {}),
+    ("supervised", 3, 1, 8, {}),
+]
+
+
+@pytest.fixture(scope="module")
+def reference_losses(rank_pool, digit_files, tmp_path_factory) -> dict[str, list[float]]:
+    root = tmp_path_factory.mktemp("reference")
+    names = sorted({method for method, *_ in GRID})
+    return {
+        name: rank_pool(1).run(small_losses, str(root / name), digit_files, method=name)[0] for name in names
+    }
+
+
+@pytest.mark.parametrize(("method", "ranks", "stage", "micro_images", "more"), GRID)
+def test_losses_do_not_depend_on_ranks_stage_or_accumulation(
+    rank_pool,
+    digit_files,
+    tmp_path: Path,
+    reference_losses,
+    method: str,
+    ranks: int,
+    stage: int,
+    micro_images: int,
+    more: dict[str, Any],
+) -> None:
+    losses = rank_pool(ranks).run(
+        small_losses,
+        str(tmp_path / "run"),
+        digit_files,
+        method=method,
+        stage=stage,
+        batch__micro_images=micro_images,
+        **more,
+    )[0]
+    np.testing.assert_allclose(losses, reference_losses[method], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks", "options"),
+    [
+        ("simclr", 2, {"stage": 3, "batch__micro_images": 4}),
+        ("simclr", 1, {"stage": "2_offload", "precision": "bf16", "optimizer__average_decay": 0.9}),
+        ("mocov3", 2, {"stage": 2, "batch__micro_images": 4, "optimizer__average_decay": 0.9}),
+        ("mocov3", 1, {"stage": 0, "precision": "bf16", "backbone": "resnet"}),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    rank_pool, digit_files, tmp_path: Path, method: str, ranks: int, options: dict[str, Any]
+) -> None:
+    options = options | SAVES | {"method": method}
+    rank_pool(ranks).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
+    cut = rewound(tmp_path / "whole", tmp_path / "cut", 2)
+    rank_pool(ranks).run(small_run_path, str(cut), digit_files, **options)
+    assert outcome(cut) == outcome(tmp_path / "whole")
+
+
+def test_mocov3_goes_on_with_other_ranks_and_stage(rank_pool, digit_files, tmp_path: Path) -> None:
+    options = {"method": "mocov3", "batch__micro_images": 4} | SAVES
+    expected = rank_pool(2).run(small_losses, str(tmp_path / "whole"), digit_files, stage=2, **options)[0]
+    cut = rewound(tmp_path / "whole", tmp_path / "cut", 3)
+    losses = rank_pool(1).run(small_losses, str(cut), digit_files, stage=0, **options)[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+# The teacher
+
+
+def saved_weights(run: Path) -> list[dict[str, Tensor]]:
+    """All tensors of each step's checkpoint by name."""
+    readers = [CheckpointReader(verify_checkpoint(path)) for path in list_checkpoints(run / "checkpoints")]
+    return [{name: reader.get(name) for name in reader.names()} for reader in readers]
+
+
+@pytest.fixture(scope="module")
+def taught(rank_pool, digit_files, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("taught") / "run"
+    options = {"method": "mocov3", "mocov3__momentum": 0.6, "backbone__frozen": "[patch_embed]"} | SAVES
+    rank_pool(1).run(small_run_path, str(run), digit_files, **options)
+    return run
+
+
+def test_the_teacher_follows_the_student_after_each_update(taught: Path) -> None:
+    steps = saved_weights(taught)
+    names = [name for name in steps[0] if name.startswith("teacher.")]
+    assert len(names) == sum(1 for name in steps[0] if name in {n.removeprefix("teacher.") for n in names})
+    for done in range(2, STEPS + 1):
+        momentum = teacher_momentum(done, start=0.6, total=STEPS)
+        before, now = steps[done - 2], steps[done - 1]
+        for name in names:
+            expected = momentum * before[name] + (1 - momentum) * now[name.removeprefix("teacher.")]
+            torch.testing.assert_close(now[name], expected, rtol=1e-6, atol=1e-7)
+    assert any(not torch.equal(steps[0][name], steps[1][name]) for name in names)
+
+
+def test_the_teacher_starts_as_the_student_and_has_no_gradient(taught: Path) -> None:
+    first, last = saved_weights(taught)[0], saved_weights(taught)[-1]
+    assert not [name for name in last if name.startswith("teacher.") and name.endswith(("exp_avg", "exp_avg_sq"))]
+    settings = Backbone(name=SMALL["backbone.name"], options=parse_yaml(SMALL["backbone.options"], "options"))
+    for name, value in build_backbone(settings, crop_px=16, seed=0).state_dict().items():
+        assert torch.equal(first[f"teacher.backbone.{name}"], value), name  # the first step's rate is 0
+
+
+def test_a_frozen_patch_layer_stays_to_the_bit_in_student_and_teacher(taught: Path) -> None:
+    first, last = saved_weights(taught)[0], saved_weights(taught)[-1]
+    for prefix in ("backbone.", "teacher.backbone."):
+        assert torch.equal(first[f"{prefix}patch_embed.proj.weight"], last[f"{prefix}patch_embed.proj.weight"])
+        assert not torch.equal(first[f"{prefix}blocks.0.mlp.fc1.weight"], last[f"{prefix}blocks.0.mlp.fc1.weight"])
+
+
+def test_the_students_backbone_leaves_the_run(taught: Path) -> None:
+    result, last = load_file(taught / "backbone.safetensors"), saved_weights(taught)[-1]
+    assert set(result) == {n.removeprefix("backbone.") for n in last if n.startswith("backbone.") and "exp_avg" not in n}
+    assert all(torch.equal(value, last[f"backbone.{name}"]) for name, value in result.items())
+
+
+def test_a_momentum_of_one_leaves_the_teacher_as_it_was(rank_pool, digit_files, tmp_path: Path) -> None:
+    options = {"method": "mocov3", "mocov3__momentum": 1.0} | SAVES
+    rank_pool(1).run(small_run_path, str(tmp_path / "run"), digit_files, **options)
+    first, *_, last = saved_weights(tmp_path / "run")
+    assert all(torch.equal(first[name], last[name]) for name in first if name.startswith("teacher."))
+
+
+def refusal(run: str, data: tuple[str, str], **options: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        small_run(run, data, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"stage": 3}, "ZeRO stage 3 leaves no rank with whole weights to follow; take a DeepSpeed JSON of stage 0 to 2"),
+        ({"stage": 1, "precision": "bf16_parameters"}, "16-bit weights would round away; set engine.precision=bf16"),
+        ({"stage": 1, "precision": "fp16"}, "16-bit weights would round away; set engine.precision=bf16"),
+    ],
+    ids=str,
+)
+def test_weights_that_a_teacher_cannot_follow_are_refused(
+    rank_pool, digit_files, tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    said = rank_pool(1).run(refusal, str(tmp_path / "run"), digit_files, method="mocov3", **options)[0]
+    assert said.startswith("method mocov3 has a teacher that ") and text in said
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"views__groups": "[{name: a, views: 3}]"}, "takes 2 views of an image in all, got 3"),
+        ({"batch__chunk_images": 1}, "compares the images of a chunk, so it needs 2 or more, got 1"),
+    ],
+    ids=["three views", "chunks of one image"],
+)
+def test_what_has_nothing_to_compare_is_refused(digit_files, tmp_path: Path, method: str, change: dict, text: str) -> None:
+    assert text in refusal(str(tmp_path / "run"), digit_files, method=method, **change)
+
+
+# What the probes tell
+
+
+def probed(run: str, data: tuple[str, str], **options: Any) -> dict[str, float]:
+    return read_metrics(small_run(run, data, eval__every_epochs=10, epochs=10, **options).metrics)[-1]
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(rank_pool, digit_files, tmp_path: Path, method: str) -> None:
+    """A weight decay that kills every matrix leaves the same features for all images."""
+    options = {"method": method, "optimizer__decay": "matrices", "optimizer__weight_decay": 90.0, "optimizer__lr_peak": 1e-2}
+    found = rank_pool(1).run(probed, str(tmp_path / "run"), digit_files, **options)[0]
+    assert found["probe/uniformity"] > -1e-3 and found["probe/rankme"] < 1.1 and found["probe/alignment"] < 1e-3
+
+
+def test_every_method_is_tried_here() -> None:
+    assert {method for method, *_ in GRID} | {"idmm"} == set(METHODS)  # idmm: tests/engine/test_step.py
