@@ -1,8 +1,9 @@
 """The frozen records that travel from the loader to `backward()`, and the legend of shapes.
 
-Legend: B images in a micro batch, V views of an image, M = B·V rows that enter the backbone, D feature width, N instances,
-n rows of the instance head on this rank, C classes, R ranks, A accumulation steps, H W pixels, S crop side.
-K images a chunk, G images a step; a step is G / K chunks, cut in order; rank r takes chunks [r·A·m, (r+1)·A·m), m a micro batch.
+Legend: B images in a micro batch, V views of an image, M = B·V rows that enter the backbone, D feature width,
+N instances, n rows of the instance head on this rank, C classes, R ranks, A accumulation steps, H W pixels, S
+crop side. K images a chunk, G images a step; a step is G / K chunks, cut in order; rank r takes chunks
+[r·A·m, (r+1)·A·m), m a micro batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class CropBatch:
         index: position of each image in its file, 0..N-1: the instance label.
         label: class of each image, -1 where the file has none.
         is_real: False for the repeats that pad the last step of an epoch.
-        step: optimizer step since the start of the run. first_chunk: number of the batch's first chunk within that step.
+        step: optimizer step since the start of the run. first_chunk: number of the batch's first chunk within
+            that step.
         real_images: real images in the whole step, over all ranks.
     """
 
@@ -41,8 +43,9 @@ class CropBatch:
 class Targets:
     """Two targets a row, mixed by `lam`, and the row's weight in the step's loss.
 
-    The loss of a step is the sum over all rows of all ranks of weight · row loss; a padded row has weight 0, a real row of a
-    group with v views 1 / (v · real images of the step). So each group's rows weigh 1 together.
+    The loss of a step is the sum over all rows of all ranks of weight · row loss; a padded row has weight 0,
+    a real row of a group with v views 1 / (v · real images of the step). So each group's rows weigh 1
+    together.
 
     Attributes:
         group: number of each row's view group, 0..groups-1.
@@ -62,7 +65,8 @@ class Targets:
         return self.weight > 0
 
     def part_of_mean(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, ""]:
-        """What these crops add to the mean of all real crops' losses in the step, float64; groups of equal size."""
+        """What these crops add to the mean of all real crops' losses in the step, float64; groups of equal
+        size."""
         return (losses_M * self.weight).double().sum() / self.groups
 
     def sums_by_group(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, "groups"]:
@@ -73,7 +77,8 @@ class Targets:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What enters the engine: normalised, where the method wants it mixed images on the training device, and their targets.
+    """What enters the engine: normalised, where the method wants it mixed images on the training device, and
+    their targets.
 
     Rows stand in the order (chunk, view, image).
     """

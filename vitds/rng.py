@@ -1,8 +1,9 @@
 """Counter-based draws: every random number is a pure function of a key, so nothing keeps generator state.
 
-A key is a purpose and some integers, e.g. (Purpose.CROP, seed, epoch, image, view). The parts are folded one after the other
-through splitmix64's finaliser (Steele, Lea, Flood 2014), which is a bijection of 64-bit words; so (seed 2, epoch 3) and
-(seed 3, epoch 2) give unrelated numbers. All functions take integers or broadcasting integer arrays and are exact on every
+A key is a purpose and some integers, e.g. (Purpose.CROP, seed, epoch, image, view). The parts are folded one
+after the other through splitmix64's finaliser (Steele, Lea, Flood 2014), which is a bijection of 64-bit
+words; so (seed 2, epoch 3) and (seed 3, epoch 2) give unrelated numbers. All functions take integers or
+broadcasting integer arrays and are exact on every
 machine: the same key gives the same bits.
 """
 
@@ -81,7 +82,10 @@ def beta(alpha: float, purpose: Purpose, *key: Key) -> NDArray[np.float64]:
 
 
 def permutation(size: int, purpose: Purpose, *key: int) -> NDArray[np.int64]:
-    """A permutation of 0..size-1: the order of one word an element. The words of distinct elements differ, so it is unique."""
+    """A permutation of 0..size-1: the order of one word an element.
+
+    The words of distinct elements differ, so it is unique.
+    """
     return np.argsort(words(purpose, *key, np.arange(size)), kind="stable")
 
 
@@ -94,5 +98,6 @@ def seeded_torch(purpose: Purpose, *key: int) -> Iterator[None]:
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:
-    """A seed in 0..2**63-1 for torch's generators, where a library draws by itself (initialisation, dropout)."""
+    """A seed in 0..2**63-1 for torch's generators, where a library draws by itself (initialisation,
+    dropout)."""
     return int(words(purpose, *key)) >> 1

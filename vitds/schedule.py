@@ -1,4 +1,5 @@
-"""What changes along a run: each a pure function of the step, so that a resume repeats it and nothing is saved."""
+"""What changes along a run: each a pure function of the step, so that a resume repeats it and nothing is
+saved."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ def warmup_steps(warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int
 class LearningRate:
     """Linear warm-up from 0, then a cosine to 0.
 
-    The paper's code has a slip of precedence in its cosine, worth 0.003 of the peak in its own runs; this is the
-    clean one.
+    The paper's code has a slip of precedence in its cosine, worth 0.003 of the peak in its own runs; this is
+    the clean one.
 
     Attributes:
         peak: the rate at step `warmup`.
@@ -36,5 +37,6 @@ class LearningRate:
 
 
 def teacher_momentum(done: int, *, start: float, total: int) -> float:
-    """The share of itself that a teacher keeps after update `done` (from 1): from `start` to 1 by a cosine."""
+    """The share of itself that a teacher keeps after update `done` (from 1): from `start` to 1 by a
+    cosine."""
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * done / total))

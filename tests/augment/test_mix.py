@@ -1,4 +1,5 @@
-"""Mixing against a plain reference, and its statistics against the values known of the paper's code (METHOD 3.3)."""
+"""Mixing against a plain reference, and its statistics against the values known of the paper's code (METHOD
+3.3)."""
 
 from __future__ import annotations
 

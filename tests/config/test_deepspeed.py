@@ -117,7 +117,8 @@ def test_precision_that_the_file_itself_switches_on(written, text, precision):
         ),
         (
             '"gradient_accumulation_steps": 1',
-            "gradient_accumulation_steps is 1, but the recipe has batch.global_images / (batch.micro_images x 2 ranks) 4",
+            "gradient_accumulation_steps is 1, but the recipe has batch.global_images / (batch.micro_images "
+            "x 2 ranks) 4",
         ),
         ('"gradient_clipping": 1.0', "gradient_clipping is 1.0, but the recipe has optimizer.clip_norm 0.5"),
         ('"fp16": {"enabled": true}', "fp16.enabled is true, but the recipe has engine.precision bf16"),

@@ -316,7 +316,8 @@ def test_all_mistakes_stand_in_one_message(recipe):
 
 def test_rule_between_two_keys_names_both_and_what_fits(recipe):
     assert refusal(recipe, "batch.global_images=12", "batch.chunk_images=5") == (
-        "batch.global_images 12 is not a multiple of batch.chunk_images 5; chunk_images may be [1, 2, 3, 4, 6, 12]"
+        "batch.global_images 12 is not a multiple of batch.chunk_images 5; chunk_images may be [1, 2, 3, 4, "
+        "6, 12]"
     )
 
 
@@ -393,7 +394,8 @@ def test_both_arms_of_the_digits_have_one_backbone():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    # DeiT-Tiny in the authors' code: 800 epochs, batch 256 over 4 processes, AdamW 5e-4 and 1e-3, 2 + 4 crops of 112 px.
+    # DeiT-Tiny in the authors' code: 800 epochs, batch 256 over 4 processes, AdamW 5e-4 and 1e-3, 2 + 4 crops
+    # of 112 px.
     recipe = read_recipe("idmm_deit_tiny")
     assert (recipe["epochs"], recipe["batch"]["global_images"], recipe["batch"]["chunk_images"]) == (
         800,

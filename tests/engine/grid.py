@@ -46,7 +46,8 @@ HEADS = {
 def all_cases() -> Iterator[Case]:
     """The whole grid, but what is refused.
 
-    That is: bf16 parameters at stage 0 or with BatchNorm, an instance head's kinds in fine-tuning, a sharded head with nothing beside it.
+    That is: bf16 parameters at stage 0 or with BatchNorm, an instance head's kinds in fine-tuning, a sharded
+    head with nothing beside it.
     """
     for values in product(*DIMENSIONS.values()):
         case = dict(zip(DIMENSIONS, values, strict=True))
@@ -59,7 +60,8 @@ def all_cases() -> Iterator[Case]:
 
 
 def pairwise_cases() -> list[Case]:
-    """Few cases in which every two values of two dimensions, that can be together, are together: the greedy choice."""
+    """Few cases in which every two values of two dimensions, that can be together, are together: the greedy
+    choice."""
     pairs_of = [(case, set(combinations(case.items(), 2))) for case in all_cases()]
     missing = set().union(*(pairs for _, pairs in pairs_of))
     chosen = []

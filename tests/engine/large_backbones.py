@@ -1,4 +1,5 @@
-"""The recipes for large backbones where there is little memory: as deep, but narrow, on crops of four patches, in steps of 32 images."""
+"""The recipes for large backbones where there is little memory: as deep, but narrow, on crops of four
+patches, in steps of 32 images."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ SIZES |= {"sub_group_size": 1e9}
 
 
 def few_steps(run: str, data: tuple[str, str], recipe: str, ds_config: str) -> str:
-    """Two steps of a recipe in its own precision, which a CPU without native bf16 is slow at, and as exact; for a pool to call."""
+    """Two steps of a recipe in its own precision, which a CPU without native bf16 is slow at, and as exact;
+    for a pool to call."""
     words = [f"{key}={value}" for key, value in (SMALL | {"views.crop_px": CROP_PX[recipe]}).items()]
     with mock.patch.object(resolve, "resolve_precision", lambda wanted, device: wanted):
         return str(
@@ -54,7 +56,8 @@ def few_steps(run: str, data: tuple[str, str], recipe: str, ds_config: str) -> s
 
 
 def shrunk(ds_config: str, recipe: str, folder: Path) -> str:
-    """A DeepSpeed file with all sizes divided as the narrow model's weights are, so that buckets fill and weights come and go as often."""
+    """A DeepSpeed file with all sizes divided as the narrow model's weights are, so that buckets fill and
+    weights come and go as often."""
     values: dict[str, Any] = dict(load_ds_config(ds_config).values)
     zero = (SIZES if values["zero_optimization"]["stage"] == 3 else {}) | values["zero_optimization"]
     smaller = {
@@ -71,7 +74,8 @@ def shrunk(ds_config: str, recipe: str, folder: Path) -> str:
 def trained_and_resumed(
     pool: RankPool, folder: Path, data: tuple[str, str], recipe: str, ds_config: str
 ) -> list[float]:
-    """The losses of a run on the pool's ranks; the same run, cut after the first step, has gone on to the same bytes."""
+    """The losses of a run on the pool's ranks; the same run, cut after the first step, has gone on to the
+    same bytes."""
     folder.mkdir()
     pool.run(few_steps, str(folder / "whole"), data, recipe, ds_config)
     cut = rewound(folder / "whole", folder / "cut", 1)

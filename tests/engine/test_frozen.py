@@ -1,4 +1,5 @@
-"""Frozen parts of a backbone: they keep their first weights, the rest trains, and all else holds as without them.
+"""Frozen parts of a backbone: they keep their first weights, the rest trains, and all else holds as without
+them.
 
 Exact resume with them is a dimension of grid.py.
 """

@@ -1,4 +1,5 @@
-"""The instance head in a run: its own rate, rows that start from features, sampled negatives, and one flag for head and backbone."""
+"""The instance head in a run: its own rate, rows that start from features, sampled negatives, and one flag
+for head and backbone."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def whole_run(run: str, data: tuple[str, str], **options: Any) -> None:
 def changes_of_steps(
     run: str, data: tuple[str, str], bad_step: int, **options: Any
 ) -> list[tuple[bool, bool]]:
-    """Whether each step changed the backbone and the head's rows; in one, rank 1's rows get a gradient that is not finite."""
+    """Whether each step changed the backbone and the head's rows; in one, rank 1's rows get a gradient that
+    is not finite."""
     changes: list[tuple[bool, bool]] = []
     gradient_norm = HeadShard.gradient_norm
     apply = JointUpdate.apply

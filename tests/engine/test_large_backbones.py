@@ -1,4 +1,5 @@
-"""Recipes and DeepSpeed files for ViT-Large, -Huge and -giant, on two real ranks with narrow models; all pairs are in tests/soak.py."""
+"""Recipes and DeepSpeed files for ViT-Large, -Huge and -giant, on two real ranks with narrow models; all
+pairs are in tests/soak.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Probes: measured at the epochs asked for, the same for every number of ranks and kind of head, and without effect on training."""
+"""Probes: measured at the epochs asked for, the same for every number of ranks and kind of head, and without
+effect on training."""
 
 from __future__ import annotations
 

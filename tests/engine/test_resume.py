@@ -33,7 +33,8 @@ FP16 = pairwise_cases()[0] | {
     "step": 4,
 }  # the first steps find the loss scale
 EPOCHS = 4  # of three steps
-# A run in a process of its own; argument 4 names a function of a save before which the process kills itself, at its third call.
+# A run in a process of its own; argument 4 names a function of a save before which the process kills itself,
+# at its third call.
 SMALL_RUN = """
 import json, os, signal, sys
 from tests.engine.training import small_run

@@ -30,7 +30,8 @@ def test_the_warm_up_is_at_most_a_tenth_of_the_run() -> None:
 
 
 def test_the_cosine_is_close_to_the_papers_code() -> None:
-    """Their formula lets the warm-up slip out of a bracket; the largest deviation is 0.003 for w = 2, E = 800."""
+    """Their formula lets the warm-up slip out of a bracket; the largest deviation is 0.003 for w = 2, E =
+    800."""
     steps, w, epochs = 8, 2, 800
     warmup, total = w * steps, epochs * steps
     ours = (LearningRate(1.0, warmup, total).at(step) for step in range(warmup, total))

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tests.engine.training import small_losses, small_run_path
 from vitds.runs.checkpoint import CheckpointReader, list_checkpoints, verify_checkpoint
 
-# (ranks, ZeRO stage, micro batch, head, more): every value of each column, in pairs; the first is what all are compared with.
+# (ranks, ZeRO stage, micro batch, head, more): every value of each column, in pairs; the first is what all
+# are compared with.
 GRID = [
     (1, 0, 24, "dense", {}),
     (1, 1, 4, "dense", {}),

@@ -1,6 +1,7 @@
 """The losses of the quickstart recipe's first twenty steps, stored: a change of the numbers has to be meant.
 
-Equal on the environment that they were stored on, to rounding elsewhere. `python -m tests.engine.test_stored_curve` stores them anew.
+Equal on the environment that they were stored on, to rounding elsewhere. `python -m
+tests.engine.test_stored_curve` stores them anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ STEPS = 20
 
 
 def arithmetic() -> str:
-    """A hash of what torch itself computes with the recipe's shapes: processors of one name round differently."""
+    """A hash of what torch itself computes with the recipe's shapes: processors of one name round
+    differently."""
     generator = torch.Generator().manual_seed(0)
     block = torch.nn.TransformerEncoderLayer(96, 3, 384, dropout=0.0, activation="gelu", batch_first=True)
     patches, head = torch.nn.Conv2d(3, 96, 4, 4), torch.nn.Linear(96, 896)

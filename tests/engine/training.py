@@ -29,10 +29,12 @@ from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-# 52 images in steps of 24: three steps an epoch, the last with 4 real images. Six chunks of 4 divide over 1, 2 and 3 ranks.
+# 52 images in steps of 24: three steps an epoch, the last with 4 real images. Six chunks of 4 divide over 1,
+# 2 and 3 ranks.
 SMALL: dict[str, Any] = {
     "views.crop_px": 16,
-    "views.groups": "[{name: global, views: 2, scale: [0.14, 1.0]}, {name: local, views: 1, scale: [0.05, 0.4]}]",
+    "views.groups": "[{name: global, views: 2, scale: [0.14, 1.0]}, "
+    "{name: local, views: 1, scale: [0.05, 0.4]}]",
     "batch.global_images": 24,
     "batch.chunk_images": 4,
     "backbone.name": "vit_tiny_patch16_224",
@@ -47,8 +49,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-# A backbone with BatchNorm, whose running statistics are state that no optimizer knows. At 16 px torch 2.14 gives a bf16 convolution over
-# one pixel a gradient out of memory nobody wrote, on processors like this one.
+# A backbone with BatchNorm, whose running statistics are state that no optimizer knows. At 16 px torch 2.14
+# gives a bf16 convolution over one pixel a gradient out of memory nobody wrote, on processors like this one.
 RESNET = {
     "backbone.name": "resnet18",
     "backbone.options": "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 24]}",
@@ -74,7 +76,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "views.groups": TWO_VIEWS,
         "mocov3.hidden": 32,
         "mocov3.width": 16,
-        # A batch norm over four images makes much of rounding; at 1e-2 Adam makes a hundredth of the loss of it.
+        # A batch norm over four images makes much of rounding; at 1e-2 Adam makes a hundredth of the loss of
+        # it.
         "optimizer.lr_peak": 3e-4,
     },
 }
@@ -87,8 +90,8 @@ def small_run(
     """Train on this rank; changes are settings with `__` for the dot: head__kind="sharded".
 
     Args:
-        precision: fp32, fp16, bf16 (autocast), or bf16_parameters: DeepSpeed's own, with float32 masters. All can be had here: a CPU
-            is slow at them, and as exact.
+        precision: fp32, fp16, bf16 (autocast), or bf16_parameters: DeepSpeed's own, with float32 masters. All
+            can be had here: a CPU is slow at them, and as exact.
     """
     settings = SMALL | METHODS[method] | {key.replace("__", "."): value for key, value in changes.items()}
     settings |= {"engine.precision": precision.partition("_")[0]} | (RESNET if backbone == "resnet" else {})
@@ -108,7 +111,15 @@ def small_run(
             }
             ds_config = f"{folder}/bf16.json"
             Path(ds_config).write_text(json.dumps(values))
-        return job(recipe=RECIPES.get(method), run=run, data=data[0], test=data[1], epochs=epochs, ds_config=ds_config, set=words)
+        return job(
+            recipe=RECIPES.get(method),
+            run=run,
+            data=data[0],
+            test=data[1],
+            epochs=epochs,
+            ds_config=ds_config,
+            set=words,
+        )
 
 
 def small_run_path(run: str, data: tuple[str, str], **options: Any) -> str:
@@ -122,7 +133,8 @@ def outcome(run: Path) -> tuple[bytes, list[str]]:
 
 
 def rewound(run: Path, copy: Path, step: int) -> Path:
-    """A copy of a finished run as a kill leaves it that came when `step` was the last step saved, and more steps were logged."""
+    """A copy of a finished run as a kill leaves it that came when `step` was the last step saved, and more
+    steps were logged."""
     shutil.copytree(run, copy)
     for name in ("summary.json", "backbone.safetensors", "head.safetensors"):
         (copy / name).unlink(missing_ok=True)
@@ -157,7 +169,8 @@ def stopped_run(
     on_rank: int = 0,
     **options: Any,
 ) -> str:
-    """A small run that gets a signal on one of its ranks once metrics.jsonl has so many lines; returns what Stopped says."""
+    """A small run that gets a signal on one of its ranks once metrics.jsonl has so many lines; returns what
+    Stopped says."""
     if dist.rank() == on_rank:
         signal_after_lines(Path(run), after_lines, number)
     try:
@@ -178,8 +191,8 @@ def signal_after_lines(run: Path, lines: int, number: int = signal.SIGUSR1) -> N
     threading.Thread(target=watch, daemon=True).start()
 
 
-# A run as a person starts it, which soon loses patience with ranks that do not come; SIGUSR2 makes its main thread hang, with a watchdog
-# that soon loses patience too.
+# A run as a person starts it, which soon loses patience with ranks that do not come; SIGUSR2 makes its main
+# thread hang, with a watchdog that soon loses patience too.
 RANK = """
 import datetime, os, signal, sys, time
 from vitds.cli import main

@@ -13,7 +13,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def simclr_losses(z: Tensor, is_real: Tensor, temperature: float) -> Tensor:
-    """(chunks, 2, K, d), (chunks, K) -> (chunks, 2, K): the other view of the image among all other real crops of the chunk."""
+    """(chunks, 2, K, d), (chunks, K) -> (chunks, 2, K): the other view of the image among all other real
+    crops of the chunk."""
     losses = torch.zeros(z.shape[:3], dtype=torch.float64)
     chunks, _, images, _ = z.shape
     for chunk in range(chunks):
@@ -27,14 +28,17 @@ def simclr_losses(z: Tensor, is_real: Tensor, temperature: float) -> Tensor:
 
 
 def mocov3_losses(query: Tensor, key: Tensor, is_real: Tensor, temperature: float) -> Tensor:
-    """(chunks, 2, K, d) twice, (chunks, K) -> (chunks, 2, K): the image's key in the other view among all real keys there."""
+    """(chunks, 2, K, d) twice, (chunks, K) -> (chunks, 2, K): the image's key in the other view among all
+    real keys there."""
     losses = torch.zeros(query.shape[:3], dtype=torch.float64)
     chunks, _, images, _ = query.shape
     for chunk in range(chunks):
         real = [image for image in range(images) if is_real[chunk, image]]
         for view in (0, 1):
             for image in real:
-                scores = [cosine(query[chunk, view, image], key[chunk, 1 - view, i]) / temperature for i in real]
+                scores = [
+                    cosine(query[chunk, view, image], key[chunk, 1 - view, i]) / temperature for i in real
+                ]
                 losses[chunk, view, image] = math.log(sum(map(math.exp, scores))) - scores[real.index(image)]
     return losses
 

@@ -1,4 +1,5 @@
-"""The contrastive losses: against a plain reference, their known values at collapse, at random and at their floor, their symmetries."""
+"""The contrastive losses: against a plain reference, their known values at collapse, at random and at their
+floor, their symmetries."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def mocov3(query: Tensor, key: Tensor, is_real: Tensor, temperature: float) -> T
 def test_losses_equal_the_plain_reference_padding_included(real: tuple[int, ...], temperature: float) -> None:
     z, key, is_real = crops(0), crops(1), padded(*real)
     torch.testing.assert_close(simclr(z, is_real, temperature), simclr_losses(z, is_real, temperature))
-    torch.testing.assert_close(mocov3(z, key, is_real, temperature), mocov3_losses(z, key, is_real, temperature))
+    torch.testing.assert_close(
+        mocov3(z, key, is_real, temperature), mocov3_losses(z, key, is_real, temperature)
+    )
 
 
 @pytest.mark.parametrize("real", [(K, K, K), (K, 3, 1), (2, 1, 0)], ids=str)
@@ -85,7 +88,9 @@ def test_the_floor_is_reached_by_the_corners_of_a_simplex(temperature: float, ex
 
 
 @pytest.mark.parametrize(("images", "start", "floor"), [(256, 4.436, 0.790), (512, 4.991, 1.187)])
-def test_mocov3_starts_at_four_t_log_n_and_its_floor_is_known(images: int, start: float, floor: float) -> None:
+def test_mocov3_starts_at_four_t_log_n_and_its_floor_is_known(
+    images: int, start: float, floor: float
+) -> None:
     is_real = torch.ones(1, images, dtype=torch.bool)
     same = torch.ones(1, 2, images, 4, dtype=torch.float64)
     corners = torch.eye(images, dtype=torch.float64) - 1 / images
@@ -96,7 +101,9 @@ def test_mocov3_starts_at_four_t_log_n_and_its_floor_is_known(images: int, start
 
 def test_losses_do_not_change_with_scale_rotation_swapped_views_or_order() -> None:
     z, is_real = crops(5), padded(K, K, K)
-    rotation = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    rotation = torch.linalg.qr(
+        torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    )[0]
     lengths = torch.rand(*z.shape[:3], 1, dtype=torch.float64) + 0.5
     order = torch.randperm(K, generator=torch.Generator().manual_seed(2))
     for loss in (lambda x: simclr(x, is_real, 0.3), lambda x: mocov3(x, x.flip(0), is_real, 0.3)):
@@ -150,7 +157,9 @@ def test_padding_changes_nothing_of_the_real_crops_and_gets_finite_numbers() -> 
 
 
 @pytest.mark.parametrize(("last", "learned"), [("scale", 1), ("plain", 0)])
-def test_a_projector_has_no_bias_in_its_layers_and_the_norm_that_is_asked_for_at_its_end(last: Any, learned: int) -> None:
+def test_a_projector_has_no_bias_in_its_layers_and_the_norm_that_is_asked_for_at_its_end(
+    last: Any, learned: int
+) -> None:
     projector = Projector([4, 8, 8, 3], last=last)
     assert [tuple(layer.weight.shape) for layer in projector.layers] == [(8, 4), (8, 8), (3, 8)]
     assert all(layer.bias is None for layer in projector.layers)

@@ -1,4 +1,5 @@
-"""A method is one file: its name stands in its module, in its section of the settings, in recipes, tests and docs, and nowhere else."""
+"""A method is one file: its name stands in its module, in its section of the settings, in recipes, tests and
+docs, and nowhere else."""
 
 from __future__ import annotations
 

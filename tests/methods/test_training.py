@@ -1,4 +1,5 @@
-"""The contrastive methods in real runs on real ranks: equal steps, exact resume, the teacher, what is refused, what probes tell."""
+"""The contrastive methods in real runs on real ranks: equal steps, exact resume, the teacher, what is
+refused, what probes tell."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from vitds.schedule import teacher_momentum
 STEPS = 6  # two epochs of three steps
 SAVES = {"checkpoint__every_steps": 1, "checkpoint__keep": 9}
 
-# (method, ranks, ZeRO stage, micro batch, more); each is compared with one rank, stage 0, the whole step in one pass.
+# (method, ranks, ZeRO stage, micro batch, more); each is compared with one rank, stage 0, the whole step in
+# one pass.
 GRID = [
     ("simclr", 1, 2, 4, {"engine__activation_checkpointing": "true"}),
     ("simclr", 2, 3, 12, {}),
@@ -129,7 +131,9 @@ def test_the_teacher_follows_the_student_after_each_update(taught: Path) -> None
 
 def test_the_teacher_starts_as_the_student_and_has_no_gradient(taught: Path) -> None:
     first, last = saved_weights(taught)[0], saved_weights(taught)[-1]
-    assert not [name for name in last if name.startswith("teacher.") and name.endswith(("exp_avg", "exp_avg_sq"))]
+    assert not [
+        name for name in last if name.startswith("teacher.") and name.endswith(("exp_avg", "exp_avg_sq"))
+    ]
     settings = Backbone(name=SMALL["backbone.name"], options=parse_yaml(SMALL["backbone.options"], "options"))
     for name, value in build_backbone(settings, crop_px=16, seed=0).state_dict().items():
         assert torch.equal(first[f"teacher.backbone.{name}"], value), name  # the first step's rate is 0
@@ -138,13 +142,19 @@ def test_the_teacher_starts_as_the_student_and_has_no_gradient(taught: Path) -> 
 def test_a_frozen_patch_layer_stays_to_the_bit_in_student_and_teacher(taught: Path) -> None:
     first, last = saved_weights(taught)[0], saved_weights(taught)[-1]
     for prefix in ("backbone.", "teacher.backbone."):
-        assert torch.equal(first[f"{prefix}patch_embed.proj.weight"], last[f"{prefix}patch_embed.proj.weight"])
-        assert not torch.equal(first[f"{prefix}blocks.0.mlp.fc1.weight"], last[f"{prefix}blocks.0.mlp.fc1.weight"])
+        assert torch.equal(
+            first[f"{prefix}patch_embed.proj.weight"], last[f"{prefix}patch_embed.proj.weight"]
+        )
+        assert not torch.equal(
+            first[f"{prefix}blocks.0.mlp.fc1.weight"], last[f"{prefix}blocks.0.mlp.fc1.weight"]
+        )
 
 
 def test_the_students_backbone_leaves_the_run(taught: Path) -> None:
     result, last = load_file(taught / "backbone.safetensors"), saved_weights(taught)[-1]
-    assert set(result) == {n.removeprefix("backbone.") for n in last if n.startswith("backbone.") and "exp_avg" not in n}
+    assert set(result) == {
+        n.removeprefix("backbone.") for n in last if n.startswith("backbone.") and "exp_avg" not in n
+    }
     assert all(torch.equal(value, last[f"backbone.{name}"]) for name, value in result.items())
 
 
@@ -164,8 +174,14 @@ def refusal(run: str, data: tuple[str, str], **options: Any) -> str:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"stage": 3}, "ZeRO stage 3 leaves no rank with whole weights to follow; take a DeepSpeed JSON of stage 0 to 2"),
-        ({"stage": 1, "precision": "bf16_parameters"}, "16-bit weights would round away; set engine.precision=bf16"),
+        (
+            {"stage": 3},
+            "ZeRO stage 3 leaves no rank with whole weights to follow; take a DeepSpeed JSON of stage 0 to 2",
+        ),
+        (
+            {"stage": 1, "precision": "bf16_parameters"},
+            "16-bit weights would round away; set engine.precision=bf16",
+        ),
         ({"stage": 1, "precision": "fp16"}, "16-bit weights would round away; set engine.precision=bf16"),
     ],
     ids=str,
@@ -186,7 +202,9 @@ def test_weights_that_a_teacher_cannot_follow_are_refused(
     ],
     ids=["three views", "chunks of one image"],
 )
-def test_what_has_nothing_to_compare_is_refused(digit_files, tmp_path: Path, method: str, change: dict, text: str) -> None:
+def test_what_has_nothing_to_compare_is_refused(
+    digit_files, tmp_path: Path, method: str, change: dict, text: str
+) -> None:
     assert text in refusal(str(tmp_path / "run"), digit_files, method=method, **change)
 
 
@@ -198,11 +216,20 @@ def probed(run: str, data: tuple[str, str], **options: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("method", ["simclr", "mocov3"])
-def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(rank_pool, digit_files, tmp_path: Path, method: str) -> None:
+def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(
+    rank_pool, digit_files, tmp_path: Path, method: str
+) -> None:
     """A weight decay that kills every matrix leaves the same features for all images."""
-    options = {"method": method, "optimizer__decay": "matrices", "optimizer__weight_decay": 90.0, "optimizer__lr_peak": 1e-2}
+    options = {
+        "method": method,
+        "optimizer__decay": "matrices",
+        "optimizer__weight_decay": 90.0,
+        "optimizer__lr_peak": 1e-2,
+    }
     found = rank_pool(1).run(probed, str(tmp_path / "run"), digit_files, **options)[0]
-    assert found["probe/uniformity"] > -1e-3 and found["probe/rankme"] < 1.1 and found["probe/alignment"] < 1e-3
+    assert (
+        found["probe/uniformity"] > -1e-3 and found["probe/rankme"] < 1.1 and found["probe/alignment"] < 1e-3
+    )
 
 
 def test_every_method_is_tried_here() -> None:

@@ -1,7 +1,7 @@
 """Crops and labels -> normalised, mixed images and their targets, on the device that trains.
 
-One draw of lambda, box and partners a chunk and group (as in the paper's code), keyed by (seed, step, chunk, group): so the mixing is the
-same however chunks are spread over ranks and micro steps.
+One draw of lambda, box and partners a chunk and group (as in the paper's code), keyed by (seed, step, chunk,
+group): so the mixing is the same however chunks are spread over ranks and micro steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from vitds.rng import Purpose
 
 @dataclass(frozen=True)
 class CutMixBox:
-    """Rows top:bottom and columns left:right come from the partner; `lam` is the share of pixels that stay. Scalars or arrays alike."""
+    """Rows top:bottom and columns left:right come from the partner; `lam` is the share of pixels that stay.
+
+    Scalars or arrays alike.
+    """
 
     top: NDArray[np.int64]
     bottom: NDArray[np.int64]
@@ -38,7 +41,8 @@ def draw_lambda(alpha: float, *key: rng.Key) -> NDArray[np.float64]:
 
 
 def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
-    """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped area."""
+    """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped
+    area."""
     half = np.floor(side_px * np.sqrt(1 - draw_lambda(alpha, *key))).astype(np.int64) // 2
     centre_y, centre_x = (
         np.floor(side_px * rng.uniform(Purpose.MIX, *key, axis)).astype(np.int64) for axis in (1, 2)
@@ -51,7 +55,8 @@ def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
 
 
 def draw_partners(is_real: NDArray[np.bool_], *key: rng.Key) -> NDArray[np.int64]:
-    """For each row of each chunk its partner's row in the chunk: a permutation of the real rows; a padded row is its own partner.
+    """For each row of each chunk its partner's row in the chunk: a permutation of the real rows; a padded row
+    is its own partner.
 
     Args:
         is_real: (chunks, rows). key: integers, or (chunks, 1) arrays.
@@ -112,9 +117,7 @@ def mix_batch(
     return TrainBatch(images, targets)
 
 
-def plain_batch(
-    batch: CropBatch, views: Views, *, chunk_images: int, device: torch.device
-) -> TrainBatch:
+def plain_batch(batch: CropBatch, views: Views, *, chunk_images: int, device: torch.device) -> TrainBatch:
     """The crops normalised and not mixed, each image its own target: for methods that compare crops."""
     return mix_batch(
         batch, batch.index, views, Mix(kind="none"), chunk_images=chunk_images, seed=0, device=device
@@ -124,7 +127,8 @@ def plain_batch(
 def _draw_mixing(
     batch: CropBatch, views: Views, mix: Mix, kind: str, chunk_images: int, seed: int
 ) -> tuple[NDArray[np.int64], CutMixBox]:
-    """Each row's partner within its chunk, and its box and lambda, (chunks, V·K): one draw a chunk and group."""
+    """Each row's partner within its chunk, and its box and lambda, (chunks, V·K): one draw a chunk and
+    group."""
     chunks, side_px = batch.crops.shape[0] // chunk_images, batch.crops.shape[-1]
     is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, chunk_images), (1, views.count, 1)).reshape(
         chunks, -1

@@ -1,4 +1,5 @@
-"""`vitds bench step`: a whole training step beside a bare loop of the same module on fixed synthetic tensors."""
+"""`vitds bench step`: a whole training step beside a bare loop of the same module on fixed synthetic
+tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def bench_step(
     rounds: int = 3,
     as_json: bool = False,
 ) -> list[dict[str, float | str]]:
-    """Milliseconds of a step: ours whole (input, mixing, engine, metrics), and forward plus backward alone, in turn.
+    """Milliseconds of a step: ours whole (input, mixing, engine, metrics), and forward plus backward alone,
+    in turn.
 
     Args:
         recipe: of pretraining.
@@ -43,8 +45,8 @@ def bench_step(
         ds_config: a DeepSpeed JSON or a packaged one's name.
         rounds: of one epoch of ours and as many bare steps.
         as_json: print one JSON object.
-    Returns: rows bare, bare with optimizer, step, and what of the step lies outside its own forward and backward; ratio is to the
-        first.
+    Returns: rows bare, bare with optimizer, step, and what of the step lies outside its own forward and
+        backward; ratio is to the first.
     """
     settings = load_settings(
         recipe=recipe or DEFAULT_RECIPES["pretrain"], command="pretrain", flags={"epochs": 1}
@@ -64,7 +66,9 @@ def bench_step(
         times["bare with optimizer"] += with_optimizer[1:]
     medians = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
     floor = medians["bare forward and backward"]
-    found = [{"name": name, "ms": round(ms, 2), "ratio": round(ms / floor, 3)} for name, ms in medians.items()]
+    found = [
+        {"name": name, "ms": round(ms, 2), "ratio": round(ms / floor, 3)} for name, ms in medians.items()
+    ]
     if dist.is_main():
         print_rows("a training step", found, as_json=as_json)
     return found
@@ -73,7 +77,8 @@ def bench_step(
 def _bare_steps(
     settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each step without and with AdamW: no loader, no engine, no metrics, the same tensors each time."""
+    """Seconds of each step without and with AdamW: no loader, no engine, no metrics, the same tensors each
+    time."""
     crop_px = settings.views.crop_px
     crops = settings.batch.micro_images * settings.views.count
     backbone = build_backbone(settings.backbone, crop_px=crop_px, seed=0)

@@ -14,7 +14,8 @@ class TrainFlags:
         data: the .beton file to train on
         test: the .beton file to evaluate on at the end
         run: the run directory (default runs/RECIPE-N, the next free number)
-        init: a run directory, checkpoint or weights file to begin from; without it training starts from scratch
+        init: a run directory, checkpoint or weights file to begin from; without it training starts from
+            scratch
         ds_config: a DeepSpeed JSON file, or the name of a packaged one: zero0 to zero3, zero2_offload,
             zero3_offload, large_1gpu, large_8gpu, large_64gpu (default zero0)
         epochs: passes over the images (default the recipe's)

@@ -1,7 +1,8 @@
-"""Recipe, `--set` assignments, flags and Python arguments become one checked, frozen `Settings`; and settings as YAML.
+"""Recipe, `--set` assignments, flags and Python arguments become one checked, frozen `Settings`; and settings
+as YAML.
 
-Every source is cut into (key, value, origin) at the leaves of the settings tree, so that one rule merges them all: a later source
-wins key by key, and a message can say where a value came from.
+Every source is cut into (key, value, origin) at the leaves of the settings tree, so that one rule merges them
+all: a later source wins key by key, and a message can say where a value came from.
 """
 
 from __future__ import annotations
@@ -43,18 +44,23 @@ def load_settings(
     flags: Mapping[str, Any],
     extra: Mapping[str, Any] = {},  # noqa: B006 (never written to)
 ) -> Settings:
-    """One settings tree from all that a person gave: recipe < assignments < flags < extra, key by key; lists are replaced whole.
+    """One settings tree from all that a person gave: recipe < assignments < flags < extra, key by key; lists
+    are replaced whole.
 
     A data set given by hand drops the recipe's test set, which belongs to the recipe's own data.
 
     Args:
-        recipe: a packaged recipe's name or a YAML file's path; None takes the command's default on the embedded digits.
-        command: whose methods the recipe may name, and whose default stands where it names none; None takes any (`recipes show`).
+        recipe: a packaged recipe's name or a YAML file's path; None takes the command's default on the
+            embedded digits.
+        command: whose methods the recipe may name, and whose default stands where it names none; None takes
+            any (`recipes show`).
         assignments: `section.key=value`, the value read as YAML.
         flags: data, test, init, epochs, seed; None where not given.
         extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
-    Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two values, if the method does not
-        read a key, or if keys or values are wrong: one message that lists every mistake with its key, its value, what is allowed, and
+    Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two
+        values, if the method does not
+        read a key, or if keys or values are wrong: one message that lists every mistake with its key, its
+            value, what is allowed, and
         where it was given.
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
@@ -74,13 +80,15 @@ def load_settings(
 def read_settings(path: str | Path) -> Settings:
     """The settings of a run, as `dump_settings` wrote them.
 
-    Raises: SettingsError if the file is missing, is not YAML, or holds wrong settings (names the file and every mistake).
+    Raises: SettingsError if the file is missing, is not YAML, or holds wrong settings (names the file and
+        every mistake).
     """
     return _validate(*_merge(_cut(read_mapping(Path(path)), str(path))))
 
 
 def dump_settings(settings: Settings) -> str:
-    """The whole tree as YAML, without what the method does not read; `read_settings` gives equal settings back."""
+    """The whole tree as YAML, without what the method does not read; `read_settings` gives equal settings
+    back."""
     leaves = _cut(settings.model_dump(mode="json"), "")
     return dump_yaml(_merge(leaf for leaf in leaves if settings.method in readers(leaf.key))[0])
 
@@ -88,7 +96,8 @@ def dump_settings(settings: Settings) -> str:
 def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
     """(dotted key, saved value, given value) wherever a resume would train another run.
 
-    Left out are the keys that may differ, and those where an `auto` was given, which stands for the value the run resolved and saved.
+    Left out are the keys that may differ, and those where an `auto` was given, which stands for the value the
+    run resolved and saved.
     """
     before, now = (
         {leaf.key: leaf.value for leaf in _cut(settings.model_dump(mode="json"), "")}
@@ -103,7 +112,8 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
 def _cut(
     values: Mapping[str, Any], origin: str, section: type[Section] = Settings, above: str = ""
 ) -> Iterator[Given]:
-    """The leaves of nested mappings: whatever is no section of the tree is one value (a list of groups, the backbone's options)."""
+    """The leaves of nested mappings: whatever is no section of the tree is one value (a list of groups, the
+    backbone's options)."""
     for key, value in values.items():
         inner = _section_of(section, str(key))
         if inner and isinstance(value, Mapping):
@@ -140,7 +150,8 @@ def _assigned(assignments: Sequence[str]) -> list[Given]:
 
 
 def _leaves_of(word: str) -> list[Given]:
-    """The leaves of one `--set` word: more than one where a whole section is given, as in views={crop_px: 96, flip: 0}."""
+    """The leaves of one `--set` word: more than one where a whole section is given, as in views={crop_px:
+    96, flip: 0}."""
     origin = f"--set {word}"
     key, _, text = word.partition("=")
     if not key or key == word:
@@ -190,7 +201,10 @@ def _check_command(tree: dict[str, Any], origins: Mapping[str, str], command: Co
 
 
 def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
-    """The checked tree. Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float."""
+    """The checked tree.
+
+    Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float.
+    """
     try:
         settings = Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
         mistakes = _unread(settings.method, origins)
@@ -204,9 +218,11 @@ def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
 
 
 def _unread(method: str, origins: Mapping[str, str]) -> list[str]:
-    """A line for every key that was given and that the method does not read: it would change nothing, and look as if it did."""
+    """A line for every key that was given and that the method does not read: it would change nothing, and
+    look as if it did."""
     return [
-        f"{key}: method {method} does not read it; it is for {' and '.join(readers(key)) or 'no method'}, leave it out (from {origin})"
+        f"{key}: method {method} does not read it; it is for {' and '.join(readers(key)) or 'no method'}, "
+        f"leave it out (from {origin})"
         for key, origin in origins.items()
         if method not in readers(key)
     ]
@@ -238,7 +254,8 @@ def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
 
 
 def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section] | None]:
-    """The dotted key of a place that pydantic names, the section that holds it, and the section it is or lists, if any.
+    """The dotted key of a place that pydantic names, the section that holds it, and the section it is or
+    lists, if any.
 
     Pydantic adds the alternative's name after a union's key; it is left out.
     """
@@ -255,7 +272,8 @@ def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[S
 
 
 def _nearest_key(key: str, holder: type[Section]) -> str:
-    """What was meant by an unknown key: the same name elsewhere in the tree, a near one in its section, a near one elsewhere."""
+    """What was meant by an unknown key: the same name elsewhere in the tree, a near one in its section, a
+    near one elsewhere."""
     above, _, last = key.rpartition(".")
     everywhere = {leaf.key: leaf.key.rpartition(".")[2] for leaf in _cut(Settings().model_dump(), "")}
     meant = [full for full, name in everywhere.items() if name == last]

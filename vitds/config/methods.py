@@ -1,6 +1,8 @@
-"""What the settings know of each method: its command, its own section, and which of the keys that not all methods read it reads.
+"""What the settings know of each method: its command, its own section, and which of the keys that not all
+methods read it reads.
 
-A method's code is vitds/methods/NAME.py. Its name stands there, here, in its recipes, tests and docs, and nowhere else.
+A method's code is vitds/methods/NAME.py. Its name stands there, here, in its recipes, tests and docs, and
+nowhere else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What every section of the settings tree is made of: frozen, strict, and the number types that several sections use."""
+"""What every section of the settings tree is made of: frozen, strict, and the number types that several
+sections use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The settings tree: everything that decides a run's numbers, typed, checked and frozen.
 
-A recipe is this tree as YAML. `load.py` merges a recipe with flags; the result is saved as RUN/settings.yaml. Nothing here reads
-the disk. An `auto` is resolved once, at the run's first start, and saved as resolved.
+A recipe is this tree as YAML. `load.py` merges a recipe with flags; the result is saved as RUN/settings.yaml.
+Nothing here reads the disk. An `auto` is resolved once, at the run's first start, and saved as resolved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ Deviation = Annotated[float, Field(gt=0)]
 
 
 class ViewGroup(Section):
-    """Crops that share an area range. A probability that is given here stands in place of the one in `views`."""
+    """Crops that share an area range.
+
+    A probability that is given here stands in place of the one in `views`.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     views: Positive = 1
@@ -42,7 +45,8 @@ class ViewGroup(Section):
 
 
 class Views(Section):
-    """How an image becomes crops: random-resized crop, flip, colour, grey, blur, solarise, policy; all on the host, as uint8."""
+    """How an image becomes crops: random-resized crop, flip, colour, grey, blur, solarise, policy; all on
+    the host, as uint8."""
 
     crop_px: Positive = 112
     filter: Literal["bilinear", "bicubic"] = "bilinear"
@@ -82,7 +86,8 @@ class Views(Section):
         return sum(group.views for group in self.groups)
 
     def of_each_view(self, name: str) -> list[float]:
-        """The probability `name` (flip, colour, grey, blur or solarise) of each of the V views: its group's own, or that of all."""
+        """The probability `name` (flip, colour, grey, blur or solarise) of each of the V views: its group's
+        own, or that of all."""
         own = {group.name: getattr(group, name) for group in self.groups}
         chosen = {group: getattr(self, name) if value is None else value for group, value in own.items()}
         return [chosen[group.name] for group in self.groups for _ in range(group.views)]
@@ -111,7 +116,8 @@ class Mix(Section):
 class Backbone(Section):
     """A timm model. `options` go to timm.create_model as they are (patch_size, embed_dim, depth, ...).
 
-    frozen: parts that keep their first weights, as their parameters' names begin: patch_embed, blocks.0, cls_token.
+    frozen: parts that keep their first weights, as their parameters' names begin: patch_embed, blocks.0,
+        cls_token.
     """
 
     name: str = "deit_tiny_patch16_224"
@@ -144,11 +150,13 @@ class Head(Section):
             raise ValueError(f"{wanted} is for a sharded head, got kind dense; set kind to sharded or auto")
         if self.lazy and self.sample_rate == 1:
             raise ValueError(
-                "lazy is for sampled negatives, but with sample_rate 1 every row is in play in each step; set one of them"
+                "lazy is for sampled negatives, but with sample_rate 1 every row is in play in each step; "
+                "set one of them"
             )
         if self.row_dtype == "bf16" and self.optimizer != "lean":
             raise ValueError(
-                f"row_dtype bf16 needs the lean optimizer, which rounds rows by chance, got optimizer {self.optimizer}"
+                f"row_dtype bf16 needs the lean optimizer, which rounds rows by chance, got optimizer "
+                f"{self.optimizer}"
             )
         return self
 
@@ -168,7 +176,8 @@ class Head(Section):
 class Batch(Section):
     """G images a step, cut into chunks; the micro batch is what one rank puts through the backbone at once.
 
-    Whatever lets one image see another happens within a chunk: CutMix partners, negatives, statistics of a projector.
+    Whatever lets one image see another happens within a chunk: CutMix partners, negatives, statistics of a
+    projector.
     """
 
     global_images: Positive = 256
@@ -177,7 +186,11 @@ class Batch(Section):
 
 
 class Optimizer(Section):
-    """AdamW. decay: the weight decay is of all parameters, as in the paper's code, or of those with two dimensions and more."""
+    """AdamW.
+
+    decay: the weight decay is of all parameters, as in the paper's code, or of those with two dimensions and
+        more.
+    """
 
     lr_peak: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
@@ -189,7 +202,10 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Linear warm-up from 0, then a cosine to 0, a value a step. The warm-up is at most a tenth of the run."""
+    """Linear warm-up from 0, then a cosine to 0, a value a step.
+
+    The warm-up is at most a tenth of the run.
+    """
 
     warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
 
@@ -252,13 +268,15 @@ class Settings(MethodSections):
         if images % chunk:
             fits = [k for k in range(1, images + 1) if images % k == 0]
             raise ValueError(
-                f"batch.global_images {images} is not a multiple of batch.chunk_images {chunk}; chunk_images may be {fits}"
+                f"batch.global_images {images} is not a multiple of batch.chunk_images {chunk}; chunk_images "
+                f"may be {fits}"
             )
         micro = self.batch.micro_images
         if micro != "auto" and (micro % chunk or images % micro):
             fits = [k for k in range(chunk, images + 1, chunk) if images % k == 0]
             raise ValueError(
-                f"batch.micro_images {micro} must be whole chunks of {chunk} images that divide {images}; it may be {fits}"
+                f"batch.micro_images {micro} must be whole chunks of {chunk} images that divide {images}; it "
+                f"may be {fits}"
             )
         return self
 
@@ -269,10 +287,12 @@ class Settings(MethodSections):
             raise ValueError(f"views.groups: method {self.method} takes {facts.groups} group, got {groups}")
         if facts.views not in (None, views):
             raise ValueError(
-                f"views.groups: method {self.method} takes {facts.views} views of an image in all, got {views}"
+                f"views.groups: method {self.method} takes {facts.views} views of an image in all, got "
+                f"{views}"
             )
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(
-                f"batch.chunk_images: method {self.method} compares the images of a chunk, so it needs 2 or more, got 1"
+                f"batch.chunk_images: method {self.method} compares the images of a chunk, so it needs 2 or "
+                f"more, got 1"
             )
         return self

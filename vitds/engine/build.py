@@ -1,4 +1,5 @@
-"""The DeepSpeed engine: DeepSpeed owns the backbone and a dense head; the user's JSON says how, the recipe what."""
+"""The DeepSpeed engine: DeepSpeed owns the backbone and a dense head; the user's JSON says how, the recipe
+what."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from vitds.plan.case import reduce_bucket
 
 
 class SkippableAdamW(torch.optim.AdamW):
-    """AdamW whose next steps can be called off: the loop's joint flag over engine and sharded head works at every ZeRO stage."""
+    """AdamW whose next steps can be called off: the loop's joint flag over engine and sharded head works at
+    every ZeRO stage."""
 
     skip = False
 
@@ -60,11 +62,12 @@ def build_optimizer(
         module: whose parameters it updates; those that need no gradient are left out.
         settings: peak rate, betas, eps, weight decay.
         lr_scales: see `parameter_groups`.
-        on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam does,
-            one vectorised pass over memory, and needs no compiler at the first start.
+        on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam
+            does, one vectorised pass over memory, and needs no compiler at the first start.
     """
     groups = parameter_groups(module, lr_scales, weight_decay=settings.weight_decay, decay=settings.decay)
-    # fused=False written out would also turn off torch's foreach path, which a GPU needs: there it is one launch a tensor.
+    # fused=False written out would also turn off torch's foreach path, which a GPU needs: there it is one
+    # launch a tensor.
     is_on_gpu = any(parameter.is_cuda for parameter in module.parameters())
     fused = {"fused": True} if on_host or is_on_gpu else {}
     return SkippableAdamW(groups, lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, **fused)
@@ -81,7 +84,8 @@ def build_engine(
         ds: the user's DeepSpeed JSON.
         accumulation: A, micro steps of a step.
         device: that trains.
-    Raises: SettingsError if the JSON and the recipe contradict each other, or ask for what the module cannot do.
+    Raises: SettingsError if the JSON and the recipe contradict each other, or ask for what the module cannot
+        do.
     """
     module = method.module
     config = resolve_ds_config(
@@ -94,8 +98,8 @@ def build_engine(
     )
     _check_module(method, settings, ds, has_bf16_weights=config["bf16"]["enabled"])
     if settings.engine.precision == "fp16" and ds.zero_stage == 0:
-        # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on one
-        # rank all of them.
+        # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on
+        # one rank all of them.
         config["zero_optimization"] = {**config.get("zero_optimization", {}), "stage": 1}
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
@@ -112,7 +116,9 @@ def build_engine(
         module, settings.optimizer, lr_scales=method.lr_scales, on_host=ds.offloads_optimizer
     )
     try:
-        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[0]
+        engine = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config, dist_init_required=False
+        )[0]
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise SettingsError(f"{ds.path}: DeepSpeed refuses it: {wrong}") from error
@@ -126,10 +132,13 @@ def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_
     module = method.module
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise SettingsError(
-            "backbone.frozen freezes the whole backbone, and a sharded head trains outside the engine, which has nothing "
+            "backbone.frozen freezes the whole backbone, and a sharded head trains outside the engine, which "
+            "has nothing "
             "left to do; leave a part out, or set head.kind=dense"
         )
-    if has_bf16_weights and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()):
+    if has_bf16_weights and any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()
+    ):
         raise SettingsError(
             f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in "
             f"{settings.backbone.name} does not take beside float32 statistics; "
@@ -137,20 +146,24 @@ def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_
         )
     if method.has_teacher and ds.zero_stage == 3:
         raise SettingsError(
-            f"method {settings.method} has a teacher that follows the weights after each update, and ZeRO stage 3 leaves "
+            f"method {settings.method} has a teacher that follows the weights after each update, and ZeRO "
+            f"stage 3 leaves "
             "no rank with whole weights to follow; take a DeepSpeed JSON of stage 0 to 2"
         )
     if method.has_teacher and (has_bf16_weights or settings.engine.precision == "fp16"):
         raise SettingsError(
-            f"method {settings.method} has a teacher that moves by small steps, which 16-bit weights would round away; "
-            'set engine.precision=bf16 (autocast over float32 weights) or fp32, without "bf16" in the DeepSpeed JSON'
+            f"method {settings.method} has a teacher that moves by small steps, which 16-bit weights would "
+            f"round away; "
+            'set engine.precision=bf16 (autocast over float32 weights) or fp32, without "bf16" in the '
+            "DeepSpeed JSON"
         )
 
 
 def gather_biases_in_float32(module: nn.Module) -> None:
     """ZeRO-3 under autocast: leave biases out of what travels in bf16; call it after `deepspeed.initialize`.
 
-    DeepSpeed 0.19.8 gathers small parameters in float32 after each step, but in bf16 in a process's first one, and its linear layer adds a
+    DeepSpeed 0.19.8 gathers small parameters in float32 after each step, but in bf16 in a process's first
+    one, and its linear layer adds a
     bias as it is: so the first step after a resume differed from the same step of a run that went on.
     """
     for name, parameter in module.named_parameters():

@@ -1,4 +1,7 @@
-"""A sharded head in a step: the optimizer of its rows, their clipping, their part of a checkpoint. DeepSpeed never sees it."""
+"""A sharded head in a step: the optimizer of its rows, their clipping, their part of a checkpoint.
+
+DeepSpeed never sees it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,8 @@ class HeadShard:
         self.ranges = [row_range(head.rows, rank, dist.world_size()) for rank in range(dist.world_size())]
 
     def gradient_norm(self) -> float:
-        """The joint norm of all ranks' rows, with the loss scale still in it; called once after the backward passes."""
+        """The joint norm of all ranks' rows, with the loss scale still in it; called once after the backward
+        passes."""
         if self.lazy:
             self.rows_k, self.gradients = self.lazy.gradients()
         else:
@@ -82,7 +86,8 @@ class HeadShard:
             self.lazy.settle(done)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """weight, bias and their moments, and where rows are lazy the steps that each has had; this rank's rows."""
+        """weight, bias and their moments, and where rows are lazy the steps that each has had; this rank's
+        rows."""
         tensors = {}
         for name, parameter in self.head.named_parameters():
             tensors[name] = parameter
@@ -106,7 +111,8 @@ class HeadShard:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together, in float32 or wider: bfloat16's eight bits are too few to clip by."""
+    """The norm of all gradients together, in float32 or wider: bfloat16's eight bits are too few to clip
+    by."""
     norms = [
         torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
         for gradient in gradients

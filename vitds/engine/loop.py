@@ -1,7 +1,7 @@
 """The training loop, for every method alike.
 
-A step is R ranks x A micro steps x m chunks of K images. The method gives each rank's part of the step's loss, already weighted, as
-one number a term; the parts of all ranks and micro steps add up to the loss.
+A step is R ranks x A micro steps x m chunks of K images. The method gives each rank's part of the step's
+loss, already weighted, as one number a term; the parts of all ranks and micro steps add up to the loss.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class Trainer:
         """That trains."""
         return self.update.engine.device
 
-    # Resume and save ----------------------------------------------------------------------------------------------
+    # Resume and save
+    # ----------------------------------------------------------------------------------------------
 
     def resume(self, saved: CheckpointReader) -> None:
         """Go to a checkpoint.
@@ -146,14 +147,17 @@ class Trainer:
                 keep_every_steps=self.settings.checkpoint.keep_every_steps,
             )
 
-    # Train --------------------------------------------------------------------------------------------------------
+    # Train
+    # --------------------------------------------------------------------------------------------------------
 
     def train(self, *, build_s: float = 0.0) -> dict[str, Tensor]:
-        """Run to the end; returns all weights by name (their averages where those are kept), float32, on every rank.
+        """Run to the end; returns all weights by name (their averages where those are kept), float32, on
+        every rank.
 
         Args:
             build_s: seconds that making this trainer took, for the first metrics line.
-        Raises: Stopped after a signal, everything saved. NumericsError if losses or gradients are not finite in too many steps.
+        Raises: Stopped after a signal, everything saved. NumericsError if losses or gradients are not finite
+            in too many steps.
         """
         first = self.progress.step
         updated: deque[bool] = deque(maxlen=LAST_STEPS)
@@ -187,7 +191,8 @@ class Trainer:
     def _step(
         self, batches: Iterator[CropBatch], live: Live | None, signals: StopSignals
     ) -> tuple[Agreed, dict[str, Any], bool]:
-        """One optimizer step; returns what the ranks agreed on, the metrics line, and whether the weights changed."""
+        """One optimizer step; returns what the ranks agreed on, the metrics line, and whether the weights
+        changed."""
         started = time.perf_counter()
         step = self.progress.step
         rate = self.rate.at(step)
@@ -227,7 +232,8 @@ class Trainer:
         if live is not None and batch.step == 0 and micro == 0:
             live.show_crops(prepared)
         self.draws.fill(batch.step, batch.first_chunk, len(batch.index) // self.settings.batch.chunk_images)
-        # Any other dropout of a backbone draws from torch's generator: seeded anew, it too is a function of the step.
+        # Any other dropout of a backbone draws from torch's generator: seeded anew, it too is a function of
+        # the step.
         torch.manual_seed(rng.seed_of(Purpose.DROPOUT, self.settings.seed, batch.step, micro, dist.rank()))
         if self.update.has_small_weights:
             dtype = next(self.update.engine.module.parameters()).dtype
@@ -235,7 +241,8 @@ class Trainer:
         return self.method.losses(self.update.engine, prepared, batch.step)
 
     def _agree(self, sums_T: Float[Tensor, "T"], are_finite: bool, signals: StopSignals) -> Agreed:
-        """One all-reduce a step: the terms, whether all is finite on every rank, and whether to save or stop."""
+        """One all-reduce a step: the terms, whether all is finite on every rank, and whether to save or
+        stop."""
         is_due = dist.is_main() and self.clock.is_due_by_time()
         flags = [float(not are_finite), float(is_due), float(signals.noted is not None)]
         shared = torch.cat([sums_T, torch.tensor(flags, dtype=torch.float64, device=self.device)])
@@ -256,12 +263,17 @@ class Trainer:
     def _save_or_stop(self, agreed: Agreed, live: Live | None) -> None:
         """Raises: Stopped if a rank was asked to stop."""
         is_over = self.progress.step == self.total
-        # Between skipped steps the weights may be the cause, and a checkpoint of them would push out a good one.
+        # Between skipped steps the weights may be the cause, and a checkpoint of them would push out a good
+        # one.
         if self.progress.skipped_in_a_row == 0 and (agreed.wants_save or agreed.wants_stop) or is_over:
             self.save(live)
         if agreed.wants_stop and not is_over:
             done = f"step {self.progress.step} of {self.total}"
-            saved = "saved" if self.clock.last_step == self.progress.step else "whose last steps were skipped and not saved"
+            saved = (
+                "saved"
+                if self.clock.last_step == self.progress.step
+                else "whose last steps were skipped and not saved"
+            )
             raise Stopped(f"stopped by a signal after {done}, {saved}; the same command goes on from there")
 
     def _give_up_if_not_finite(self, updated: deque[bool], line: dict[str, Any]) -> None:
@@ -283,11 +295,14 @@ class Trainer:
             else f"in {self.progress.skipped} of {self.total} steps, most of the last ones among them"
         )
         raise NumericsError(
-            f"the loss or its gradient was not finite {what}, the last step {line['step']} at learning rate {line['lr']:.3g}; "
-            f"lower optimizer.lr_peak or set optimizer.clip_norm. A checkpoint in {self.run.checkpoints} is from before."
+            f"the loss or its gradient was not finite {what}, the last step {line['step']} at learning rate "
+            f"{line['lr']:.3g}; "
+            f"lower optimizer.lr_peak or set optimizer.clip_norm. A checkpoint in {self.run.checkpoints} is "
+            f"from before."
         )
 
 
 def _age_s() -> float:
-    """Seconds since this process began: besides the first step and the engine's making that is imports, data and the model."""
+    """Seconds since this process began: besides the first step and the engine's making that is imports, data
+    and the model."""
     return time.time() - psutil.Process().create_time()

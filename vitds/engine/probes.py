@@ -1,6 +1,8 @@
-"""Probes every eval.every_epochs epochs: what the training loss does not say. Each has a forward pass of its own, timed separately.
+"""Probes every eval.every_epochs epochs: what the training loss does not say. Each has a forward pass of its
+own, timed separately.
 
-The images are the first PROBE_IMAGES of epoch 0 with their un-mixed views of that epoch: always the same, so curves can be compared.
+The images are the first PROBE_IMAGES of epoch 0 with their un-mixed views of that epoch: always the same, so
+curves can be compared.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Probes:
 
     @torch.inference_mode()
     def _two_views(self) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
-        """Features of the first and the last view of the probe images, of all ranks, and the images' indices."""
+        """Features of the first and the last view of the probe images, of all ranks, and the images'
+        indices."""
         global_images = self.settings.batch.global_images
         steps = min(self.loader.steps_per_epoch, -(-PROBE_IMAGES // global_images))
         self.backbone.eval()
@@ -83,7 +86,9 @@ class Probes:
         for batch in islice(self.loader.batches(0, steps), steps * self.loader.accumulation):
             with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
                 first_BD, last_BD = (
-                    self.backbone(normalise(batch.crops[:, view].to(self.device), self.settings.views)).float().cpu()
+                    self.backbone(normalise(batch.crops[:, view].to(self.device), self.settings.views))
+                    .float()
+                    .cpu()
                     for view in (0, -1)
                 )
             parts.append((first_BD[batch.is_real], last_BD[batch.is_real], batch.index[batch.is_real]))

@@ -22,7 +22,9 @@ class SaveClock:
 
     def __init__(self, rules: Checkpoint, steps_per_epoch: int) -> None:
         self.rules = rules
-        self.periods = [period for period in (rules.every_steps, rules.every_epochs * steps_per_epoch) if period]
+        self.periods = [
+            period for period in (rules.every_steps, rules.every_epochs * steps_per_epoch) if period
+        ]
         self.since = time.monotonic()
         self.last_step = -1
         self.last_s = 0.0
@@ -49,7 +51,8 @@ class SaveClock:
 
 
 def time_is_up(since_s: float, *, every_minutes: float, last_save_s: float) -> bool:
-    """Whether a checkpoint by the minute is due, since_s after the last one, which took last_save_s; 0 minutes: never.
+    """Whether a checkpoint by the minute is due, since_s after the last one, which took last_save_s; 0
+    minutes: never.
 
     Slow ones come more rarely, so that saving takes SAVING_SHARE of the time at most.
     """

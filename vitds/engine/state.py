@@ -1,6 +1,7 @@
 """Masters, moments and counters of a DeepSpeed engine by parameter name, for every ZeRO stage and world size.
 
-What it takes at each stage is written beside the code; tests/engine/test_resume.py proves every pair of stages and rank counts.
+What it takes at each stage is written beside the code; tests/engine/test_resume.py proves every pair of
+stages and rank counts.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ AVERAGE = "average"
 class EngineState:
     """Reads and writes an engine's state; all methods that touch tensors are called by every rank together.
 
-    Averaged weights lie in the optimizer's state beside the moments, each rank its part, so ZeRO shards, and we save, all alike.
-    Frozen parameters have neither masters nor states; ZeRO-3 shards them as it does others.
+    Averaged weights lie in the optimizer's state beside the moments, each rank its part, so ZeRO shards, and
+    we save, all alike. Frozen parameters have neither masters nor states; ZeRO-3 shards them as it does
+    others.
 
     Args:
         average_decay: of the moving average of the weights; 0: none is kept.
@@ -46,7 +48,8 @@ class EngineState:
         self._make_moments()
 
     def _make_moments(self) -> None:
-        """Adam makes its state at its first step; made here by hand, step 0 can be saved and a resume has what to write into."""
+        """Adam makes its state at its first step; made here by hand, step 0 can be saved and a resume has
+        what to write into."""
         if self.stage == 0:
             held = [parameter for group in self.inner.param_groups for parameter in group["params"]]
         elif self.stage == 3:
@@ -64,7 +67,10 @@ class EngineState:
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def update_average(self, updates: int) -> None:
-        """After `updates` steps. The first ones count for little: the decay grows to its value, (1 + t) / (10 + t) below it."""
+        """After `updates` steps.
+
+        The first ones count for little: the decay grows to its value, (1 + t) / (10 + t) below it.
+        """
         if not self.average_decay:
             return
         decay = min(self.average_decay, (1 + updates) / (10 + updates))
@@ -73,9 +79,11 @@ class EngineState:
                 state[AVERAGE].lerp_(tensor.detach(), 1 - decay)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape), NAME.average if on, and of the buffers.
+        """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape), NAME.average if on,
+        and of the buffers.
 
-        Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds all.
+        Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds
+        all.
         """
         kept: dict[str, Tensor] = {}
         sizes = [
@@ -95,7 +103,8 @@ class EngineState:
     def weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
         """All float32 masters, or their averages, by name, and rank 0's buffers, on every rank, on the host.
 
-        The statistics of a BatchNorm are each rank's own; a checkpoint holds those of rank 0, so only they may decide a number.
+        The statistics of a BatchNorm are each rank's own; a checkpoint holds those of rank 0, so only they
+        may decide a number.
         """
         key = AVERAGE if averaged else None
         masters = {
@@ -107,7 +116,8 @@ class EngineState:
         )
 
     def restore(self, saved: CheckpointReader, updates: int) -> None:
-        """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps really taken.
+        """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps
+        really taken.
 
         Raises: RunError if a name is missing.
         """
@@ -158,7 +168,8 @@ class EngineState:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
     def _set_partition(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Stage 3: DeepSpeed's full setter fails where the ranks do not divide a parameter, so pad and set the own part."""
+        """Stage 3: DeepSpeed's full setter fails where the ranks do not divide a parameter, so pad and set
+        the own part."""
         share = parameter.ds_tensor.numel()
         padded = torch.zeros(share * dist.world_size())
         padded[: value.numel()] = value.flatten()

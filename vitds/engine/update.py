@@ -1,4 +1,7 @@
-"""The DeepSpeed engine and the heads beside it: one rate, one flag, one checkpoint. Both step, or neither does."""
+"""The DeepSpeed engine and the heads beside it: one rate, one flag, one checkpoint.
+
+Both step, or neither does.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ class Norms:
     """Norms of the gradients that DeepSpeed does not look at itself, before clipping.
 
     Attributes:
-        engine: of all of them at ZeRO stage 0 in fp32; None elsewhere, where DeepSpeed finds and skips what is not finite.
+        engine: of all of them at ZeRO stage 0 in fp32; None elsewhere, where DeepSpeed finds and skips what
+            is not finite.
         heads: of each sharded head, with the loss scale still in it.
     """
 
@@ -63,7 +67,8 @@ class JointUpdate:
     def backward(self, terms_T: Float[Tensor, "T"]) -> None:
         """The backward pass of this rank's part of the step's loss.
 
-        DeepSpeed divides what it gets by the micro steps and averages gradients over ranks; both are multiplied back in.
+        DeepSpeed divides what it gets by the micro steps and averages gradients over ranks; both are
+        multiplied back in.
         """
         factor = self.engine.gradient_accumulation_steps() * dist.world_size()
         self.engine.backward(factor * terms_T.sum())
@@ -77,10 +82,14 @@ class JointUpdate:
         heads = tuple(head.gradient_norm() for head in self.heads)
         if self.state.stage:
             return Norms(None, heads)
-        gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
+        gradients = [
+            parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None
+        ]
         return Norms(float(total_norm(gradients)), heads)
 
-    def apply(self, is_sound: bool, norms: Norms, *, step: int, updates: int) -> tuple[bool, dict[str, float]]:
+    def apply(
+        self, is_sound: bool, norms: Norms, *, step: int, updates: int
+    ) -> tuple[bool, dict[str, float]]:
         """Step, or not.
 
         Args:
@@ -88,7 +97,8 @@ class JointUpdate:
             norms: what `gradient_norms` found.
             step: number of the step, from 0.
             updates: how many steps changed the weights before this one.
-        Returns: whether the weights changed, which DeepSpeed may refuse too; the gradient norms for the metrics line.
+        Returns: whether the weights changed, which DeepSpeed may refuse too; the gradient norms for the
+            metrics line.
         """
         before = self.engine.skipped_steps
         scale = self.loss_scale
@@ -110,7 +120,10 @@ class JointUpdate:
         return float(self.engine.optimizer.loss_scaler.loss_scale) if self.engine.fp16_enabled() else 1.0
 
     def snapshot(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """This rank's tensors by kind, and the facts that belong to them; for write_checkpoint. Called by every rank."""
+        """This rank's tensors by kind, and the facts that belong to them; for write_checkpoint.
+
+        Called by every rank.
+        """
         parts = {"model": self.state.snapshot()}
         ranges = None
         for head in self.heads:
@@ -129,7 +142,8 @@ class JointUpdate:
             head.restore(saved, updates)
 
     def settled_weights(self, done: int) -> dict[str, Tensor]:
-        """The engine's float32 weights by name after `done` steps, on every rank; lazy rows are brought up to date."""
+        """The engine's float32 weights by name after `done` steps, on every rank; lazy rows are brought up
+        to date."""
         for head in self.heads:
             head.settle(done)
         return self.state.weights()

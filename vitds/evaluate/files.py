@@ -19,7 +19,8 @@ from vitds.models.precision import AUTOCAST
 
 
 def file_features(settings: Settings, model: nn.Module, file: BetonFile, device: torch.device) -> Features:
-    """What a model says of every image of a file, in the file's order, on every rank; each rank has made its share.
+    """What a model says of every image of a file, in the file's order, on every rank; each rank has made its
+    share.
 
     Args:
         settings: of the run: views, precision, images of a forward pass.
@@ -27,11 +28,17 @@ def file_features(settings: Settings, model: nn.Module, file: BetonFile, device:
     Raises: DataError if an image cannot be decoded; what `extract_features` raises.
     """
     batches = eval_batches(
-        file, settings.views, batch_images=settings.eval.batch_images, rank=dist.rank(), ranks=dist.world_size()
+        file,
+        settings.views,
+        batch_images=settings.eval.batch_images,
+        rank=dist.rank(),
+        ranks=dist.world_size(),
     )
     own = _extracted(settings, model, batches, device)
     parts = dist.gather_objects((own.rows_MD.numpy(), own.label_M.numpy(), own.index_M.numpy()))
-    rows, labels, index = (torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3))
+    rows, labels, index = (
+        torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3)
+    )
     order = index.argsort()
     return Features(rows[order], labels[order], index[order])
 
@@ -43,7 +50,8 @@ def own_features(
 
     Args:
         indices: positions in the file.
-    Raises: DataError if an image cannot be decoded and data.damaged is fatal; where it is skipped, it is missing.
+    Raises: DataError if an image cannot be decoded and data.damaged is fatal; where it is skipped, it is
+        missing.
     """
     batches = eval_batches(
         file,
@@ -56,7 +64,9 @@ def own_features(
     return found.rows_MD, found.index_M
 
 
-def _extracted(settings: Settings, model: nn.Module, batches: Iterable[ImageBatch], device: torch.device) -> Features:
+def _extracted(
+    settings: Settings, model: nn.Module, batches: Iterable[ImageBatch], device: torch.device
+) -> Features:
     return extract_features(
         model.to(device),
         batches,

@@ -1,7 +1,7 @@
 """Contrastive losses within chunks: a crop has to find another crop of its image among those of its chunk.
 
-Crops stand in the order (chunk, view, image), V views of K images. Padded crops are nobody's negative; their own loss
-is a finite number that the caller weighs with 0.
+Crops stand in the order (chunk, view, image), V views of K images. Padded crops are nobody's negative; their
+own loss is a finite number that the caller weighs with 0.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def among_all_views(
         z_MD: not normalised yet.
         is_real_cA: for each chunk its A = 2K crops, the first views of all images before the second ones.
         temperature: what cosines are divided by.
-    Source: SimCLR's NT-Xent, arXiv:2002.05709, as a mean over all anchors. (The authors' code adds the means over
-        either view's anchors, so it prints twice this.)
+    Source: SimCLR's NT-Xent, arXiv:2002.05709, as a mean over all anchors. (The authors' code adds the means
+        over either view's anchors, so it prints twice this.)
     """
     chunks, crops = is_real_cA.shape
     z_cAD = normalize(z_MD, dim=1).unflatten(0, (chunks, crops))

@@ -1,6 +1,8 @@
-"""`head.init: features`: the instance head starts as a classifier by nearest feature, from one pass over the images.
+"""`head.init: features`: the instance head starts as a classifier by nearest feature, from one pass over the
+images.
 
-Source: the raw-feature initialisation of "Train a one-million-way instance classifier" (arXiv:2102.04848). It is a function of the
+Source: the raw-feature initialisation of "Train a one-million-way instance classifier" (arXiv:2102.04848). It
+    is a function of the
 images and the backbone's first weights alone; a resumed run takes its rows from the checkpoint.
 """
 
@@ -22,14 +24,15 @@ def set_rows_from_features(
     index_n: Int[Tensor, "n"],
     device: torch.device,
 ) -> None:
-    """Each row becomes its image's feature, less the mean of all, scaled to the deviation that noise would have.
+    """Each row becomes its image's feature, less the mean of all, scaled to the deviation that noise would
+    have.
 
-    The mean is taken out because the features of an untrained backbone hardly differ: what they share says nothing of which
-    image it is. Called by every rank together.
+    The mean is taken out because the features of an untrained backbone hardly differ: what they share says
+    nothing of which image it is. Called by every rank together.
 
     Args:
-        x_nD: features of the images whose rows the head holds here, float32, on the host; changed in place, for a rank may
-            hold a million of them.
+        x_nD: features of the images whose rows the head holds here, float32, on the host; changed in place,
+            for a rank may hold a million of them.
         index_n: the images' numbers. A row whose image is not among them starts at zero.
         device: on which the ranks' collectives run.
     """

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from vitds.config.tree import Head
 
-DENSE_WEIGHT_BYTES = 64 << 20  # a dense head's gradient is all-reduced each step; above this features are cheaper to send
+DENSE_WEIGHT_BYTES = (
+    64 << 20
+)  # a dense head's gradient is all-reduced each step; above this features are cheaper to send
 
 
 def resolve_head(head: Head, rows: int, width: int) -> str:
-    """dense while the head is small beside the backbone's traffic, sharded above, and for what only that kind can do.
+    """dense while the head is small beside the backbone's traffic, sharded above, and for what only that kind
+    can do.
 
     Both kinds give the same loss.
     """

@@ -1,8 +1,10 @@
-"""Small networks between the backbone's features and what a contrastive loss compares; thrown away after pretraining.
+"""Small networks between the backbone's features and what a contrastive loss compares; thrown away after
+pretraining.
 
-Their batch norm takes its statistics over the real crops of one chunk (or of one view of it), never over a rank's whole
-micro batch: so they are the same on any number of ranks and micro steps. There are no running statistics, for a
-projector is never evaluated.
+Their batch norm takes its statistics over the real crops of one chunk (or of one view of it), never over a
+rank's whole
+micro batch: so they are the same on any number of ranks and micro steps. There are no running statistics, for
+a projector is never evaluated.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class ChunkNorm(nn.Module):
         with torch.autocast(x_MD.device.type, enabled=False):
             x_gnD = x_MD.to(torch.promote_types(x_MD.dtype, torch.float32)).unflatten(0, is_real_gn.shape)
             counts_gn1 = is_real_gn.to(x_gnD.dtype)[..., None]
-            real_g11 = counts_gn1.sum(1, keepdim=True).clamp_min(1)  # a group of padding alone divides by no 0
+            real_g11 = counts_gn1.sum(1, keepdim=True).clamp_min(
+                1
+            )  # a group of padding alone divides by no 0
             mean_g1D = (x_gnD * counts_gn1).sum(1, keepdim=True) / real_g11
             centred_gnD = x_gnD - mean_g1D
             variance_g1D = (centred_gnD.square() * counts_gn1).sum(1, keepdim=True) / real_g11
@@ -58,7 +62,9 @@ class Projector(nn.Module):
         pairs = list(zip(widths, widths[1:], strict=False))
         self.layers = nn.ModuleList(nn.Linear(before, after, bias=False) for before, after in pairs)
         forms = ["affine"] * (len(pairs) - 1) + [last]
-        self.norms = nn.ModuleList(ChunkNorm(after, form) for (_, after), form in zip(pairs, forms, strict=True))
+        self.norms = nn.ModuleList(
+            ChunkNorm(after, form) for (_, after), form in zip(pairs, forms, strict=True)
+        )
 
     def forward(self, x_MD: Float[Tensor, "M D"], is_real_gn: Bool[Tensor, "g n"]) -> Float[Tensor, "M d"]:
         """What is compared, float32; groups as in ChunkNorm."""

@@ -1,4 +1,5 @@
-"""A short training in a folder that is removed again, timed step by step: for `vitds bench step` and `vitds plan --hours`."""
+"""A short training in a folder that is removed again, timed step by step: for `vitds bench step` and `vitds
+plan --hours`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class TimedSteps(NamedTuple):
     Attributes:
         settings: resolved.
         accumulation: A, micro steps of a step.
-        outside_s: each step's seconds outside forward and backward; on a GPU, which runs behind, outside the calls.
+        outside_s: each step's seconds outside forward and backward; on a GPU, which runs behind, outside the
+            calls.
         whole_s: each step's seconds.
     """
 
@@ -81,7 +83,5 @@ def train_steps(
         whole_s = [line["time/step_s"] for line in read_metrics(Path(folder) / "metrics.jsonl")]
     accumulation = trainer.loader.accumulation
     calls = 2 * accumulation
-    outside_s = [
-        took - sum(inside_s[step * calls : (step + 1) * calls]) for step, took in enumerate(whole_s)
-    ]
+    outside_s = [took - sum(inside_s[step * calls : (step + 1) * calls]) for step, took in enumerate(whole_s)]
     return TimedSteps(resolved, accumulation, outside_s, whole_s)

@@ -1,6 +1,7 @@
 """`vitds pretrain` and `vitds finetune`: the composition root of training. A newcomer starts reading here.
 
-    settings, data -> backbone -> method (module, loss) -> engine -> trainer -> weights -> evaluation -> summary.json
+settings, data -> backbone -> method (module, loss) -> engine -> trainer -> weights -> evaluation ->
+summary.json
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def _check_labels(settings: Settings, file: BetonFile, test_file: BetonFile | No
     if method_class(settings.method).needs_labels:
         if not file.manifest.classes:
             raise DataError(
-                f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds pretrain`"
+                f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds "
+                f"pretrain`"
             )
     if test_file is not None:
         require_same_classes(file, test_file)
@@ -101,9 +103,7 @@ def _trained(
     backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=given.seed)
     class_head = _load_init(session, backbone, file)
     rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
-    settings = resolve_settings(
-        given, backbone, ds=ds, device=session.device, rows=rows, images=file.images
-    )
+    settings = resolve_settings(given, backbone, ds=ds, device=session.device, rows=rows, images=file.images)
     if dist.is_main():
         save_settings(session.run, settings)
         facts = {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(session.device)}
@@ -137,14 +137,19 @@ def _trained(
     if dist.is_main():
         save_weights(session.run.backbone, method.exported(weights))
         if method.leaves_class_head:
-            head = {name.removeprefix("head."): value for name, value in weights.items() if name.startswith("head.")}
+            head = {
+                name.removeprefix("head."): value
+                for name, value in weights.items()
+                if name.startswith("head.")
+            }
             save_class_head(session.run.path, head, file.manifest.classes)
     dist.barrier()
     return trainer, method
 
 
 def _load_init(session: Session, backbone: nn.Module, file: BetonFile) -> dict[str, Tensor] | None:
-    """Weights to begin from, into the backbone; returns a class head for these very classes, if there is one."""
+    """Weights to begin from, into the backbone; returns a class head for these very classes, if there is
+    one."""
     source = session.settings.init
     if source is None:
         return None
@@ -185,9 +190,11 @@ def build_trainer(
         test_file: for the kNN probe.
         class_head: weights of a trained class head to begin with.
         saved: the checkpoint to go on from.
-    Raises: SettingsError for what does not fit together; RunError if the checkpoint is of other data or another model.
+    Raises: SettingsError for what does not fit together; RunError if the checkpoint is of other data or
+        another model.
     """
-    # Set before anything is computed. Scratch memory that is filled with NaN first would cost a pass over it each step.
+    # Set before anything is computed. Scratch memory that is filled with NaN first would cost a pass over it
+    # each step.
     torch.use_deterministic_algorithms(settings.engine.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False
     facts = {"rows": rows, "content_hash": file.manifest.content_hash}
@@ -244,8 +251,10 @@ def _check_same_data(run: Run, saved: Saved, file: BetonFile, facts: dict[str, A
     before = saved.manifest
     if (before["content_hash"], before["rows"]) != (facts["content_hash"], facts["rows"]):
         raise RunError(
-            f"{run.path} was trained on {before['rows']} rows with content {before['content_hash'][:12]}, {file.path} has "
-            f"{facts['rows']} with {facts['content_hash'][:12]}. Pass --data with the run's own file, or start a new run."
+            f"{run.path} was trained on {before['rows']} rows with content {before['content_hash'][:12]}, "
+            f"{file.path} has "
+            f"{facts['rows']} with {facts['content_hash'][:12]}. Pass --data with the run's own file, or "
+            f"start a new run."
         )
 
 
@@ -264,7 +273,8 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig)
 def _evaluate(
     session: Session, method: Method, file: BetonFile, test_file: BetonFile | None
 ) -> dict[str, Any]:
-    """The result on the test file: accuracy of the class head, or of nearest neighbours where there are labels."""
+    """The result on the test file: accuracy of the class head, or of nearest neighbours where there are
+    labels."""
     if test_file is None:
         return {}
     if method.leaves_class_head:
@@ -287,7 +297,9 @@ def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None
     }
     if damaged:
         facts["damaged_images"] = damaged
-        session.say(f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why")
+        session.say(
+            f"{len(damaged)} images could not be decoded and were left out: {damaged[:8]}; log.txt says why"
+        )
     saving_s = trainer.clock.total_s
     if dist.is_main():
         times = {"seconds": round(seconds, 1), "saving_seconds": round(saving_s, 2)}
@@ -301,11 +313,13 @@ def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None
     leave_ranks_at_exit()
 
 
-# The Python functions ---------------------------------------------------------------------------------------------
+# The Python functions
+# ---------------------------------------------------------------------------------------------
 
 
 def _as_function(command: Command, about: str) -> Callable[..., Run]:
-    """`vitds.pretrain(data=..., views={...})`: the command's flags and sections of settings as keyword arguments."""
+    """`vitds.pretrain(data=..., views={...})`: the command's flags and sections of settings as keyword
+    arguments."""
     names = [field.name for field in fields(TrainFlags)]
 
     def function(**words: Any) -> Run:
@@ -323,5 +337,9 @@ def _as_function(command: Command, about: str) -> Callable[..., Run]:
     return function
 
 
-pretrain = _as_function("pretrain", "Pretrain a backbone; `settings` are sections, as nested mappings. Returns the run.")
-finetune = _as_function("finetune", "Train a backbone on labelled images; `settings` as for pretrain. Returns the run.")
+pretrain = _as_function(
+    "pretrain", "Pretrain a backbone; `settings` are sections, as nested mappings. Returns the run."
+)
+finetune = _as_function(
+    "finetune", "Train a backbone on labelled images; `settings` as for pretrain. Returns the run."
+)

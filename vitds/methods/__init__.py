@@ -1,4 +1,7 @@
-"""What one training step means. A method is the file that has its name; base.py says what such a file has to hold."""
+"""What one training step means.
+
+A method is the file that has its name; base.py says what such a file has to hold.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
 """The contract between a method and the training loop. The loop knows this page and no method by name.
 
-    CropBatch --prepare--> TrainBatch --losses--> this rank's part of each term (T,) --loop--> backward, update
-                                                                        after_update <--'
+    CropBatch --prepare--> TrainBatch --losses--> this rank's part of each term (T,)
+                                                      |
+                           after_update <-- update <-- backward
 
 Rules that keep a step the same on any number of ranks and micro steps, and a resume exact:
 - Images see each other within a chunk only: its K images lie whole in one micro batch of one rank.
 - Crops of padded images (weight 0) enter no loss and no statistic, and are nobody's negative or partner.
-- Random numbers are keyed draws (vitds/rng.py); what changes along the run is a function of the step (vitds/schedule.py).
+- Random numbers are keyed draws (vitds/rng.py); what changes along the run is a function of the step
+  (vitds/schedule.py).
 - Losses are float32 outside autocast; a term is summed in float64.
 """
 
@@ -29,8 +31,8 @@ from vitds.heads import ShardedHead
 Forward = Callable[..., Tensor]  # the engine around `module`: called like the module's own forward
 
 
-# Positions in the training file -> features (n, D) of their central crops, float32 on the host, and the positions of
-# those images (n,): one that cannot be decoded and may be left out is missing.
+# Positions in the training file -> features (n, D) of their central crops, float32 on the host, and the
+# positions of those images (n,): one that cannot be decoded and may be left out is missing.
 FeaturesOf = Callable[[NDArray[np.int64]], tuple[Tensor, Tensor]]
 
 
@@ -97,7 +99,8 @@ class Method(ABC):
         """Crops on the host -> normalised images and their targets on the device that trains."""
 
     def start_from(self, features_of: FeaturesOf, device: torch.device) -> None:  # noqa: B027 (most do nothing)
-        """Called once by every rank, before the first step of a new run: first values that depend on the images.
+        """Called once by every rank, before the first step of a new run: first values that depend on the
+        images.
 
         Args:
             features_of: features of images of the training file, as the backbone makes them now.
@@ -113,8 +116,8 @@ class Method(ABC):
     def losses(self, forward: Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """This rank's part of each term of the step's loss, already weighted.
 
-        The parts of all ranks and micro steps add up to the loss of the step. The loop multiplies them by what
-        DeepSpeed will divide by, and calls backward.
+        The parts of all ranks and micro steps add up to the loss of the step. The loop multiplies them by
+        what DeepSpeed will divide by, and calls backward.
 
         Args:
             forward: calls the engine with the arguments of `module`'s forward; once.
@@ -142,9 +145,12 @@ class Method(ABC):
         return {}
 
     def exported(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of all weights of `module` those that are evaluated and leave the run, by their names in the backbone."""
+        """Of all weights of `module` those that are evaluated and leave the run, by their names in the
+        backbone."""
         prefix = self.weights_prefix
-        return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
+        }
 
     @property
     @abstractmethod

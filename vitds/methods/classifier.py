@@ -25,9 +25,7 @@ class WithHead(nn.Module):
         return self.head(self.backbone(images), targets)
 
 
-def mixed(
-    batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device: torch.device
-) -> TrainBatch:
+def mixed(batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device: torch.device) -> TrainBatch:
     """The batch mixed as the settings say, `labels` being the row that each image belongs to."""
     return mix_batch(
         batch,

@@ -1,7 +1,8 @@
 """IDMM: parametric instance discrimination with multi-crop and CutMix (Cao, Yu, Wu 2022, arXiv:2201.10728).
 
-Each training image is a class of its own. The loss of a step is the sum over view groups of the mean cross-entropy of the
-group's mixed crops. All views go through the backbone in one pass, for all have one size.
+Each training image is a class of its own. The loss of a step is the sum over view groups of the mean
+cross-entropy of the group's mixed crops. All views go through the backbone in one pass, for all have one
+size.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Method(base.Method):
             return self.head(output, batch.targets, step)
 
     def start_from(self, features_of: base.FeaturesOf, device: torch.device) -> None:
-        """`head.init: features`: a rank reads the images of the rows that it holds, all of them where the head is dense."""
+        """`head.init: features`: a rank reads the images of the rows that it holds, all of them where the
+        head is dense."""
         if self.settings.head.init == "features":
             x_nD, index_n = features_of(np.arange(self.head.first, self.head.last))
             set_rows_from_features(self.head, x_nD, index_n, device)
@@ -97,10 +99,17 @@ class Method(base.Method):
 
         Accuracy in training is of mixed crops against one of their two images, and understates.
         """
-        # A dense head's own weight may be spread over the ranks by ZeRO-3; a sharded one holds its rows itself.
-        held = {"weight": self.head.weight, "bias": self.head.bias} if self.outside else {
-            name.removeprefix("head."): value for name, value in weights.items() if name.startswith("head.")
-        }
+        # A dense head's own weight may be spread over the ranks by ZeRO-3; a sharded one holds its rows
+        # itself.
+        held = (
+            {"weight": self.head.weight, "bias": self.head.bias}
+            if self.outside
+            else {
+                name.removeprefix("head."): value
+                for name, value in weights.items()
+                if name.startswith("head.")
+            }
+        )
         weight = held["weight"]
         x_MD = scaled_features(features_MD.to(weight.device), self.head.temperature)
         local_M = (index_M - self.head.first).to(weight.device)

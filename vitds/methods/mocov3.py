@@ -2,9 +2,10 @@
 
 Source: Chen, Xie, He 2021, arXiv:2104.02057, and the authors' code.
 
-Student: backbone, projector, predictor. Teacher: frozen copies of backbone and projector, which follow the student after each
-update. The authors move the teacher at the start of a step instead, which is the same sequence. Their queries and keys meet over
-all ranks; here within a chunk, so `batch.chunk_images` is what they call the batch.
+Student: backbone, projector, predictor. Teacher: frozen copies of backbone and projector, which follow the
+student after each update. The authors move the teacher at the start of a step instead, which is the same
+sequence. Their queries and keys meet over all ranks; here within a chunk, so `batch.chunk_images` is what
+they call the batch.
 
 The authors' frozen patch projection is the setting `backbone.frozen: [patch_embed]`.
 """
@@ -54,7 +55,10 @@ class StudentAndTeacher(nn.Module):
         self.chunk_images = chunk_images
 
     def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "1"]:
-        """See the class. Statistics of every batch norm are those of one view of a chunk, as in the authors' code."""
+        """See the class.
+
+        Statistics of every batch norm are those of one view of a chunk, as in the authors' code.
+        """
         is_real_cVK = targets.is_real.view(-1, 2, self.chunk_images)
         is_real_gK = is_real_cVK.flatten(0, 1)
         query_MD = self.predictor(self.projector(self.backbone(images), is_real_gK), is_real_gK)
@@ -92,7 +96,9 @@ class Method(base.Method):
             temperature=own.temperature,
             chunk_images=settings.batch.chunk_images,
         )
-        self._about = f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
+        self._about = (
+            f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
+        )
 
     @staticmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:

@@ -2,8 +2,8 @@
 
 Source: Chen et al. 2020, arXiv:2002.05709, with the projector of arXiv:2006.10029.
 
-The backbone's features pass a projector whose batch norm is over the chunk, as the negatives are. So `batch.chunk_images` is
-what SimCLR's authors call the batch: as large as memory allows.
+The backbone's features pass a projector whose batch norm is over the chunk, as the negatives are. So
+`batch.chunk_images` is what SimCLR's authors call the batch: as large as memory allows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from vitds.rng import Purpose
 
 
 class Contrasting(nn.Module):
-    """Backbone and projector; forward returns this rank's part of the mean loss over all crops of the step, (1,)."""
+    """Backbone and projector; forward returns this rank's part of the mean loss over all crops of the step,
+    (1,)."""
 
-    def __init__(self, backbone: nn.Module, projector: Projector, *, temperature: float, chunk_images: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, projector: Projector, *, temperature: float, chunk_images: int
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
@@ -54,7 +57,9 @@ class Method(base.Method):
         self.module = Contrasting(
             backbone, projector, temperature=own.temperature, chunk_images=settings.batch.chunk_images
         )
-        self._about = f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
+        self._about = (
+            f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
+        )
 
     @staticmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
