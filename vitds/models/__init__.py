@@ -1,1 +1,1 @@
-"""Backbones: timm's, and those that timm lacks, registered with timm."""
+"""Backbones: timm's, asked what they are, built whole from the seed, their drop path and patch drop keyed."""

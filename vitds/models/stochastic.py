@@ -1,7 +1,7 @@
-"""Drop path and patch drop whose choices are a function of keys, in place of timm's, which ask torch's generator.
+"""Drop path and patch drop whose choices are a function of keys; timm's ask torch's generator.
 
-The modules read a buffer that `fill` writes before each forward pass. So the choices do not depend on ranks or accumulation,
-a resume repeats them, and activation checkpointing sees the same mask twice.
+The modules read a buffer that `fill` writes before each forward pass. So the choices do not depend on ranks
+or accumulation, a resume repeats them, and activation checkpointing sees the same mask twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitds.rng import Purpose
 
 
 class KeyedDropPath(nn.Module):
-    """Stochastic depth: a crop's residual branch is left out with probability `rate`, else scaled by 1 / (1 - rate).
+    """Stochastic depth: a crop's residual branch is left out at a rate, else scaled by 1 / (1 - rate).
 
     A block that calls it twice leaves both its branches out together; timm would draw for each.
     """
@@ -33,7 +33,9 @@ class KeyedDropPath(nn.Module):
         if not self.training:
             return x
         factor = self.factor
-        if len(x) != len(factor):  # windows or patches stand in the first axis, those of a crop one after the other
+        if len(x) != len(
+            factor
+        ):  # windows or patches stand in the first axis, those of a crop one after the other
             factor = factor.repeat_interleave(len(x) // len(factor))
         return x * factor.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
 
@@ -108,7 +110,8 @@ class StochasticDraws:
     def fill(self, step: int, first_chunk: int, chunks: int) -> None:
         """Write the masks of chunks first_chunk .. first_chunk + chunks - 1 of a step.
 
-        Keys are (seed, step, chunk, layer, row) and (seed, step, chunk, row, patch): nothing of ranks or micro batches.
+        Keys are (seed, step, chunk, layer, row) and (seed, step, chunk, row, patch): nothing of ranks or
+        micro batches.
         """
         chunk = np.arange(first_chunk, first_chunk + chunks)[:, None]
         row = np.arange(self.rows_per_chunk)
@@ -126,7 +129,7 @@ class StochasticDraws:
 
 
 def _write(module: nn.Module, name: str, values: np.ndarray) -> None:
-    """Copy into the module's buffer, made anew only when the shape changes: a compiled model keeps its addresses."""
+    """Copy into the module's buffer; only a new shape makes a new one, for a compiled model keeps addresses."""
     buffer = getattr(module, name)
     if buffer.shape != values.shape:
         buffer = torch.empty(values.shape, dtype=buffer.dtype, device=buffer.device)

@@ -1,1 +1,1 @@
-"""The run directory: names, metadata, lock, atomic save, named checkpoint, loading a backbone. Imports no DeepSpeed."""
+"""The run directory: metadata, lock, atomic save, named checkpoints, weights. Imports no DeepSpeed."""

@@ -1,23 +1,30 @@
-"""Saving and loading a backbone's weights: what matched, what was resized, what was dropped. Foreign files run no code."""
+"""Saving and loading a backbone's weights: what matched, what was resized, what was dropped.
+
+Foreign files run no code.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from vitds.errors import DataError, ShapeError
+from vitds.errors import DataError, NumericsError, ShapeError
+from vitds.methods import method_class
+from vitds.models.resize import resized
 from vitds.runs.checkpoint import STATES, CheckpointReader, verify_checkpoint
-from vitds.runs.directory import write_atomic
+from vitds.runs.directory import Run, write_atomic
+from vitds.runs.names import choose_backbone, flat_names
 
 LEAST_MATCH = 0.5  # of the model's parameters; below it the file is of another model
+LARGEST = 1e6  # of a weight; trained ones stay within hundreds
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,28 @@ class Match:
     resized: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     not_found: list[str] = field(default_factory=list)
+    taken_off: list[str] = field(default_factory=list)
+    rivals: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = [f"{len(self.matched)} tensors matched"]
-        if self.resized:
-            told.append(f"{', '.join(self.resized)} resized")
-        if self.left_out:
-            told.append(
-                f"{len(self.left_out)} left out ({', '.join(self.left_out[:3])}{', ...' if len(self.left_out) > 3 else ''})"
+        parts = [f"{len(self.matched)} tensors matched"]
+        if self.taken_off:
+            parts[0] += f" after {' and '.join(self.taken_off)} was taken off their names"
+        if self.rivals:
+            parts.append(
+                f"{_some(self.rivals)} matches as well (running averages come first, MoCo's slow copy last)"
             )
+        if self.resized:
+            parts.append(f"{len(self.resized)} resized ({_some(self.resized)})")
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} left out ({_some(self.left_out)})")
         if self.not_found:
-            told.append(f"{len(self.not_found)} of the model not found ({', '.join(self.not_found[:3])})")
-        return "; ".join(told)
+            parts.append(f"{len(self.not_found)} of the model not found ({_some(self.not_found)})")
+        return "; ".join(parts)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -53,9 +70,10 @@ def save_class_head(run: Path, weights: dict[str, Tensor], classes: tuple[str, .
 
 
 def read_class_head(run: Path, classes: tuple[str, ...]) -> dict[str, Tensor] | None:
-    """The class head of a fine-tuned run if it is for these very classes, else None (METHOD 4.4: the 448 px stage keeps it).
+    """The class head of a fine-tuned run if it is for these very classes, else None.
 
-    Compared by the names: a count that agrees by chance is no reason to keep a head.
+    So a second stage of fine-tuning, at 448 px, keeps it. Compared by the names: a count that agrees by
+    chance is no reason to keep a head.
     Raises: DataError if the file is damaged.
     """
     path = run / "head.safetensors"
@@ -69,13 +87,14 @@ def read_class_head(run: Path, classes: tuple[str, ...]) -> dict[str, Tensor] | 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights by name from a run directory, a checkpoint folder, a .safetensors file, or a .pth file of plain tensors.
+    """Weights by name from a run directory, a checkpoint folder, a .safetensors or a .pth file.
+
+    A .pth may hold dictionaries within dictionaries; their keys become parts of the names.
 
     Raises: DataError if nothing readable is there, or a .pth needs more than tensors (it is not unpickled).
     """
     if path.is_dir() and (path / "manifest.json").exists():
-        reader = CheckpointReader(verify_checkpoint(path))
-        return {name: reader.get(name) for name in reader.names() if name.rpartition(".")[2] not in STATES}
+        return _of_checkpoint(path)
     file = path / "backbone.safetensors" if path.is_dir() else path
     if not file.is_file():
         hint = (
@@ -87,78 +106,84 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        # Flags stand beside the weights in the files of DeiT, DINO and MAE; a Namespace runs nothing when it
+        # is made.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise DataError(f"{file} is no readable safetensors file: {error}") from error
     except Exception as error:  # torch.load raises pickle's own errors for whatever weights_only refuses
         raise DataError(
             f"{file} holds more than plain tensors and is not loaded, for that would run its code: {error}"
         ) from error
-    weights = next(
-        (loaded[key] for key in ("state_dict", "model") if isinstance(loaded, dict) and key in loaded), loaded
-    )
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    weights = flat_names(loaded) if isinstance(loaded, dict) else {}
+    if not weights:
         raise DataError(f"{file} is no dictionary of tensors by name")
     return weights
 
 
-def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> Match:
-    """Copy weights into a backbone by name, resizing its position embedding; heads and other extras are left out.
+def _of_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The weights of one of our checkpoints that its method evaluates, without the optimizer's state."""
+    reader = CheckpointReader(verify_checkpoint(path))
+    names = [name for name in reader.names() if name.rpartition(".")[2] not in STATES]
+    run = Run(path.parent.parent)
+    if (run.path / "settings.yaml").exists():
+        prefix = method_class(run.settings.method).weights_prefix
+        names = [name for name in names if name.startswith(prefix)]
+    return {name: reader.get(name) for name in names}
 
-    Prefixes `module.` and `backbone.` are taken off. Returns what matched.
-    Raises: ShapeError if fewer than half of the model's parameters are found, or a shape differs.
+
+def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> Match:
+    """Copy weights into a backbone by name.
+
+    What belongs to a grid of patches is resized, heads and the like are left out. Prefixes and wrappers in
+    the names are taken off; of several backbones in a file one is chosen (runs/names.py).
+
+    Args:
+        backbone: on any device.
+        weights: by name, as `read_weights` gives them.
+        source: what messages call them.
+    Returns: what matched.
+    Raises: ShapeError if fewer than half of the model's parameters are found, or a shape differs and cannot
+        be resized. NumericsError if a weight is not finite, or absurdly large.
     """
-    weights = {
-        name.removeprefix("module.").removeprefix("backbone."): value for name, value in weights.items()
-    }
     own = backbone.state_dict()
     parameters = {name for name, _ in backbone.named_parameters()}
-    match = Match(left_out=sorted(set(weights) - set(own)), not_found=sorted(set(own) - set(weights)))
-    for name in sorted(set(own) & set(weights)):
-        value = weights[name]
+    chosen = choose_backbone(weights, own)
+    match = Match(
+        left_out=chosen.rest,
+        not_found=sorted(set(own) - set(chosen.weights)),
+        taken_off=chosen.taken_off,
+        rivals=chosen.rivals,
+    )
+    for name, value in sorted(chosen.weights.items()):
+        _check_numbers(name, value, source, LARGEST if name in parameters else math.inf)
         if value.shape != own[name].shape:
-            value = _fitted(name, value, own[name], source)
-            match.resized.append(f"{name} {_grid(weights[name], own[name])}")
+            match.resized.append(f"{name} from {list(value.shape)} to {list(own[name].shape)}")
+            try:
+                value = resized(name, value, own[name])
+            except ShapeError as error:
+                raise ShapeError(f"{source}: {error}") from error
         own[name].copy_(value)
         match.matched.append(name)
     found = sum(own[name].numel() for name in match.matched if name in parameters)
     whole = sum(own[name].numel() for name in parameters)
     if found < LEAST_MATCH * whole:
         raise ShapeError(
-            f"{source} matches {found:,} of the backbone's {whole:,} parameters ({match}); is it of another backbone.name or options?"
+            f"{source} matches {found:,} of the backbone's {whole:,} parameters ({match}); is it of another "
+            "backbone.name or options?"
         )
     return match
 
 
-def _fitted(name: str, value: Tensor, own: Tensor, source: str) -> Tensor:
-    if not name.endswith("pos_embed") or value.dim() != 3 or value.shape[2] != own.shape[2]:
-        raise ShapeError(
-            f"{source}: {name} has shape {list(value.shape)}, the backbone's has {list(own.shape)}"
+def _check_numbers(name: str, value: Tensor, source: str, largest: float) -> None:
+    """Raises: NumericsError that names the tensor and the value."""
+    if not value.is_floating_point() or not value.numel():
+        return
+    low, high = (float(end) for end in value.float().aminmax())  # NaN wherever one is in it
+    worst = high if math.isnan(high) else max(low, high, key=abs)
+    if not math.isfinite(worst) or abs(worst) > largest:
+        raise NumericsError(
+            f"{source}: {name} holds {worst:g}; weights that are not finite, or above {LARGEST:g}, come of a "
+            "training that failed or a damaged file. Take other weights, or an earlier checkpoint"
         )
-    return resize_position_embedding(value, own.shape[1])
-
-
-def _grid(before: Tensor, after: Tensor) -> str:
-    return " to ".join(
-        f"{math.isqrt(tensor.shape[1])}x{math.isqrt(tensor.shape[1])}" for tensor in (before, after)
-    )
-
-
-def resize_position_embedding(embedding: Float[Tensor, "1 T D"], tokens: int) -> Float[Tensor, "1 t D"]:
-    """Class and register entries kept, the square grid resized bicubically (align_corners False; METHOD 4.4).
-
-    Raises: ShapeError if the tokens, less the same prefix, are not squares on both sides.
-    """
-    for prefix in range(0, 9):
-        old_side, new_side = math.isqrt(embedding.shape[1] - prefix), math.isqrt(tokens - prefix)
-        if old_side**2 + prefix == embedding.shape[1] and new_side**2 + prefix == tokens:
-            break
-    else:
-        raise ShapeError(
-            f"position embeddings of {embedding.shape[1]} and {tokens} tokens are no square grids with one prefix"
-        )
-    grid = embedding[:, prefix:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(
-        grid.float(), size=(new_side, new_side), mode="bicubic", align_corners=False
-    )
-    return torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2).to(embedding.dtype)], 1)

@@ -1,10 +1,11 @@
-"""Named checkpoints: tensors by parameter name in safetensors, any ZeRO stage and world size, moved into place whole.
+"""Named checkpoints: tensors by parameter name in safetensors, for any ZeRO stage and world size.
 
 RUN/checkpoints/step-00000042/
-    manifest.json                       format, step, counters, each file's bytes and SHA-256, and its own SHA-256
-    model-0-of-2.safetensors            NAME, NAME.exp_avg, NAME.exp_avg_sq (float32 masters and moments), NAME.average, buffers
-    head-0-of-2.safetensors             the rows of a sharded head that rank 0 held, with their moments
-No pickle; reading runs no code.
+    manifest.json                   format, step, counters, each file's bytes and SHA-256, and its own SHA-256
+    model-0-of-2.safetensors        NAME, NAME.exp_avg, NAME.exp_avg_sq (float32 masters and moments),
+                                    NAME.average, buffers
+    head-0-of-2.safetensors         the rows of a sharded head that rank 0 held, with their moments
+Moved into place whole. No pickle; reading runs no code.
 """
 
 from __future__ import annotations
@@ -47,12 +48,16 @@ def write_checkpoint(
     keep: int,
     keep_every_steps: int = 0,
 ) -> Path:
-    """Write this rank's parts; called by every rank. The newest `keep` checkpoints stay, and those of every keep_every_steps-th step.
+    """Write this rank's parts; called by every rank.
 
     Args:
-        root: RUN/checkpoints. step: steps done.
+        root: RUN/checkpoints.
+        step: steps done.
         parts: kind ("model", "head") -> tensors by name, this rank's own; contiguous, on any device.
-        state: JSON-able counters, the same on all ranks; "head_rows" lists each rank's [first, last) where a head is sharded.
+        state: JSON-able counters, the same on all ranks; "head_rows" lists each rank's [first, last) where a
+            head is sharded.
+        keep: so many of the newest stay.
+        keep_every_steps: those of every so many steps stay too; 0 keeps none.
     Raises: ResourceError on every rank if the disk is full on one; the checkpoints before stay.
     """
     final, beside = root / f"step-{step:08d}", root / f".writing-{step:08d}"
@@ -69,7 +74,11 @@ def write_checkpoint(
     for kind, tensors in parts.items():
         path = beside / f"{kind}-{dist.rank()}-of-{dist.world_size()}.safetensors"
         try:
+            path.touch()  # gets the mode of the umask; safetensors writes files that only their owner reads
+            mode = path.stat().st_mode
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+            if path.stat().st_mode != mode:
+                path.chmod(mode)
             written[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
         except (OSError, SafetensorError) as error:
             failure = failure or why_unwritten(path, error)
@@ -98,7 +107,7 @@ def write_checkpoint(
 
 
 def _remove_old(root: Path, newest: Path, keep: int, keep_every_steps: int) -> None:
-    """Later ones than the one just written go too: the run went back behind them because they were damaged."""
+    """Later ones than the one just written go too: the run went back behind them, for they were damaged."""
     whole = list_checkpoints(root)
     until_now = [path for path in whole if _step_of(path) <= _step_of(newest)]
     kept = set(until_now[-keep:])
@@ -169,7 +178,10 @@ def verify_checkpoint(path: Path) -> Saved:
 
 
 def newest_sound(root: Path) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with the newer ones. Hashed by rank 0, told to all."""
+    """The newest checkpoint that verifies, and what was wrong with the newer ones.
+
+    Hashed by rank 0 alone; all ranks get its answer.
+    """
     found: Path | None = None
     problems: list[str] = []
     if dist.is_main():
@@ -196,7 +208,8 @@ class CheckpointReader:
                 self.files[name] = safe_open(saved.path / Path(name).name, "pt")
             except SafetensorError as error:
                 raise RunError(
-                    f"{saved.path / name} is no safetensors file ({error}); delete this checkpoint to use another"
+                    f"{saved.path / name} is no safetensors file ({error}); delete this checkpoint to use "
+                    "another"
                 ) from error
         self.where = {
             key: name for name, file in self.files.items() if name.startswith("model-") for key in file.keys()
@@ -228,6 +241,7 @@ class CheckpointReader:
                 pieces.append(file.get_slice(name)[low - start : high - start])
         if sum(piece.shape[0] for piece in pieces) != last - first:
             raise RunError(
-                f"{self.saved.path} does not hold rows {first}..{last - 1} of the instance head; it covers {ranges}"
+                f"{self.saved.path} does not hold rows {first}..{last - 1} of the instance head; it covers "
+                f"{ranges}"
             )
         return torch.cat(pieces)

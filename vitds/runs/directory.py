@@ -1,4 +1,4 @@
-"""The run directory: settings.yaml environment.json metrics.jsonl tensorboard/ checkpoints/ backbone.safetensors summary.json log.txt."""
+"""The run directory and its small files; docs/running.md lists them all."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def next_run_path(recipe: str, root: Path = Path("runs")) -> Path:
     """runs/<recipe>-<n> with the next free number."""
     name = Path(recipe).stem
-    # A start that failed leaves a folder with nothing but its lock and what its ranks said last; its number is free.
+    # A start that failed leaves a folder with its lock and what its ranks said last; its number is free.
     used = [
         path
         for path in root.glob(f"{name}-*")
@@ -138,21 +138,19 @@ def given_settings(run: Run, given: Settings) -> Settings:
     if differing:
         listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, before, now in differing)
         raise RunError(
-            f"{run.path} was started with other settings: {listed}. Give the run's own values to go on, or start a new run "
-            f"(another --run, with --init {run.path} to begin from its weights)."
+            f"{run.path} was started with other settings: {listed}. Give the run's own values to go on, or "
+            f"start a new run (another --run, with --init {run.path} to begin from its weights)."
         )
-    kept = {
-        name: getattr(given, name) for name in ("checkpoint", "eval", "log")
-    }  # these may differ: they change no number
+    # These may differ: they change no number.
+    kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log")}
     kept["data"] = saved.data.model_copy(update={"workers": given.data.workers})
     if given.batch.micro_images != "auto":
         kept["batch"] = saved.batch.model_copy(update={"micro_images": given.batch.micro_images})
     elif saved.batch.micro_images != "auto" and saved.batch.global_images % (
         saved.batch.micro_images * dist.world_size()
     ):
-        kept["batch"] = saved.batch.model_copy(
-            update={"micro_images": "auto"}
-        )  # another number of ranks: the saved one does not divide
+        # Another number of ranks: the saved one does not divide.
+        kept["batch"] = saved.batch.model_copy(update={"micro_images": "auto"})
     return saved.model_copy(update=kept)
 
 
@@ -162,7 +160,12 @@ def save_settings(run: Run, settings: Settings) -> None:
 
 
 def save_environment(run: Run, facts: dict[str, Any]) -> None:
-    """RUN/environment.json: what bit-identity is promised for, and the facts the caller adds (ranks, precision, stage)."""
+    """RUN/environment.json: what bit-identity is promised for, and what the caller adds.
+
+    Args:
+        run: whose directory it is.
+        facts: of the caller, as ranks, precision, stage.
+    """
     packages = ("vitds", "torch", "torchvision", "timm", "deepspeed", "ffcv", "numpy", "numba")
     versions = {}
     for name in packages:

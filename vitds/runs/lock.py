@@ -1,5 +1,7 @@
-"""One writer a run directory. The lock is fenced: whoever takes it over gets a higher counter, and the one before finds out at its
-next write and ends without writing (a requeued job's ghost never writes beside it).
+"""One writer a run directory.
+
+The lock is fenced: whoever takes it over gets a higher counter, and the one before finds out at its next
+write and ends without writing. So a requeued job's ghost never writes beside it.
 """
 
 from __future__ import annotations

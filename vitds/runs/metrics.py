@@ -28,7 +28,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(path: Path, steps: int) -> list[dict[str, Any]]:
-    """Keep the lines of the first `steps` steps and drop the rest, for a resume from there; returns the kept lines."""
+    """Keep the lines of the first `steps` steps and drop the rest, for a resume from there.
+
+    Returns: the kept lines.
+    """
     kept = [line for line in read_metrics(path) if line["step"] < steps]
     if path.exists():
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -42,7 +45,10 @@ class MetricsFile:
         self.file = open(path, "a", buffering=1)
 
     def append(self, line: dict[str, Any]) -> None:
-        """One step's numbers. What is not finite becomes null: JSON has no NaN, and strict readers refuse it."""
+        """One step's numbers.
+
+        What is not finite becomes null: JSON has no NaN, and strict readers refuse it.
+        """
         whole = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in line.items()

@@ -1,0 +1,171 @@
+"""What a backbone is, asked of the model itself on torch's meta device, where tensors have no numbers.
+
+So nothing depends on attributes that not every model sets right (`num_features` is not the features' width in
+thirteen of timm's families), a model that cannot train on these crops is refused before anything is written,
+and it takes tenths of a second whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitds.config.tree import Backbone
+from vitds.errors import SettingsError
+from vitds.models.create import check_name, create_model, own_words
+from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop, kept_patches
+
+# Crops of the pass that asks. A prime above any grid's side: an axis that it divides has whole rows of images
+# in it.
+CROPS = 211
+# What patches, windows and strides of timm's models come to.
+STEPS = (1, 2, 4, 7, 8, 12, 14, 15, 16, 20, 24, 28, 30, 32, 48, 56, 64, 128, 256)
+SIDES_TRIED = 20  # nearest to the one that was refused; a refusal answers within seconds
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a backbone makes of a crop in training.
+
+    Attributes:
+        parameters: how many numbers it trains.
+        width: D, of the row of features that an image gets.
+        patches: of a crop, before patch drop; 0 where the model cuts none.
+        flops: of the forward pass of one crop, a multiply-add counted as two.
+    """
+
+    parameters: int
+    width: int
+    patches: int
+    flops: int
+
+
+def model_facts(settings: Backbone, crop_px: int) -> ModelFacts:
+    """Ask a model what it makes of crops of this side.
+
+    Raises: SettingsError for an unknown name (with near ones), or a model that cannot train so; says what it
+        can.
+    """
+    check_name(settings.name)
+    try:
+        return _ask(settings, crop_px)
+    except SettingsError as error:
+        remedy = _remedy(settings, crop_px)
+        raise SettingsError(f"{error}; {remedy}" if remedy else str(error)) from error
+
+
+def trains(settings: Backbone, crop_px: int) -> bool:
+    """Whether a model can train on crops of this side; the name is one of timm's."""
+    try:
+        _ask(settings, crop_px)
+    except SettingsError:
+        return False
+    return True
+
+
+def published_side(name: str) -> int:
+    """The side in pixels that a timm model's published weights were made for."""
+    return timm.get_pretrained_cfg_value(name, "input_size")[1]
+
+
+def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
+    """Raises: SettingsError that says what is wrong, but not what would do instead."""
+    with torch.device("meta"):
+        # The counter follows gradients where there are any, and stumbles over some models' own.
+        model = create_model(settings, crop_px).train().requires_grad_(False)
+        cut: list[int] = []
+        _listen(model, settings.name, cut)
+        with FlopCounterMode(display=False) as counter:
+            try:
+                features = model(torch.zeros(CROPS, 3, crop_px, crop_px))
+            except SettingsError:
+                raise
+            except Exception as error:  # each model has its own way to fail on a side
+                raise SettingsError(
+                    f"backbone {settings.name} cannot take crops of {crop_px} pixels ({own_words(error)})"
+                ) from error
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != CROPS:
+        shape = list(features.shape[1:]) if isinstance(features, Tensor) else type(features).__name__
+        raise SettingsError(
+            f"backbone {settings.name} gives {shape} for an image, where one row of features is needed"
+        )
+    return ModelFacts(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        width=features.shape[1],
+        patches=cut[-1] if cut else 0,
+        flops=counter.get_total_flops() // CROPS,
+    )
+
+
+def _listen(model: nn.Module, name: str, cut: list[int]) -> None:
+    """Fill the keyed modules for CROPS crops, and note the patches that the model cuts of one."""
+
+    def note_patches(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(output, Tensor) and output.dim() == 3:
+            cut.append(output.shape[1])
+
+    def check_rows(module: KeyedDropPath, args: tuple[Tensor, ...]) -> None:
+        if len(args[0]) % CROPS:
+            raise SettingsError(f"backbone.drop_path: in {name} the rows of an image are not together")
+
+    def keep_patches(module: KeyedPatchDrop, args: tuple[Tensor, ...]) -> None:
+        cut.append(args[0].shape[1] - module.prefix_tokens)
+        module.order = torch.zeros(CROPS, kept_patches(cut[-1], module.rate), dtype=torch.int64)
+
+    patch_embed = getattr(model, "patch_embed", None)
+    if isinstance(patch_embed, nn.Module):
+        patch_embed.register_forward_hook(note_patches)
+    for module in model.modules():
+        if isinstance(module, KeyedDropPath):
+            module.factor = torch.ones(CROPS)
+            module.register_forward_pre_hook(check_rows)
+        elif isinstance(module, KeyedPatchDrop):
+            module.register_forward_pre_hook(keep_patches)
+
+
+def _remedy(settings: Backbone, crop_px: int) -> str:
+    """The smallest change with which the model trains, found by trying; empty if none was found."""
+    zero = {key: 0.0 for key in ("drop_path", "patch_drop") if getattr(settings, key)}
+    changes = [{}, *({key: 0.0} for key in zero), *([zero] if len(zero) == 2 else [])]
+    for change in changes[1:]:
+        if trains(settings.model_copy(update=change), crop_px):
+            return f"set {_told(change)}"
+    for change in changes:
+        changed = settings.model_copy(update=change)
+        if sides := list(islice(_sides_that_train(changed, crop_px), 2)):
+            also = f" with {_told(change)}" if change else ""
+            return f"views.crop_px may be {' or '.join(map(str, sides))}{also}"
+    return ""
+
+
+def _told(change: dict[str, float]) -> str:
+    return " and ".join(f"backbone.{key}=0" for key in change)
+
+
+def _sides_that_train(settings: Backbone, crop_px: int) -> Iterator[int]:
+    """Sides nearest first, the published one last."""
+    steps = (7, 8, 12)  # patches, windows and strides are made of these
+    sides = {side for step in steps for side in range(step, crop_px + 200, step) if side >= 16}
+    nearest = sorted(sides - {crop_px}, key=lambda side: abs(side - crop_px))[:SIDES_TRIED]
+    published = published_side(settings.name)
+    for side in (*nearest, *({published} - {*nearest, crop_px})):
+        if trains(settings, side):
+            yield side
+
+
+def side_step(settings: Backbone, near_px: int) -> int:
+    """The smallest number of pixels of which a model takes any multiple; 0 if it seems to take one side only.
+
+    Tried on the first three multiples from `near_px` on, not proven for the rest.
+    """
+    for step in STEPS:
+        first = -(-near_px // step) * step
+        if all(trains(settings, side) for side in (first, first + step, first + 2 * step)):
+            return step
+    return 0
