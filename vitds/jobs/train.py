@@ -85,12 +85,13 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
 
 def _check_labels(settings: Settings, file: BetonFile, test_file: BetonFile | None) -> None:
     """Raises: DataError if the method needs labels that the file lacks, or the files' classes differ."""
-    if method_class(settings.method).needs_labels:
-        if not file.manifest.classes:
-            raise DataError(
-                f"{file.path} has no labels; build it from a folder with one folder a class, or use `vitds "
-                f"pretrain`"
-            )
+    classes = file.manifest.classes
+    if method_class(settings.method).needs_labels and len(classes) < 2:
+        what = f"has one class alone, {classes[0]!r}" if classes else "has no labels"
+        raise DataError(
+            f"{file.path} {what}; training on labels needs two classes or more. Build it from a folder with one "
+            "folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
+        )
     if test_file is not None:
         require_same_classes(file, test_file)
 
@@ -279,7 +280,8 @@ def _evaluate(
         return {}
     if method.leaves_class_head:
         return top1_of_run(session.run, test_file, session.device)
-    if not file.manifest.classes or not test_file.manifest.classes:
+    if min(len(file.manifest.classes), len(test_file.manifest.classes)) < 2:
+        session.say("no accuracy is measured: it needs two classes or more in both files")
         return {}
     return {"knn": knn_of_run(session.run, file, test_file, session.device)}
 
