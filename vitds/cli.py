@@ -128,19 +128,32 @@ def data_verify(file: str, *, json: bool = False) -> None:
     verify(file, as_json=json)
 
 
-def data_preview(file: str, *, recipe: str = "idmm_digits", out: str = "preview.png") -> None:
+def data_preview(
+    file: str,
+    *,
+    recipe: str | None = None,
+    out: str = "preview.png",
+    images: int = 4,
+    seed: int | None = None,
+    set: tuple[str, ...] = (),
+) -> None:
     """Draw exactly what the network will see.
 
     A labelled grid: originals, each view, and the mixed crops with their targets' weights.
 
     Args:
         file: a .beton file
-        recipe: a recipe's name or a YAML file
+        recipe: a recipe's name or a YAML file (default idmm_digits, for the embedded digits alone)
         out: the picture to write
+        images: how many of the first step's images
+        seed: of every random draw (default the recipe's)
+        set: one setting, as in --set views.crop_px=96; may be repeated
     """
+    from vitds.jobs.as_flags import as_flags
     from vitds.jobs.preview import preview
 
-    preview(file, recipe=recipe, out=out)
+    with as_flags(data_preview):
+        preview(file, recipe=recipe, out=out, images=images, seed=seed, set=set)
 
 
 def recipes() -> None:

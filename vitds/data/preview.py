@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vitds.data.lettering import LINE_PX, Lettering, wrapped
 
 CELL_PX = 128  # at least; smaller crops are enlarged by whole factors, so that pixels stay pixels
-GAP_PX, LINE_PX = 8, 14
+GAP_PX = 8
 COLOURS = ((230, 75, 60), (60, 120, 220), (60, 160, 90), (220, 150, 40))  # one a view group
-FONT = ImageFont.load_default(LINE_PX - 2)
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class ImagePreview:
     """One image.
 
     Attributes:
-        name: caption of the original. original: (H, W, 3) uint8.
+        name: caption of the original.
+        original: (H, W, 3) uint8.
         boxes: (V, 4) top, left, height, width of the crops in the original.
-        views, trained: (V, 3, S, S) uint8: as the loader gives them, and after mixing.
-        targets: V captions of the mixed views, two lines each.
+        views: (V, 3, S, S) uint8, as the loader gives them.
+        trained: (V, 3, S, S) uint8, after mixing.
+        targets: V captions of the mixed views, two lines each at most.
     """
 
     name: str
@@ -35,39 +38,42 @@ class ImagePreview:
 
 def draw_preview(
     images: list[ImagePreview], view_names: list[str], groups: list[int], title: str
-) -> Image.Image:
+) -> tuple[Image.Image, set[str]]:
     """The grid: two bands an image, the views as cut above the same views as trained on.
 
     Args:
-        view_names: V captions. groups: (V,) number of each view's group, which is its colour.
+        images: at least one.
+        view_names: V captions.
+        groups: (V,) number of each view's group, which is its colour.
+        title: stands above the grid, in as many lines as it needs.
+    Returns: the page, and the letters that stand on it as code points, as no font here has them.
     """
     side_px = images[0].views.shape[-1]
     cell_px = side_px * max(1, -(-CELL_PX // side_px))
     step_x, step_y = cell_px + GAP_PX, cell_px + 2 * LINE_PX + GAP_PX
-    size = (GAP_PX + (len(view_names) + 1) * step_x, GAP_PX + 2 * LINE_PX + 2 * len(images) * step_y)
-    page = Image.new("RGB", size, "white")
+    width_px = GAP_PX + (len(view_names) + 1) * step_x
+    header = wrapped(title, width_px - 2 * GAP_PX)
+    top = GAP_PX + (len(header) + 1) * LINE_PX
+    page = Image.new("RGB", (width_px, top + 2 * len(images) * step_y), "white")
     pen = ImageDraw.Draw(page)
-    pen.text((GAP_PX, GAP_PX), title, "black", FONT)
-    for number, image in enumerate(images):
-        top = GAP_PX + 2 * LINE_PX + 2 * number * step_y
+    letters = Lettering(pen)
+    letters.write((GAP_PX, GAP_PX), "\n".join(header), width_px)
+    for image in images:
         original = _original(image, groups, cell_px)
         page.paste(original, (GAP_PX, top))
-        pen.multiline_text((GAP_PX, top + original.height + 1), image.name, "black", FONT, spacing=1)
-        pen.multiline_text(
-            (GAP_PX, top + step_y), "as trained on,\nwith its targets' weights", "black", FONT, spacing=1
-        )
+        letters.write((GAP_PX, top + original.height + 1), image.name, cell_px)
+        letters.write((GAP_PX, top + step_y), "as trained on, with\nits targets' weights", cell_px)
         for band, crops in enumerate((image.views, image.trained)):
             for view, crop in enumerate(crops):
-                corner = (GAP_PX + (view + 1) * step_x, top + band * step_y)
-                cell = Image.fromarray(np.ascontiguousarray(crop.transpose(1, 2, 0))).resize(
-                    (cell_px, cell_px), Image.Resampling.NEAREST
-                )
-                page.paste(cell, corner)
-                edge = (corner[0] - 2, corner[1] - 2, corner[0] + cell_px + 1, corner[1] + cell_px + 1)
+                left, above = GAP_PX + (view + 1) * step_x, top + band * step_y
+                cell = Image.fromarray(np.ascontiguousarray(crop.transpose(1, 2, 0)))
+                page.paste(cell.resize((cell_px, cell_px), Image.Resampling.NEAREST), (left, above))
+                edge = (left - 2, above - 2, left + cell_px + 1, above + cell_px + 1)
                 pen.rectangle(edge, outline=COLOURS[groups[view] % len(COLOURS)], width=2)
                 caption = image.targets[view] if band else view_names[view]
-                pen.multiline_text((corner[0], corner[1] + cell_px + 1), caption, "black", FONT, spacing=1)
-    return page
+                letters.write((left, above + cell_px + 1), caption, cell_px)
+        top += 2 * step_y
+    return page, letters.escaped
 
 
 def _original(image: ImagePreview, groups: list[int], cell_px: int) -> Image.Image:
@@ -80,5 +86,7 @@ def _original(image: ImagePreview, groups: list[int], cell_px: int) -> Image.Ima
     pen = ImageDraw.Draw(picture)
     for (top, left, box_height, box_width), group in zip(image.boxes.tolist(), groups, strict=True):
         corners = [scale * edge for edge in (left, top, left + box_width, top + box_height)]
-        pen.rectangle([*corners[:2], corners[2] - 1, corners[3] - 1], outline=COLOURS[group % len(COLOURS)])
+        # Pillow refuses a corner beyond its opposite, as a box of less than a pixel of the cell would have it.
+        far = (max(corners[0], corners[2] - 1), max(corners[1], corners[3] - 1))
+        pen.rectangle([*corners[:2], *far], outline=COLOURS[group % len(COLOURS)])
     return picture
