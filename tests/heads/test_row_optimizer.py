@@ -223,4 +223,4 @@ def test_what_needs_shards_and_dense_contradict_each_other(words: str) -> None:
     with pytest.raises(
         SettingsError, match=f"{words} is for a sharded head, got kind dense; set kind to sharded or auto"
     ):
-        settings_with("pretrain", "head.{}={}".format(*words.split()), "head.kind=dense")
+        head_with("head.{}={}".format(*words.split()), "head.kind=dense")
