@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 from vitds.config.names import did_you_mean
-from vitds.errors import SettingsError, UsageError, VitdsError
+from vitds.errors import ResourceError, SettingsError, UsageError, VitdsError
+from vitds.launcher import Place, read_place
 from vitds.words import Command, call_command, help_text, table_text
 
 HELP = ("--help", "-h")
@@ -93,12 +94,16 @@ def _report(name: str, error: Exception, text: str, is_debug: bool) -> None:
     All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all. What went wrong on
     rank 0 alone is told by it.
     """
-    if getattr(error, "is_told_by_main", False):
+    if getattr(error, "is_reported_by_main", False):
         return
     is_shared = isinstance(error, UsageError | SettingsError)
-    if is_shared and os.environ.get("LOCAL_RANK", "0") != "0":
+    try:
+        place = read_place(os.environ)
+    except ResourceError:  # variables that make no rank: this process speaks for itself
+        place = Place()
+    if is_shared and place.local_rank != 0:
         return
     if is_debug:
         traceback.print_exception(error)
-    rank = "" if is_shared or os.environ.get("WORLD_SIZE", "1") == "1" else f" (rank {os.environ['RANK']})"
+    rank = "" if is_shared or place.ranks == 1 else f" (rank {place.rank})"
     print(f"{name}{rank}: {text}", file=sys.stderr)

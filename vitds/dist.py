@@ -96,6 +96,6 @@ def on_main(work: Callable[..., T], *arguments: object) -> T:
             outcome = (None, error)
     result, error = broadcast_object(outcome)
     if error is not None:
-        error.is_told_by_main = not is_main()
+        error.is_reported_by_main = not is_main()
         raise error
     return result

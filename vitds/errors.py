@@ -19,7 +19,7 @@ class VitdsError(Exception):
     """Base of all errors that are shown to a person as a message without a traceback."""
 
     exit_code = 1
-    is_told_by_main = False  # True on ranks that end for what went wrong on rank 0, which tells it
+    is_reported_by_main = False  # True on ranks that end for what went wrong on rank 0, which tells it
 
 
 class UsageError(VitdsError):

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -25,6 +26,7 @@ import torch.distributed as td
 
 from vitds import dist
 from vitds.errors import ResourceError
+from vitds.launcher import Place, read_meeting, read_place, whole_number
 
 # DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo serves.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -32,12 +34,17 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's settings are resolved.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed` starts a second one.
+# What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed`
+# starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}
+OF_SLURM_STEP = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
+NO_STEP = (
+    "srun sets all of a step's variables. If this is no step of Slurm's, `unset SLURM_STEP_ID` makes it one "
+    "process"
+)
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # NCCL's own is ten, less than what watchdog.py waits
-MEETING_TIMEOUT = datetime.timedelta(
-    minutes=5
-)  # a rank that was killed in its start comes never; imports from a slow disk take a minute
+# A rank that was killed in its start never comes; imports from a slow disk take a minute.
+MEETING_TIMEOUT = datetime.timedelta(minutes=5)
 TIME_TO_SAVE_S = 60.0  # a rank without launcher finishes its step and saves; after this time it ends as it is
 
 
@@ -45,40 +52,72 @@ def start_ranks() -> torch.device:
     """Join the process group that the launcher's or Slurm's variables describe, or make one of a single rank.
 
     Returns: the training device.
-    Raises: ResourceError if the group's port is taken, a peer does not come, or the first node's address cannot be found.
+    Raises: ResourceError if the variables make no rank, this machine lacks the rank's GPU, the group's port is
+        taken, a peer does not come, or the first node's address cannot be found.
     """
-    has_cuda = torch.cuda.is_available()
     if not td.is_initialized():
         adopt_slurm_step()
-        end_with_launcher()
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if has_cuda else torch.device("cpu")
-    if has_cuda:
-        torch.cuda.set_device(device)
-    else:
-        local_ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        threads = os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)) // local_ranks
-        torch.set_num_threads(max(1, int(threads)))
+    place = read_place(os.environ)
+    os.environ["LOCAL_RANK"] = str(place.local_rank)  # DeepSpeed insists on it, also for one rank
+    os.environ.pop(
+        "OMPI_COMM_WORLD_LOCAL_RANK", None
+    )  # and on this being the same, also where it is left over
+    device = _device(place)
     if td.is_initialized():
         return device
-    backend = "cuda:nccl,cpu:gloo" if has_cuda else "gloo"
+    if place.is_launched:
+        end_with_launcher()
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    hook = sys.excepthook
     try:
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            _meet(backend)
+        if place.ranks > 1:
+            _meet(backend, place)
         else:
             td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
     except RuntimeError as error:  # torch's own kinds of it, and gloo's plain one
-        port = int(os.environ.get("MASTER_PORT") or 29500)
-        raise ResourceError(
-            f"the ranks could not meet on {os.environ.get('MASTER_ADDR')} port {port}: {str(error).splitlines()[0]}. Either one ended "
-            f"before, and says why itself, or another run uses the port: then give this one its own: deepspeed --master_port {port + 1} "
-            f"..., or under Slurm MASTER_PORT={port + 1}"
-        ) from error
+        raise ResourceError(_why_not_met(place, str(error).splitlines()[0])) from error
+    finally:
+        sys.excepthook = (
+            hook  # torch puts [rank0] before every line of every traceback to come, also of a caller's
+        )
     return device
 
 
-def _meet(backend: str) -> None:
-    """The launcher's ranks become a group. Its collectives, and the store behind them, may wait longer than the ranks do for each other."""
+def _device(place: Place) -> torch.device:
+    """The rank's GPU, or the CPU with the rank's share of the cores."""
+    if torch.cuda.is_available():
+        if place.local_rank >= (found := torch.cuda.device_count()):
+            raise ResourceError(
+                f"LOCAL_RANK={place.local_rank}, but torch sees {found} GPU(s) here (CUDA_VISIBLE_DEVICES="
+                f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')}). Start one rank a GPU"
+            )
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
+        return device
+    own = len(os.sched_getaffinity(0))
+    of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    threads = min(own, int(of_task)) if of_task.isdigit() else own // place.local_ranks
+    torch.set_num_threads(max(1, threads))
+    return torch.device("cpu")
+
+
+def _why_not_met(place: Place, said: str) -> str:
+    if place.ranks == 1:
+        return f"torch makes no process group of this one process: {said}. Is a GLOO_ or NCCL_ variable set?"
+    address, port = read_meeting(os.environ)
+    return (
+        f"the ranks could not meet on {address} port {port}: {said}. Either one ended before, and says why "
+        "itself, or another run uses the port: then give this one its own: "
+        f"deepspeed --master_port {port % 65535 + 1} ..., or under Slurm MASTER_PORT={port % 65535 + 1}"
+    )
+
+
+def _meet(backend: str, place: Place) -> None:
+    """The launcher's ranks become a group.
+
+    Its collectives, and the store behind them, may wait longer than the ranks do for each other.
+    """
+    read_meeting(os.environ)
     store, rank, ranks = next(td.rendezvous("env://", timeout=MEETING_TIMEOUT))
     td.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=MEETING_TIMEOUT)
     store.set_timeout(COLLECTIVE_TIMEOUT)
@@ -92,27 +131,33 @@ def leave_ranks_at_exit() -> None:
 
 
 def adopt_slurm_step() -> None:
-    """Translate Slurm's variables into RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, in a step of several tasks.
+    """Translate Slurm's variables into those of a launcher, in a step of several tasks.
 
-    A batch shell and salloc's shell are no such step, though they too carry SLURM_PROCID and SLURM_NTASKS: a command there is one
-    rank. Does nothing where a launcher has set RANK; MASTER_ADDR and MASTER_PORT that are set stay.
-    Raises: ResourceError if the first node's address cannot be found.
+    A batch shell and salloc's shell are no such step, though they too carry SLURM_PROCID and SLURM_NTASKS: a
+    command there is one rank. Does nothing where a launcher has set RANK; MASTER_ADDR and MASTER_PORT that are
+    set stay.
+    Raises: ResourceError if a variable of the step is missing or wrong, or the first node's address cannot be
+        found.
     """
     env = os.environ
-    if (
-        "RANK" in env
-        or "SLURM_STEP_ID" not in env
-        or int(env.get("SLURM_STEP_NUM_TASKS", 1)) < 2
-        or _is_in_shell_of_job()
-    ):
+    if env.get("RANK") or not env.get("SLURM_STEP_ID") or not env.get("SLURM_STEP_NUM_TASKS"):
         return
+    tasks = whole_number(env, "SLURM_STEP_NUM_TASKS", lowest=1, remedy=NO_STEP)
+    if tasks < 2 or _is_in_shell_of_job():
+        return
+    if missing := [name for name in OF_SLURM_STEP if not env.get(name)]:
+        raise ResourceError(f"SLURM_STEP_NUM_TASKS={tasks}, but {', '.join(missing)} not set. {NO_STEP}")
+    local_rank = whole_number(env, "SLURM_LOCALID", lowest=0, remedy=NO_STEP)
+    job = whole_number(env, "SLURM_JOB_ID", lowest=0, remedy=NO_STEP)
     gpus = torch.cuda.device_count()  # with --gpus-per-task a task sees its own alone, as number 0
-    env["LOCAL_RANK"] = str(int(env["SLURM_LOCALID"]) % gpus if gpus else env["SLURM_LOCALID"])
+    env["LOCAL_RANK"] = str(local_rank % gpus if gpus else local_rank)
     env["LOCAL_SIZE"] = str(len(env["SLURM_GTIDS"].split(",")))
-    if "MASTER_ADDR" not in env:
+    if not env.get("MASTER_ADDR"):
         env["MASTER_ADDR"] = _address_of_first(env["SLURM_STEP_NODELIST"])
-    env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
-    env["WORLD_SIZE"], env["RANK"] = env["SLURM_STEP_NUM_TASKS"], env["SLURM_PROCID"]
+    if not env.get("MASTER_PORT"):
+        env["MASTER_PORT"] = str(20000 + job % 20000)
+    env["WORLD_SIZE"] = str(tasks)
+    env["RANK"] = env["SLURM_PROCID"]
 
 
 def _is_in_shell_of_job() -> bool:
