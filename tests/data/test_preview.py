@@ -168,7 +168,7 @@ def test_weights_that_label_smoothing_makes_smaller_are_explained(page_of, writt
 
 def test_without_label_smoothing_weights_are_whole_and_nothing_is_explained(page_of, written):
     page_of("cutmix", set=["head.label_smoothing=0"])
-    assert "smoothing" not in written[0]
+    assert "label smoothing:" not in written[0]
     for text in (text for text in written[1:] if " of image " in text):
         assert sum(float(line.split()[0]) for line in text.split("\n")) == pytest.approx(1, abs=0.011)
 
