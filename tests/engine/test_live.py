@@ -1,0 +1,46 @@
+"""The line an epoch that a log shows: figures of the whole epoch, the probes where they were measured, the time left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.engine.training import small_run_path
+from vitds.runs.metrics import read_metrics
+
+LINE = re.compile(
+    r"epoch (\d)/3  step (\d+)  loss [\d.]+  lr [\d.e+-]+  ([\d,]+) images/s  ([\d.]+) s(.*)  (\d:\d\d:\d\d) left"
+)
+
+
+@pytest.fixture(scope="module")
+def logged(rank_pool, digit_files, tmp_path_factory) -> tuple[list[re.Match[str]], Path, str]:
+    run = tmp_path_factory.mktemp("logged") / "run"
+    rank_pool(1).run(small_run_path, str(run), digit_files, epochs=3, eval__every_epochs=2)
+    return list(LINE.finditer(rank_pool(1).output)), run, rank_pool(1).output
+
+
+def test_speed_is_of_the_whole_epoch_not_of_its_padded_last_step(logged) -> None:
+    lines, run, _ = logged
+    steps = read_metrics(run / "metrics.jsonl")
+    assert [(line[1], line[2]) for line in lines] == [("1", "3"), ("2", "6"), ("3", "9")]
+    for epoch, line in enumerate(lines):
+        seconds = sum(step["time/step_s"] for step in steps[3 * epoch : 3 * epoch + 3])
+        assert float(line[4]) == pytest.approx(seconds, abs=0.06)
+        assert float(line[3].replace(",", "")) == pytest.approx(52 / seconds, abs=0.6)
+
+
+def test_probes_stand_in_the_line_of_the_epoch_they_were_measured_in(logged) -> None:
+    lines, run, _ = logged
+    found = read_metrics(run / "metrics.jsonl")[5]
+    assert [bool(line[5]) for line in lines] == [False, True, False]
+    for name in ("alignment", "rankme", "instance_top1", "knn5_top1"):
+        assert f"{name.replace('_', ' ')} {found[f'probe/{name}']:.4g}" in lines[1][5]
+
+
+def test_the_time_left_falls_to_nothing_and_the_result_comes_last(logged) -> None:
+    lines, _, said = logged
+    assert lines[-1][6] == "0:00:00"
+    assert re.fullmatch(r"kNN, k = 5: top-1 [\d.]+ %, top-5 [\d.]+ %", said.strip().splitlines()[-1])
