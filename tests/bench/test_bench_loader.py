@@ -80,7 +80,7 @@ def test_crops_only_has_the_recipes_boxes_and_nothing_else(file, monkeypatch):
         pipelines[name]()
     crops, complete, *floats = seen
     assert crops[0] == Views(crop_px=32, groups=groups) and complete[0] == settings.views
-    assert [row[1] for row in floats] == [np.float32, np.uint16]
+    assert [row[1] for row in floats] == [torch.float32, torch.bfloat16]
 
 
 def step_names(views):

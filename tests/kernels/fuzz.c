@@ -19,11 +19,9 @@ typedef struct {
 
 void *vitds_scratch_new(void);
 void vitds_scratch_free(void *);
-int vitds_views(const uint8_t *, int64_t, int32_t, int32_t, int32_t, const ViewSpec *, int32_t, int32_t, uint8_t *, int64_t, void *);
-int vitds_batch(const int64_t *, const int64_t *, const int32_t *, const int32_t *, const int32_t *, const ViewSpec *, int32_t, int32_t,
-                int32_t, uint8_t *, int64_t, int32_t *, int32_t, int32_t, void *);
+int vitds_views(const int64_t *, const int64_t *, const int32_t *, const int32_t *, const int32_t *,
+                    const ViewSpec *, int32_t, int32_t, int32_t, uint8_t *, int64_t, int32_t *, void *);
 int vitds_decode(const uint8_t *, int64_t, int32_t, int32_t, int32_t, uint8_t *, int64_t, void *);
-int vitds_normalise(const uint8_t *, int64_t, int64_t, int64_t, const float *, const float *, int32_t, void *, int64_t);
 
 enum { JPEG, RAW };
 
@@ -129,20 +127,17 @@ int main(int count, char **argument) {
         uint8_t *out = malloc((size_t)out_bytes);
         int32_t h = height, w = width, kind = storage, status = 1;
         int64_t address = (int64_t)(intptr_t)source;
-        if (upto(0, 1)) error = vitds_views(source, bytes, storage, height, width, specs, views, side, out, out_bytes, scratch);
-        else error = vitds_batch(&address, &bytes, &kind, &h, &w, specs, 1, views, side, out, out_bytes, &status, 0, 1, scratch) || status;
+        error = vitds_views(&address, &bytes, &kind, &h, &w, specs, 1, views, side, out, out_bytes, &status, scratch);
+        error = error ? error : status;
         made += error == 0;
         broken += error && storage == JPEG;
         refused += error && storage == RAW;
-        float *floats = malloc(4 * (size_t)out_bytes), mean[3] = {0.4f, 0.5f, 0.6f}, std[3] = {0.2f, 0.3f, 0.4f};
-        if (!error && vitds_normalise(out, out_bytes, views, (int64_t)side * side, mean, std, n % 2, floats, out_bytes * (n % 2 ? 2 : 4))) exit(3);
         /* A whole picture into a buffer of its size, now and then of another one: that is an error, and so is what was one before. */
         int64_t whole_bytes = (int64_t)h * w * 3 + (upto(0, 9) ? 0 : upto(1, 9));
         uint8_t *whole = malloc((size_t)whole_bytes + !whole_bytes);
         int unsound = vitds_decode(source, bytes, storage, h, w, whole, whole_bytes, scratch);
         if (!error && (unsound != 0) != (whole_bytes != (int64_t)h * w * 3)) exit(4);
         free(whole);
-        free(floats);
         free(out);
         free(specs);
         free(source);

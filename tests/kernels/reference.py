@@ -190,7 +190,3 @@ def rotate(picture: Picture, degrees: float) -> Picture:
             if 0 <= from_y < side and 0 <= from_x < side:
                 out[y, x] = picture[from_y, from_x]
     return out
-
-
-def normalise(picture: Picture, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Picture:
-    return (picture / 255 - mean) / std

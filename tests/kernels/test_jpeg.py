@@ -81,12 +81,11 @@ def test_unusable_jpeg_is_told_and_the_next_one_decodes(reason: str, stored: byt
     )
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_one_damaged_sample_does_not_stop_the_others(threads: int) -> None:
+def test_one_damaged_sample_does_not_stop_the_others() -> None:
     sources = [STORED, STORED[:40], STORED, PICTURE[:-1], STORED[:-300], np.ascontiguousarray(PICTURE)]
     storages = [JPEG, JPEG, JPEG, RAW, JPEG, RAW]
     specs = np.repeat(whole_spec(96, 96, SIDE)[None], 6, 0)
-    views, status = cut_views(sources, storages, [(96, 96)] * 6, specs, SIDE, threads=threads)
+    views, status = cut_views(sources, storages, [(96, 96)] * 6, specs, SIDE)
     wanted = ["no error", "damaged", "no error", "a buffer does not have the length", "damaged", "no error"]
     assert all(text in error_text(code) for text, code in zip(wanted, status.tolist(), strict=True))
     sound, _ = cut_views([STORED], [JPEG], [(96, 96)], specs[:1], SIDE)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from tests.kernels import reference
 from tests.kernels.pictures import FILTERS, assert_close, cut, photographs, whole_spec
-from vitds.kernels.views import RAW, VIEW_SPEC, library, scratch
+from vitds.kernels.views import RAW, VIEW_SPEC, cut_stored
 
 SIDE = 112
 NAMES = sorted(FILTERS)
@@ -176,13 +176,11 @@ def test_nothing_outside_the_buffers_is_written_or_matters(
         stored = np.full(picture.size + 2 * 512, filling, np.uint8)
         stored[512:-512] = picture.ravel()
         out = np.full(3 * side * side + 2 * 512, filling, np.uint8)
-        with scratch() as memory:
-            source, views = stored.ctypes.data + 512, out.ctypes.data + 512
-            size = picture.shape[:2]
-            code = library().vitds_views(
-                source, picture.size, RAW, *size, spec.ctypes.data, 1, side, views, 3 * side * side, memory
-            )
-        assert code == 0
+        place, status = np.array([stored.ctypes.data + 512]), np.ones(1, np.int32)
+        views = out[512:-512].reshape(1, 1, 3, side, side)
+        storage, height, width = np.array([[RAW], *([size] for size in picture.shape[:2])], np.int32)
+        cut_stored(place, np.array([picture.size]), storage, height, width, spec[None], views, status)
+        assert status.tolist() == [0]
         assert (out[:512] == filling).all() and (out[-512:] == filling).all()
         assert np.array_equal(stored[512:-512], picture.ravel())
         results.append(out[512:-512].copy())

@@ -1,28 +1,24 @@
-"""The Python side: the table of view specs, refusals with their texts, threads, compiled callers, and normalising."""
+"""The Python side: the table of view specs, and refusals with their texts."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
-import torch
 
-from tests.kernels import reference
 from tests.kernels.pictures import photograph_parts, photographs, whole_spec
 from vitds.errors import DataError, ResourceError, ShapeError
 from vitds.kernels import views as kernels
 from vitds.kernels.views import (
     RAW,
     VIEW_SPEC,
+    cut_stored,
     cut_views,
     error_text,
     kernel_error,
     library,
-    normalise,
-    scratch,
 )
 
 SIDE = 24
@@ -92,23 +88,33 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"specs must be .* it is \(1, 1\) of float32"):
         cut_views([PICTURE], [RAW], [(48, 48)], np.zeros((1, 1), np.float32), SIDE)
     with pytest.raises(
-        ShapeError,
-        match=r"out must be a C-contiguous \(1, 1, 3, 24, 24\) array of uint8; it is \(1, 1, 3, 24, 25\)",
-    ):
-        cut_views([PICTURE], [RAW], [(48, 48)], spec, SIDE, out=np.empty((1, 1, 3, 24, 25), np.uint8))
-    with pytest.raises(
-        ShapeError, match=r"status must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
-    ):
-        cut_views([PICTURE], [RAW], [(48, 48)], spec, SIDE, status=np.empty(2, np.int32))
-    with pytest.raises(
         ShapeError, match=r"storages must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
     ):
         cut_views([PICTURE], [RAW, RAW], [(48, 48)], spec, SIDE)
     with pytest.raises(
-        ShapeError,
-        match="a batch of 1 images, 1 views, side 4097 px, 1 threads: an argument is missing or out of range",
+        ShapeError, match=r"a batch of 1 images, 1 views, side 4097 px: an argument is missing"
     ):
         cut_views([PICTURE], [RAW], [(48, 48)], spec, 4097)
+
+
+def cut_into(out: np.ndarray, status: np.ndarray) -> None:
+    """PICTURE, whole, into arrays of the caller's."""
+    place, length = np.array([PICTURE.ctypes.data]), np.array([PICTURE.nbytes])
+    storage, height, width = np.array([[RAW], [48], [48]], np.int32)
+    cut_stored(place, length, storage, height, width, whole_spec(48, 48, SIDE)[None], out, status)
+
+
+def test_results_that_have_no_room_for_the_views_are_refused() -> None:
+    out, status = np.empty((1, 1, 3, SIDE, SIDE), np.uint8), np.empty(1, np.int32)
+    with pytest.raises(
+        ShapeError,
+        match=r"out must be a C-contiguous \(1, 1, 3, 24, 24\) array of uint8; it is \(1, 1, 3, 23, 24\)",
+    ):
+        cut_into(out[:, :, :, 1:], status)
+    with pytest.raises(
+        ShapeError, match=r"status must be a C-contiguous \(1,\) array of int32; it is \(2,\)"
+    ):
+        cut_into(out, np.empty(2, np.int32))
 
 
 @pytest.mark.parametrize(
@@ -131,16 +137,6 @@ def test_missing_library_names_the_command_that_builds_it(
         library.__wrapped__()
 
 
-def test_any_number_of_threads_gives_the_same_views() -> None:
-    pictures = photographs()[:2] * 5
-    sizes = [picture.shape[:2] for picture in pictures]
-    specs = np.stack([np.repeat(whole_spec(*size, SIDE, blur_sigma=1.5), 3) for size in sizes])
-    results = [
-        cut_views(pictures, [RAW] * 10, sizes, specs, SIDE, threads=threads)[0] for threads in (1, 2, 3, 16)
-    ]
-    assert all(np.array_equal(result, results[0]) for result in results)
-
-
 def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:
     fresh = cut_views([PICTURE], [RAW], [(48, 48)], whole_spec(48, 48, 17, filter=1, blur_sigma=1)[None], 17)[
         0
@@ -160,19 +156,6 @@ def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:
     assert np.array_equal(fresh, again)
 
 
-def test_compiled_code_can_call_the_kernels() -> None:
-    vitds_views = library().vitds_views
-
-    @numba.njit
-    def call(source: int, size: int, spec: int, out: int, memory: int) -> int:
-        return vitds_views(source, size, RAW, 48, 48, spec, 1, SIDE, out, 3 * SIDE * SIDE, memory)
-
-    spec, out = whole_spec(48, 48, SIDE), np.zeros((1, 1, 3, SIDE, SIDE), np.uint8)
-    with scratch() as memory:
-        assert call(PICTURE.ctypes.data, PICTURE.size, spec.ctypes.data, out.ctypes.data, memory) == 0
-    assert np.array_equal(out, cut_views([PICTURE], [RAW], [(48, 48)], spec[None], SIDE)[0])
-
-
 def test_scratches_can_be_freed() -> None:
     memory = library().vitds_scratch_new()
     out = np.empty(PICTURE.size, np.uint8)
@@ -185,25 +168,3 @@ def test_scratches_can_be_freed() -> None:
     library().vitds_scratch_free(ctypes.c_void_p(memory))
     library().vitds_scratch_free(None)
     assert np.array_equal(out, PICTURE.ravel())
-
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
-
-
-def test_normalised_views_are_the_reference() -> None:
-    views = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 7, 7), dtype=np.uint8)
-    wanted = reference.normalise(np.moveaxis(views.astype(float), 2, -1), np.array(MEAN), np.array(STD))
-    assert np.allclose(np.moveaxis(normalise(views, MEAN, STD), 2, -1), wanted, rtol=1e-6, atol=1e-6)
-
-
-def test_normalised_bfloat16_is_torchs_rounding_of_float32() -> None:
-    views = np.arange(3 * 256, dtype=np.uint8).reshape(1, 3, 16, 16)
-    wanted = torch.from_numpy(normalise(views, MEAN, STD)).bfloat16()
-    assert torch.equal(torch.from_numpy(normalise(views, MEAN, STD, np.uint16)).view(torch.bfloat16), wanted)
-
-
-def test_views_of_another_shape_are_not_normalised() -> None:
-    with pytest.raises(
-        ShapeError, match=r"views must be a C-contiguous \(2, 3, 5, 5\) array of uint8; it is \(2, 4, 5, 5\)"
-    ):
-        normalise(np.zeros((2, 4, 5, 5), np.uint8), MEAN, STD)

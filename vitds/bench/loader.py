@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
+from vitds.augment.mix import normalise
 from vitds.bench.images import bench_images
 from vitds.bench.reference import ReferenceSet
 from vitds.bench.report import print_rows
@@ -23,7 +24,6 @@ from vitds.data.draws import draw_views
 from vitds.data.ffcv_import import PipelineSpec, RandomResizedCropRGBImageDecoder, ffcv, imdecode
 from vitds.data.loader import TrainLoader
 from vitds.errors import UsageError
-from vitds.kernels.views import normalise
 
 IMAGES = 512  # at most so many of the file are used
 BATCH_IMAGES = 64
@@ -101,8 +101,8 @@ def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Ite
         "torch_kernel": lambda: torch_kernel(file, settings),
         "crops": lambda: ours(file, plain),
         "complete_u8": lambda: ours(file, settings),
-        "complete_f32": lambda: ours(file, settings, np.float32),
-        "complete_bf16": lambda: ours(file, settings, np.uint16),
+        "complete_f32": lambda: ours(file, settings, torch.float32),
+        "complete_bf16": lambda: ours(file, settings, torch.bfloat16),
     }
 
 
@@ -200,18 +200,15 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
             yield
 
 
-def ours(
-    file: BetonFile, settings: Settings, dtype: type[np.float32] | type[np.uint16] | None = None
-) -> Iterator[None]:
-    """TrainLoader; with a dtype also the normalisation, that is otherwise the training device's: float32, or the bits of bfloat16."""
+def ours(file: BetonFile, settings: Settings, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """TrainLoader. With a dtype also the normalisation, which in training is the training device's work."""
     batch_images = min(BATCH_IMAGES, file.images)
     batch = settings.batch.model_copy(update={"global_images": batch_images, "chunk_images": batch_images})
     settings = settings.model_copy(update={"batch": batch})
     loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=batch_images)
     for number, made in enumerate(loader.batches(0, 2**40), start=1):
         if dtype is not None:
-            for crops in made.crops.numpy():  # an image at a time: it stays in the processor's cache
-                normalise(crops, settings.views.mean, settings.views.std, dtype)
+            normalise(made.crops.flatten(0, 1), settings.views).to(dtype)
         if number % loader.steps_per_epoch == 0:
             yield
 

@@ -13,7 +13,7 @@
  * Pixels are integers all the way, so every processor gives the same bytes. Compile with -ffp-contract=off: the few numbers
  * that pass through double (weights, factors, a mean) must not depend on whether the processor has fused multiply-add.
  *
- * Read it from the end: vitds_views() opens the picture, cut_view() checks a spec, make_view() runs the stages.
+ * Read it from the end: cut_picture() opens the picture, cut_view() checks a spec, make_view() runs the stages.
  */
 #include <math.h>
 #include <stddef.h>
@@ -51,7 +51,6 @@ enum {
     BAD_ARGUMENT = -1, BAD_LENGTH = -2, DAMAGED = -3, BAD_SIZE = -4, BAD_KIND = -5, BAD_BOX = -6, BAD_SPEC = -7, NO_MEMORY = -8
 };
 enum { MAX_SIDE = 4096, MAX_LENGTH = 65535, MAX_VIEWS = 1024, MAX_RADIUS = 32, NARROW_TAPS = 12, TABLES = 1024 };
-enum { FLOAT32, BFLOAT16 };
 
 const char *vitds_error(int code) {
     switch (code) {
@@ -859,33 +858,30 @@ static int cut_view(const Picture *picture, const ViewSpec *spec, int side, Scra
     return 0;
 }
 
-/* One picture, all its views: out is (views, 3, side, side). storage: JPEG, or RAW: RGB of height * width * 3 bytes.
- * Returns 0 or an error code (see vitds_error); after an error the content of out is undefined. */
-int vitds_views(const uint8_t *source, int64_t source_bytes, int32_t storage, int32_t height, int32_t width, const ViewSpec *specs,
-                int32_t views, int32_t side, uint8_t *out, int64_t out_bytes, void *opaque) {
-    Scratch *scratch = opaque;
-    if (!specs || !out || !scratch || views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE) return BAD_ARGUMENT;
-    int64_t view_bytes = 3 * (int64_t)side * side;
-    if (out_bytes != views * view_bytes) return BAD_LENGTH;
+/* One picture, all its views. */
+static int cut_picture(const uint8_t *source, int64_t source_bytes, int storage, int height, int width,
+                       const ViewSpec *specs, int views, int side, uint8_t *out, Scratch *scratch) {
     Picture picture;
     int error = open_picture(source, source_bytes, storage, height, width, scratch, &picture);
-    for (int v = 0; v < views && !error; v++) error = cut_view(&picture, specs + v, side, scratch, out + v * view_bytes);
+    for (int v = 0; v < views && !error; v++)
+        error = cut_view(&picture, specs + v, side, scratch, out + (size_t)v * 3 * side * side);
     return error;
 }
 
-/* Samples first <= b < last of a batch, so that callers can share one among threads: out is (samples, views, 3, side, side),
- * specs (samples, views), everything else (samples,); sources are addresses. status[b] becomes 0 or the sample's error: a damaged
+/* The views of a batch: out is (samples, views, 3, side, side), specs (samples, views), everything else (samples,);
+ * sources are addresses. status[b] becomes 0 or the sample's error, after which its part of out is undefined: a damaged
  * one never stops the others. Returns an error only where the batch itself is wrong. */
-int vitds_batch(const int64_t *sources, const int64_t *source_bytes, const int32_t *storages, const int32_t *heights,
-                const int32_t *widths, const ViewSpec *specs, int32_t samples, int32_t views, int32_t side, uint8_t *out,
-                int64_t out_bytes, int32_t *status, int32_t first, int32_t last, void *scratch) {
-    if (!sources || !source_bytes || !storages || !heights || !widths || !specs || !out || !status || !scratch) return BAD_ARGUMENT;
-    if (views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE || first < 0 || first > last || last > samples) return BAD_ARGUMENT;
+int vitds_views(const int64_t *sources, const int64_t *source_bytes, const int32_t *storages,
+                    const int32_t *heights, const int32_t *widths, const ViewSpec *specs, int32_t samples,
+                    int32_t views, int32_t side, uint8_t *out, int64_t out_bytes, int32_t *status, void *scratch) {
+    if (!sources || !source_bytes || !storages || !heights || !widths || !specs || !out || !status || !scratch)
+        return BAD_ARGUMENT;
+    if (samples < 0 || views < 1 || views > MAX_VIEWS || side < 1 || side > MAX_SIDE) return BAD_ARGUMENT;
     int64_t sample_bytes = (int64_t)views * 3 * side * side;
     if (out_bytes != samples * sample_bytes) return BAD_LENGTH;
-    for (int64_t b = first; b < last; b++)
-        status[b] = vitds_views((const uint8_t *)(intptr_t)sources[b], source_bytes[b], storages[b], heights[b], widths[b],
-                                specs + b * views, views, side, out + b * sample_bytes, sample_bytes, scratch);
+    for (int64_t b = 0; b < samples; b++)
+        status[b] = cut_picture((const uint8_t *)(intptr_t)sources[b], source_bytes[b], storages[b], heights[b],
+                                widths[b], specs + b * views, views, side, out + b * sample_bytes, scratch);
     return 0;
 }
 
@@ -898,28 +894,4 @@ int vitds_decode(const uint8_t *source, int64_t source_bytes, int32_t storage, i
     if (!error && out_bytes != (int64_t)height * width * 3) error = BAD_LENGTH;
     for (ptrdiff_t y = 0; y < height && !error; y++) memcpy(out + y * 3 * width, picture.pixels + y * picture.stride, 3 * (size_t)width);
     return error;
-}
-
-/* levels (images, 3, pixels) -> out of the same shape: (level / 255 - mean) / std of the channel, as float32 or bfloat16 (rounded to
- * nearest, ties to even). Written so that no fused multiply-add can apply: equal on every machine. */
-int vitds_normalise(const uint8_t *levels, int64_t level_bytes, int64_t images, int64_t pixels, const float *mean, const float *std,
-                    int32_t format, void *out, int64_t out_bytes) {
-    int64_t width = format == FLOAT32 ? 4 : 2;
-    if (!levels || !mean || !std || !out || images < 0 || pixels < 0 || (format != FLOAT32 && format != BFLOAT16)) return BAD_ARGUMENT;
-    if (images > INT32_MAX || pixels > MAX_SIDE * MAX_SIDE) return BAD_ARGUMENT;
-    if (level_bytes != images * 3 * pixels || out_bytes != width * level_bytes) return BAD_LENGTH;
-    for (int64_t p = 0; p < images * 3; p++) {
-        const uint8_t *in = levels + p * pixels;
-        float zero = 255 * mean[p % 3], scale = 1 / (255 * std[p % 3]);
-        float *wide = (float *)out + p * pixels;
-        uint16_t *narrow = (uint16_t *)out + p * pixels;
-        for (int64_t i = 0; i < pixels; i++) {
-            float value = ((float)in[i] - zero) * scale;
-            uint32_t bits;
-            memcpy(&bits, &value, 4);
-            if (format == FLOAT32) wide[i] = value;
-            else narrow[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-        }
-    }
-    return 0;
 }

@@ -1,7 +1,8 @@
 """The Python side of pixels.c: the table of view specs, the compiled library, and calls with NumPy arrays.
 
-`vitds/kernels/pixels.c` is compiled at installation into `_pixels*.so` beside this file. Nothing here draws, and nothing
-knows a setting: specs and bytes go in, pixels come out. docs/kernels.md explains how the C side works.
+`vitds/kernels/pixels.c` is compiled at installation into `_pixels*.so` beside this file. Nothing here draws,
+and nothing knows a setting: view specs and bytes go in, pixels come out. docs/kernels.md explains how the C
+side works.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from vitds.errors import DataError, ResourceError, ShapeError, VitdsError
 from vitds.kernels.library import load_library
 
-JPEG, RAW = 0, 1  # how a picture is stored: FFCV's numbers, which a .beton holds and pixels.c reads
+# The numbers and orders from here to VIEW_SPEC are those of pixels.c.
+JPEG, RAW = 0, 1  # how a picture is stored: FFCV's numbers, which a .beton holds
 BILINEAR, BICUBIC = 0, 1
 COLOUR_OPS = ("none", "brightness", "contrast", "saturation", "hue")
 POLICY_OPS = (
@@ -43,7 +44,7 @@ POLICY_OPS = (
 
 VIEW_SPEC = np.dtype(
     [
-        ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # source box in pixels, inside the picture
+        ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # box inside the picture, pixels
         ("resized_height", "<i4"), ("resized_width", "<i4"),  # the whole box is resized to this
         ("out_top", "<i4"), ("out_left", "<i4"),  # and this side x side window of it is kept
         ("filter", "<i4"), ("flip", "<i4"),
@@ -58,30 +59,23 @@ VIEW_SPEC = np.dtype(
         ("cutout_centre", "<f4", (2,)),  # y, x as fractions of the side
     ]
 )  # fmt: skip
-"""One row a view, the same bytes as ViewSpec in pixels.c, which says what each field means."""
+"""One row a view, the same bytes as ViewSpec in C, which says what each field means."""
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES = {
     "vitds_error": (ctypes.c_char_p, [_INT]),
     "vitds_scratch_new": (_POINTER, []),
     "vitds_scratch_free": (None, [_POINTER]),
-    "vitds_views": (
-        _INT,
-        [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _INT, _INT, _POINTER, _LONG, _POINTER],
-    ),
-    "vitds_batch": (_INT, [_POINTER] * 6 + [_INT] * 3 + [_POINTER, _LONG, _POINTER, _INT, _INT, _POINTER]),
+    "vitds_views": (_INT, [*[_POINTER] * 6, *[_INT] * 3, _POINTER, _LONG, _POINTER, _POINTER]),
     "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
-    "vitds_normalise": (_INT, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER, _LONG]),
 }
-_BAD_ARGUMENT, _BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _BAD_BOX, _BAD_SPEC, _NO_MEMORY = range(
-    -1, -9, -1
-)
+_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _NO_MEMORY = -2, -3, -4, -5, -8
 _OF_THE_PICTURE = (_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND)
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels, with argument types set: its functions can be called from Python and from numba's compiled code.
+    """The compiled kernels, with argument types set.
 
     Raises: ResourceError if the library was not built or cannot be loaded (names the command that builds it).
     """
@@ -94,7 +88,9 @@ def error_text(code: int) -> str:
 
 
 def kernel_error(code: int, where: str) -> VitdsError:
-    """The exception for an error code: DataError for a picture, ResourceError for memory, ShapeError for specs and arrays.
+    """The exception for an error code.
+
+    It is a DataError for a picture, a ResourceError for memory, a ShapeError for view specs and arrays.
 
     Args:
         code: a negative number that a kernel returned or left in `status`.
@@ -109,10 +105,12 @@ _idle_scratches: list[int] = []
 
 @contextmanager
 def scratch() -> Iterator[int]:
-    """The address of a scratch for the kernels, for one thread at a time; kept for the next caller afterwards.
+    """The address of a scratch for the kernels, for one thread at a time; kept for the next caller
+    afterwards.
 
     Raises: ResourceError if memory is out.
     """
+    # Two threads may look here at once; a list's pop and append are whole operations under the GIL.
     try:
         address = _idle_scratches.pop()
     except IndexError:
@@ -128,8 +126,58 @@ def scratch() -> Iterator[int]:
 def _require_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ShapeError(
-            f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; it is {array.shape} of {array.dtype}."
+            f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; "
+            f"it is {array.shape} of {array.dtype}."
         )
+
+
+def cut_stored(
+    addresses: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    storages: NDArray[np.int32],
+    heights: NDArray[np.int32],
+    widths: NDArray[np.int32],
+    specs: np.ndarray,
+    out: NDArray[np.uint8],
+    status: NDArray[np.int32],
+) -> None:
+    """Cut and colour all views of a batch of pictures that lie somewhere in memory.
+
+    A sample that cannot be used does not stop the others.
+
+    Args:
+        addresses: (B,) where each stored picture begins: JPEG bytes, or raw RGB of height * width * 3 bytes.
+        lengths: (B,) its bytes.
+        storages: (B,) JPEG or RAW.
+        heights: (B,) pixels.
+        widths: (B,) pixels.
+        specs: (B, V) of VIEW_SPEC.
+        out: (B, V, 3, S, S), C-contiguous: the views.
+        status: (B,) becomes 0, or the error code of a sample that could not be used, whose views are then
+            undefined; `kernel_error` makes an exception of it.
+    Raises: ShapeError if the arrays do not fit together or a number is out of range. ResourceError if the
+        kernels are not built or memory is out.
+    """
+    samples = len(addresses)
+    if specs.dtype != VIEW_SPEC or specs.ndim != 2 or len(specs) != samples:
+        raise ShapeError(
+            f"specs must be ({samples}, views) of VIEW_SPEC, one row a source; "
+            f"it is {specs.shape} of {specs.dtype}."
+        )
+    views, side_px = specs.shape[1], out.shape[-1]
+    for name, table in {"addresses": addresses, "lengths": lengths}.items():
+        _require_array(name, table, np.int64, (samples,))
+    for name, table in {"storages": storages, "heights": heights, "widths": widths}.items():
+        _require_array(name, table, np.int32, (samples,))
+    _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
+    _require_array("status", status, np.int32, (samples,))
+    tables = (addresses, lengths, storages, heights, widths, np.ascontiguousarray(specs))
+    inputs = [table.ctypes.data for table in tables]
+    outputs = (out.ctypes.data, out.nbytes, status.ctypes.data)
+    with scratch() as memory:
+        code = library().vitds_views(*inputs, samples, views, side_px, *outputs, memory)
+    if code:
+        raise kernel_error(code, f"a batch of {samples} images, {views} views, side {side_px} px")
 
 
 def cut_views(
@@ -138,72 +186,39 @@ def cut_views(
     sizes: Sequence[tuple[int, int]] | NDArray[np.int32],
     specs: np.ndarray,
     side_px: int,
-    out: NDArray[np.uint8] | None = None,
-    status: NDArray[np.int32] | None = None,
-    threads: int = 1,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Cut and colour all views of a batch of stored pictures.
+    """`cut_stored` for pictures that are Python's own.
 
     Args:
-        sources: B stored pictures: JPEG bytes, or raw RGB of height * width * 3 bytes.
-        storages: (B,) RAW or JPEG.
+        sources: B stored pictures.
+        storages: (B,) JPEG or RAW.
         sizes: (B, 2) height and width in pixels.
         specs: (B, V) of VIEW_SPEC.
         side_px: side S of every view.
-        out: (B, V, 3, S, S) uint8, C-contiguous; made here if None.
-        status: (B,) int32; made here if None.
-        threads: how many threads share the batch; the result does not depend on it.
 
-    Returns: out and status. status[b] is 0, or the error code of a sample that could not be used, whose views are then
-        undefined; `kernel_error` makes an exception of it. One damaged sample does not stop the others.
-    Raises: ShapeError if the arrays do not fit together or a number is out of range. ResourceError if the kernels are not built.
+    Returns: the views (B, V, 3, S, S), and each sample's status (B,).
+    Raises: as cut_stored.
     """
-    samples = len(sources)
-    if specs.dtype != VIEW_SPEC or specs.ndim != 2 or len(specs) != samples:
-        raise ShapeError(
-            f"specs must be ({samples}, views) of VIEW_SPEC, one row a source; it is {specs.shape} of {specs.dtype}."
-        )
-    views = specs.shape[1]
-    out = np.empty((samples, views, 3, side_px, side_px), np.uint8) if out is None else out
-    status = np.empty(samples, np.int32) if status is None else status
-    _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
-    _require_array("status", status, np.int32, (samples,))
-    stored = [
-        np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)
-        for source in sources
-    ]
-    heights_widths = np.asarray(sizes, np.int32).reshape(samples, 2).T
-    columns = [[one.ctypes.data for one in stored], [one.nbytes for one in stored], storages, *heights_widths]
-    dtypes = [np.int64, np.int64, np.int32, np.int32, np.int32]
-    tables = [np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)] + [
-        np.ascontiguousarray(specs)
-    ]
-    _require_array("storages", tables[2], np.int32, (samples,))
-
-    def cut(part: int) -> int:
-        first, last = samples * part // threads, samples * (part + 1) // threads
-        with scratch() as memory:
-            addresses, outputs = (
-                [table.ctypes.data for table in tables],
-                (out.ctypes.data, out.nbytes, status.ctypes.data),
-            )
-            return library().vitds_batch(*addresses, samples, views, side_px, *outputs, first, last, memory)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for code in pool.map(cut, range(threads)):
-            if code:
-                raise kernel_error(
-                    code, f"a batch of {samples} images, {views} views, side {side_px} px, {threads} threads"
-                )
+    stored = [_as_array(source) for source in sources]  # kept until the kernels have read them
+    addresses = np.array([one.ctypes.data for one in stored], np.int64)
+    lengths = np.array([one.nbytes for one in stored], np.int64)
+    heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T.copy()  # two rows without gaps
+    out = np.empty((*specs.shape, 3, side_px, side_px), np.uint8)
+    status = np.empty(len(stored), np.int32)
+    cut_stored(addresses, lengths, np.asarray(storages, np.int32), heights, widths, specs, out, status)
     return out, status
 
 
 def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The whole stored picture, (H, W, 3) uint8 RGB, as the kernels see it.
 
+    Args:
+        source: JPEG bytes, or raw RGB of height * width * 3 bytes.
+        storage: JPEG or RAW.
+        size: height and width in pixels, as recorded.
     Raises: DataError if it is damaged, of another size, or a JPEG without a direct way to RGB.
     """
-    stored = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)
+    stored = _as_array(source)
     out = np.empty((*size, 3), np.uint8)
     with scratch() as memory:
         code = library().vitds_decode(
@@ -214,38 +229,5 @@ def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int
     return out
 
 
-def normalise(
-    views: NDArray[np.uint8],
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: type[np.float32] | type[np.uint16] = np.float32,
-) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """(level / 255 - mean) / std of each channel.
-
-    Args:
-        views: (..., 3, S, S) uint8, C-contiguous.
-        mean, std: of the three channels, in units of 255 levels.
-        dtype: np.float32, or np.uint16 for the bits of bfloat16, which NumPy lacks (`torch.from_numpy(x).view(torch.bfloat16)`).
-
-    Returns: an array of the views' shape.
-    Raises: ShapeError if views is not (..., 3, S, S) of uint8.
-    """
-    _require_array("views", views, np.uint8, (*views.shape[:-3], 3, *views.shape[-2:]))
-    out = np.empty(views.shape, dtype)
-    pixels = views.shape[-1] * views.shape[-2]
-    images = views.size // (3 * pixels)
-    moments = np.array([mean, std], np.float32)
-    addresses = [row.ctypes.data for row in moments]
-    code = library().vitds_normalise(
-        views.ctypes.data,
-        views.nbytes,
-        images,
-        pixels,
-        *addresses,
-        int(dtype is np.uint16),
-        out.ctypes.data,
-        out.nbytes,
-    )
-    if code:
-        raise kernel_error(code, f"views of {views.shape}")
-    return out
+def _as_array(source: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)
