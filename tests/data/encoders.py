@@ -1,4 +1,7 @@
-"""Writers of TIFF, PNG and BMP files in the kinds that Pillow reads but does not write. Samples are (H, W, C) of the file's own numbers."""
+"""Writers of TIFF, PNG and BMP files in the kinds that Pillow reads but does not write.
+
+Samples are (H, W, C) of the file's own numbers.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +55,21 @@ def tiff(
     strips = [strip.translate(REVERSED) if fill == 2 else strip for strip in strips]
     places = np.cumsum([8, *(len(strip) for strip in strips)]).tolist()
     entries = {
-        256: ("H", [width]), 257: ("H", [height]), 258: ("H", [bits] * channels), 259: ("H", [8 if deflated else 1]),
-        262: ("H", [photometric]), 266: ("H", [fill]), 273: ("I", places[:-1]), 277: ("H", [channels]), 278: ("H", [height]),
-        279: ("I", [len(strip) for strip in strips]), 284: ("H", [planar]), 339: ("H", [sample_format] * channels),
-        **({338: ("H", list(extra))} if extra else {}), **tags,
-    }  # fmt: skip
+        256: ("H", [width]),
+        257: ("H", [height]),
+        258: ("H", [bits] * channels),
+        259: ("H", [8 if deflated else 1]),
+        262: ("H", [photometric]),
+        266: ("H", [fill]),
+        273: ("I", places[:-1]),
+        277: ("H", [channels]),
+        278: ("H", [height]),
+        279: ("I", [len(strip) for strip in strips]),
+        284: ("H", [planar]),
+        339: ("H", [sample_format] * channels),
+        **({338: ("H", list(extra))} if extra else {}),
+        **tags,
+    }
     directory, far = struct.pack(f"{order}H", len(entries)), b""
     far_at = places[-1] + 2 + 12 * len(entries) + 4
     for tag, (letter, values) in sorted(entries.items()):
@@ -101,6 +114,21 @@ def bmp(
     offset = 14 + 40 + len(extra) + len(palette)
     return (
         struct.pack("<2sIHHI", b"BM", offset + len(rows), 0, 0, offset)
-        + struct.pack("<IiiHHIIiiII", header, width, -height, 1, bits, 3 if masks else 0, len(rows), 0, 0, len(palette) // 4, 0)
-        + extra + palette + rows
-    )  # fmt: skip
+        + struct.pack(
+            "<IiiHHIIiiII",
+            header,
+            width,
+            -height,
+            1,
+            bits,
+            3 if masks else 0,
+            len(rows),
+            0,
+            0,
+            len(palette) // 4,
+            0,
+        )
+        + extra
+        + palette
+        + rows
+    )

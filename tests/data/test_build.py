@@ -28,7 +28,8 @@ from vitds.data.build import BuildOptions, build_beton
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, ResourceError, UsageError
 
-# ------------------------------------------------------------------------------------------------------ what is stored
+# ------------------------------------------------------------------------------------------------------- what
+# is stored
 
 
 def test_a_jpeg_that_needs_no_change_keeps_its_own_bytes(tmp_path):
@@ -139,7 +140,8 @@ def test_the_bytes_of_a_file_do_not_depend_on_the_number_of_workers(tmp_path):
     assert (tmp_path / "1.beton.json").read_bytes() == (tmp_path / "2.beton.json").read_bytes()
 
 
-# --------------------------------------------------------------------------------------------------- read by stock FFCV
+# ---------------------------------------------------------------------------------------------------- read by
+# stock FFCV
 
 
 def read_with_stock_ffcv(path: Path, os_cache: bool, order: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,7 +197,7 @@ def test_an_image_of_more_than_two_gibibytes_is_refused(tmp_path):
         writer.add(bytes((1 << 31) + 1), is_jpeg=False, height=1, width=1, label=0)
 
 
-# ------------------------------------------------------------------------------------------------------ labels and splits
+# ------------------------------------------------------------------------------------------ labels and splits
 
 
 def test_test_fraction_gives_every_class_its_share(tmp_path):
@@ -293,7 +295,7 @@ def test_classes_for_images_without_labels_are_refused(tmp_path):
         build(tmp_path / "test", {"1.png": png(1)}, classes_from=train.path)
 
 
-# ------------------------------------------------------------------------------------------------------ options and ends
+# ------------------------------------------------------------------------------------------- options and ends
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Which folders are classes: the same from a folder and from a tar, and what only looks like classes is asked about."""
+"""Which folders are classes: the same from a folder and from a tar, and what only looks like classes is asked
+about.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def tree(*folders: str) -> dict[str, bytes]:
 
 @pytest.fixture(params=["folder", "tar", "tar of its content"])
 def scan(request, tmp_path: Path):
-    """scan(files, **options) -> (members, classes, findings), from a folder, from a tar of it, or from a tar of what is in it."""
+    """scan(files, **options) -> (members, classes, findings), from a folder, from a tar of it, or from a tar
+    of what is in it.
+    """
 
     def scan_it(files: dict[str, bytes], name: str = "office", **options: object):
         source = write_folder(tmp_path / name, files)
@@ -35,8 +39,20 @@ def scan(request, tmp_path: Path):
     return scan_it
 
 
-LEFT_BEHIND = ["@eaDir", "__MACOSX", ".thumbnails", "lost+found", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN",
-               "System Volume Information", ".Trash-1000", "@Recycle", "LOST.DIR", "__pycache__"]  # fmt: skip
+LEFT_BEHIND = [
+    "@eaDir",
+    "__MACOSX",
+    ".thumbnails",
+    "lost+found",
+    ".ipynb_checkpoints",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    ".Trash-1000",
+    "@Recycle",
+    "LOST.DIR",
+    "__pycache__",
+]
 
 
 @pytest.mark.parametrize("name", LEFT_BEHIND)
@@ -63,7 +79,12 @@ SPLITS = {
     "images and masks": ("images", "masks"),
     "JPEGImages alone": ("JPEGImages",),
     "folds": ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"),
-    "splits in another language": ("Entrenamiento/gato", "Entrenamiento/perro", "Prueba/gato", "Prueba/perro"),
+    "splits in another language": (
+        "Entrenamiento/gato",
+        "Entrenamiento/perro",
+        "Prueba/gato",
+        "Prueba/perro",
+    ),
     "domains": ("amazon/images/bike", "amazon/images/mug", "dslr/images/bike", "dslr/images/mug"),
     "splits within classes": ("cat/train", "cat/test", "dog/train", "dog/test"),
 }

@@ -1,4 +1,6 @@
-"""Content decides what is a picture; a photograph that cannot be decoded here is named as one, with what to do."""
+"""Content decides what is a picture; a photograph that cannot be decoded here is named as one, with what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,7 @@ from vitds.data.sources import scan_sources
 from vitds.errors import DataError
 
 HEIC = base64.b64decode(
-    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAAAERA"
-    "AAEAAQAAAAABegABAAAAAAAAAB8AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3aXBjbwAA"
-    "AHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq"
-    "SSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAABBwaXhpAAAAAAMICAgA"
-    "AAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAACdtZGF0AAAAGygBrwngIYU0pf//xRFSqzj/wdtTmFZv/+Pn/w=="
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAAB8AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQArQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqSSmubgIaDAgAAAMAyAAAAwAIQGIAAQAHRAHBcrAiQAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAABBwaXhpAAAAAAMICAgAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAACdtZGF0AAAAGygBrwngIYU0pf//xRFSqzj/wdtTmFZv/+Pn/w=="
 )
 """A photograph of 64 x 64 pixels, the left half black and the right one white."""
 
@@ -61,18 +59,36 @@ def test_a_picture_is_known_by_its_first_bytes(name):
 
 @pytest.mark.parametrize(
     ("brands", "name"),
-    [((b"heic", b"mif1", b"heic"), "HEIF"), ((b"mif1", b"heic", b"miaf"), "HEIF"), ((b"mif1", b"avif"), "AVIF"),
-     ((b"avif", b"mif1"), "AVIF"), ((b"msf1", b"hevc"), "HEIF"), ((b"isom", b"mp42"), None), ((b"qt  ",), None)],
-)  # fmt: skip
+    [
+        ((b"heic", b"mif1", b"heic"), "HEIF"),
+        ((b"mif1", b"heic", b"miaf"), "HEIF"),
+        ((b"mif1", b"avif"), "AVIF"),
+        ((b"avif", b"mif1"), "AVIF"),
+        ((b"msf1", b"hevc"), "HEIF"),
+        ((b"isom", b"mp42"), None),
+        ((b"qt  ",), None),
+    ],
+)
 def test_photographs_and_videos_in_one_container_are_told_apart_by_their_brands(brands, name):
     assert format_of(container(*brands)[:HEAD_BYTES]) == name
 
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"hello", b"BM is how this text begins, with no picture in it at all", b"P5ycho", b"GIFs are fun", b"PK\3\4",
-     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"%PDF-1.7", b"<svg>", b"RIFF\0\0\0\0WAVEfmt ", b"%!PS-Adobe-3.0 EPSF-3.0"],
-)  # fmt: skip
+    [
+        b"",
+        b"hello",
+        b"BM is how this text begins, with no picture in it at all",
+        b"P5ycho",
+        b"GIFs are fun",
+        b"PK\3\4",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        b"%PDF-1.7",
+        b"<svg>",
+        b"RIFF\0\0\0\0WAVEfmt ",
+        b"%!PS-Adobe-3.0 EPSF-3.0",
+    ],
+)
 def test_other_files_are_no_pictures(head):
     assert format_of(head) is None
 

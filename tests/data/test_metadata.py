@@ -44,15 +44,17 @@ MALFORMED_EXIF = {
     "cut": exif(6)[:-9],
     "a directory outside": b"Exif\0\0II*\0\xff\xff\xff\x7f",
     "a thousand entries": b"Exif\0\0II*\0\x08\0\0\0\xe8\x03\x12\x01",
-    "a resolution of nothing": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x1a\0\x05\0\0\0\x01\xff\xff\xff\xf0\0\0\0\0",
+    "a resolution of nothing": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x1a\0\x05\0\0\0\x01\xff\xff\xff\xf0",
 }
 MALFORMED_SEGMENTS = {
     "JFIF, cut": segment(0xE0, b"JFIF"),
     "multi-picture index, cut": segment(0xE2, b"MPF\0II*\0\x08\0\0\0\x03\0"),
-    "multi-picture index without pictures": segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\0\x01\xb0\x01\0\x04\0\0\0\x01\0\0\0\x02\0\0\0\0"),
+    "multi-picture index without pictures": segment(
+        0xE2, b"MPF\0MM\0*\0\0\0\x08\0\x01\xb0\x01\0\x04\0\0\0\x01\0\0\0\x02\0\0\0\0"
+    ),
     "Photoshop's resources, cut": segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04"),
     "Adobe's mark, cut": segment(0xEE, b"Adobe\0"),
-}  # fmt: skip
+}
 BOMB = zlib.compress(bytes(1 << 26))
 MALFORMED_CHUNKS = {
     "text, false checksum": png_chunk(b"tEXt", b"Title\0x", 1),

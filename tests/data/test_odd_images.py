@@ -1,4 +1,4 @@
-"""Odd and broken images: each is handled as a person would expect, counted and named; --strict refuses them."""
+"""Odd and broken images: handled as a person would expect, counted and named; `strict` refuses them."""
 
 from __future__ import annotations
 
@@ -100,9 +100,15 @@ def test_sixteen_bit_colour_is_scaled_to_eight(tmp_path):
 
 
 TURNS = {
-    1: lambda p: p, 2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.transpose(1, 0, 2),
-    6: lambda p: np.rot90(p, -1), 7: lambda p: p[::-1, ::-1].transpose(1, 0, 2), 8: lambda p: np.rot90(p),
-}  # fmt: skip
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: np.rot90(p),
+}
 
 
 @pytest.mark.parametrize("orientation", TURNS)

@@ -1,6 +1,8 @@
-"""What a file's numbers mean is read from its description: black is 0 and white is 255, or the picture is left out and named.
+"""What a file's numbers mean is read from its description: black is 0 and white is 255, or the picture is
+left out and named.
 
-Pictures here are black on their left half and white on their right one, in whatever way their kind of file says so.
+Pictures here are black on their left half and white on their right one, in whatever way their kind of file
+says so.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def is_black_and_white(pixels: np.ndarray, tolerance: int = 0) -> bool:
     return pixels.shape == expected.shape and np.abs(pixels - expected).max() <= tolerance
 
 
-# ---------------------------------------------------------------------------------------------------------------- TIFF
+# ------------------------------------------------------------------------------------------------------- TIFF
 
 
 def black_and_white_tiff(key: tuple, planar: int, deflated: bool) -> bytes:
@@ -72,9 +74,17 @@ def black_and_white_tiff(key: tuple, planar: int, deflated: bool) -> bytes:
         samples[..., 1:] = 0
     samples[..., colours:] = top  # opaque
     return tiff(
-        samples, photometric=photometric, bits=bits, sample_format=sample_format, extra=extra, fill=fill, planar=planar,
-        deflated=deflated, order="<" if order == b"II" else ">", tags=tags,
-    )  # fmt: skip
+        samples,
+        photometric=photometric,
+        bits=bits,
+        sample_format=sample_format,
+        extra=extra,
+        fill=fill,
+        planar=planar,
+        deflated=deflated,
+        order="<" if order == b"II" else ">",
+        tags=tags,
+    )
 
 
 def refusal_of(key: tuple, mode: str, planar: int) -> str | None:
@@ -154,7 +164,7 @@ def test_the_preview_in_a_cameras_raw_file_is_not_taken_for_the_photograph(store
     assert found.kind == "no_decoder" and "raw file" in found.reason and "convert it" in found.reason
 
 
-# ----------------------------------------------------------------------------------------------------------------- PNG
+# -------------------------------------------------------------------------------------------------------- PNG
 
 
 PNG_KINDS = [(bits, 0) for bits in (1, 2, 4, 8, 16)] + [
@@ -198,7 +208,8 @@ def test_the_transparent_entries_of_a_palette_become_white(store, alphas):
     assert kinds == {"palette", "transparent"}
 
 
-# ---------------------------------------------------------------------------------------------------- JPEG, JPEG 2000
+# ------------------------------------------------------------------------------------------------------ JPEG,
+# JPEG 2000
 
 
 def without_adobe_mark(data: bytes) -> bytes:
@@ -224,19 +235,29 @@ def test_black_and_white_survive_jpeg(store, mode):
 
 # Written by OpenJPEG: bits and channels that Pillow does not write.
 JPEG_2000 = {
-    "1-bit grey": "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABAAEB/1IADAAAAAEAAAQEAAH/XAAEQAj/kAAKAAAAAAAWAAH/k9MAEVBTG"
-    "P9//9k=",
-    "4-bit grey": "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABAwEB/1IADAAAAAEAAAQEAAH/XAAEQCD/kAAKAAAAAAAjAAH/k98hIBFQU"
-    "xj/Vpy6QABhH52aAABhH//Z",
-    "4-bit colour": "/0//UQAvAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAADAwEBAwEBAwEB/1IADAAAAAEBAAQEAAH/XAAEQCD/kAAKAAAAAAAlAAH/k"
-    "98hIBFQUxj/Vpy6QABhH52aAABhH4CA/9k=",
-    "12-bit grey": "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABCwEB/1IADAAAAAEAAAQEAAH/XAAEQGD/kAAKAAAAAABYAAH/k9/hHBFQU"
-    "xj/Vpy6QABhH52aAABhHOP8fopwj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj/9k=",
-    "12-bit colour": "/0//UQAvAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAADCwEBCwEBCwEB/1IADAAAAAEBAAQEAAH/XAAEQGD/kAAKAAAAAABaA"
-    "AH/k9/hHBFQUxj/Vpy6QABhH52aAABhHOP8fopwj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpojgID/2Q==",
-    "signed": "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABhwEB/1IADAAAAAEAAAQEAAH/XAAEQED/kAAKAAAAAAA9AAH/k9+BYBFQUxj/V"
-    "py6QABhH52aAABhHOP8fopwj7lNEfcpoj7lNEfcpoj7lNEfcpoj/9k=",
-}  # fmt: skip
+    "1-bit grey": (
+        "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABAAEB/1IADAAAAAEAAAQEAAH/XAAEQAj/kAAKAAAAAAAW"
+        "AAH/k9MAEVBTGP9//9k="
+    ),
+    "4-bit grey": (
+        "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABAwEB/1IADAAAAAEAAAQEAAH/XAAEQCD/kAAKAAAAAAAj"
+        "AAH/k98hIBFQUxj/Vpy6QABhH52aAABhH//Z"
+    ),
+    "4-bit colour": (
+        "/0//UQAvAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAADAwEBAwEBAwEB/1IADAAAAAEBAAQEAAH/XAAEQCD/kAAK"
+        "AAAAAAAlAAH/k98hIBFQUxj/Vpy6QABhH52aAABhH4CA/9k="
+    ),
+    "12-bit grey": (
+        "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABCwEB/1IADAAAAAEAAAQEAAH/XAAEQGD/kAAKAAAAAABYAAH/k9/hHBFQUxj/Vpy6QABhH52aAABhHOP8fopwj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj/9k="
+    ),
+    "12-bit colour": (
+        "/0//UQAvAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAADCwEBCwEBCwEB/1IADAAAAAEBAAQEAAH/XAAEQGD/kAAKAAAAAABaAAH/k9/hHBFQUxj/Vpy6QABhH52aAABhHOP8fopwj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpoj7lNEfcpojgID/2Q=="
+    ),
+    "signed": (
+        "/0//UQApAAAAAAAQAAAABAAAAAAAAAAAAAAAEAAAAAQAAAAAAAAAAAABhwEB/1IADAAAAAEAAAQEAAH/XAAEQED/kAAKAAAAAAA9"
+        "AAH/k9+BYBFQUxj/Vpy6QABhH52aAABhHOP8fopwj7lNEfcpoj7lNEfcpoj7lNEfcpoj/9k="
+    ),
+}
 """Base64 of code streams of 16 x 4 pixels, black and white."""
 
 
@@ -255,7 +276,8 @@ def test_signed_jpeg_2000_is_left_out(store):
     assert store(base64.b64decode(JPEG_2000["signed"])).kind == "range_unknown"
 
 
-# -------------------------------------------------------------------------------------------------- BMP, PPM and others
+# --------------------------------------------------------------------------------------------------- BMP, PPM
+# and others
 
 
 def two_halves(black: bytes, white: bytes) -> bytes:
@@ -272,10 +294,14 @@ BMPS = {
         two_halves(b"\0\0\0\xff", b"\x7f\x7f\x7f\0"), WIDTH, HEIGHT, 32, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     ),
     "palette of 1 bit": bmp(b"\x00\xff\0\0" * HEIGHT, WIDTH, HEIGHT, 1, palette=GREYS),
-    "palette of 1 bit, white first": bmp(b"\xff\x00\0\0" * HEIGHT, WIDTH, HEIGHT, 1, palette=GREYS[4:] + GREYS[:4]),
-    "palette of 4 bits": bmp(b"\0\0\0\0\x11\x11\x11\x11" * HEIGHT, WIDTH, HEIGHT, 4, palette=GREYS + bytes(56)),
+    "palette of 1 bit, white first": bmp(
+        b"\xff\x00\0\0" * HEIGHT, WIDTH, HEIGHT, 1, palette=GREYS[4:] + GREYS[:4]
+    ),
+    "palette of 4 bits": bmp(
+        b"\0\0\0\0\x11\x11\x11\x11" * HEIGHT, WIDTH, HEIGHT, 4, palette=GREYS + bytes(56)
+    ),
     "palette of 8 bits": bmp(two_halves(b"\0", b"\1"), WIDTH, HEIGHT, 8, palette=GREYS + bytes(1016)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BMPS)

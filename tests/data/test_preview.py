@@ -73,13 +73,15 @@ def written(monkeypatch):
 
 
 def cell(page: np.ndarray, image: int, band: int, view: int, images: int = 4) -> np.ndarray:
-    """The pixels of one crop on the page, (128, 128, 3), counted from its lower edge, as the header's height varies."""
+    """The pixels of one crop on the page, (128, 128, 3), counted from its lower edge, as the header's height
+    varies.
+    """
     left = GAP_PX + (view + 1) * (128 + GAP_PX)
     top = len(page) - (2 * (images - image) - band) * (128 + 2 * LINE_PX + GAP_PX)
     return page[top : top + 128, left : left + 128]
 
 
-# -------------------------------------------------------------------------------------------------------------- pixels
+# ----------------------------------------------------------------------------------------------------- pixels
 
 
 def test_the_upper_band_holds_the_loaders_views(page_of):
@@ -143,7 +145,7 @@ def test_seed_and_settings_stand_in_place_of_the_recipes(tmp_path, recipe_of, wr
     assert [int(name.split()[1]) for name in names] == epoch_order(10, 9, 0)[:2].tolist()
 
 
-# ------------------------------------------------------------------------------------------------------------ captions
+# --------------------------------------------------------------------------------------------------- captions
 
 
 def test_the_header_is_broken_between_words_and_never_cut():
@@ -204,7 +206,7 @@ def test_letters_that_no_font_has_stand_as_code_points_and_are_said_once(
     assert escaped("0.90 of 中文") == "0.90 of U+4E2D U+6587"
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------------------- refusals
 
 
 def test_the_digits_need_no_recipe(tmp_path, written):

@@ -1,4 +1,6 @@
-"""Small sets out of large ones: the numbers asked for, the same each time, and a list that gives the same set back."""
+"""Small sets out of large ones: the numbers asked for, the same each time, and a list that gives the same set
+back.
+"""
 
 from __future__ import annotations
 

@@ -117,7 +117,8 @@ def test_split_takes_the_folder_of_that_name(tmp_path, scan):
 def test_an_unknown_split_is_refused_with_what_there_is(tmp_path, scan):
     source = write_folder(tmp_path / "set", {"train/cat/1.jpg": b"", "val/cat/3.jpg": b""})
     with pytest.raises(
-        DataError, match=r"set: there is no folder 'test' with images in it to take as `split`; there are train, val"
+        DataError,
+        match=r"set: there is no folder 'test' with images in it to take as `split`; there are train, val",
     ):
         scan(source, split="test")
 
@@ -162,8 +163,10 @@ def test_links_to_nowhere_and_in_circles_are_left_out(tmp_path, scan):
     images, findings = scan(source)
     assert members(images) == ["cat/000.jpg"]
     assert sorted(findings.names["dead_link"]) == [
-        f"{source}/cat/dead.jpg -> gone.jpg", f"{source}/cat/round -> {source}", f"{source}/cat/self.jpg -> self.jpg"
-    ]  # fmt: skip
+        f"{source}/cat/dead.jpg -> gone.jpg",
+        f"{source}/cat/round -> {source}",
+        f"{source}/cat/self.jpg -> self.jpg",
+    ]
 
 
 def test_a_folder_that_cannot_be_read_is_named(scan):
@@ -191,7 +194,8 @@ def test_a_folder_that_cannot_be_read_is_named(scan):
 def test_tar_members_that_lead_outside_and_links_are_refused(tmp_path, scan):
     extra = [
         tar_member("cat/l.jpg", tarfile.SYMTYPE, "/etc/passwd"),
-        tar_member("cat/h.jpg", tarfile.LNKTYPE, "cat/1.jpg"),
+        tar_member("cat/h.jpg", tarfile.LNKTYPE, "/etc/passwd"),
+        tar_member("cat/u.jpg", tarfile.SYMTYPE, "../../cat/1.jpg"),
     ]
     source = write_tar(
         tmp_path / "set.tar",
@@ -200,12 +204,25 @@ def test_tar_members_that_lead_outside_and_links_are_refused(tmp_path, scan):
     )
     images, findings = scan(source)
     assert members(images) == ["cat/1.jpg"]
-    assert findings.names["archive_link"] == [f"{source}:cat/l.jpg", f"{source}:cat/h.jpg"]
+    assert findings.names["archive_link"] == [f"{source}:cat/{name}.jpg" for name in "lhu"]
     assert findings.names["archive_outside"] == [
         f"{source}:../up.jpg",
         f"{source}:/root.jpg",
         f"{source}:cat/../../x.jpg",
     ]
+
+
+def test_links_within_a_tar_are_images_as_they_are_in_its_folder(tmp_path, scan):
+    source = write_folder(tmp_path / "set", {"cat/b.jpg": b"1", "dog/d.jpg": b"2"})
+    os.link(source / "cat/b.jpg", source / "dog/a_hard_link.jpg")
+    (source / "cat" / "a.jpg").symlink_to("b.jpg")
+    (source / "dog" / "e.jpg").symlink_to("../cat/b.jpg")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(source, arcname="set")
+    (of_folder, odd), (of_tar, odd_too) = scan(source), scan(tmp_path / "set.tar")
+    assert members(of_tar) == members(of_folder) and len(of_tar.images) == 5
+    assert [read_bytes(image) for image in of_tar.images] == [read_bytes(image) for image in of_folder.images]
+    assert odd.counts == odd_too.counts == {}
 
 
 def test_pipes_and_devices_are_no_images(tmp_path, scan):

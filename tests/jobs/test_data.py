@@ -62,37 +62,65 @@ def test_a_published_set_is_built_whole_without_a_list(tmp_path, monkeypatch):
     ("sources", "words", "message"),
     [
         (["pets"], {}, r"pets: `root` is missing, .* A folder of its name is \./pets\."),
-        (["pets", "folder"], {"root": "r"}, r"pets: this set is built by itself\. A folder of that name is \./pets\."),
-        (["digits", "folder"], {}, r"digits: this set is built by itself\. A folder of that name is \./digits\."),
+        (
+            ["pets", "folder"],
+            {"root": "r"},
+            r"pets: this set is built by itself\. A folder of that name is \./pets\.",
+        ),
+        (
+            ["digits", "folder"],
+            {},
+            r"digits: this set is built by itself\. A folder of that name is \./digits\.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_words_that_do_not_go_together_are_refused(tmp_path, sources, words, message):
     with pytest.raises(UsageError, match=message):
         build(sources, out=str(tmp_path / "x.beton"), **words)
 
 
 IDLE = [  # sources, what would do nothing with them, the message
-    (["folder"], {"root": "r"}, r"`root` does nothing with folders and tars: it goes with one published set: aircraft, cars, "),
+    (
+        ["folder"],
+        {"root": "r"},
+        r"`root` does nothing with folders and tars: it goes with one published set: aircraft, cars, ",
+    ),
     (["folder"], {"download": True}, r"`download` does nothing with folders and tars"),
     (["folder"], {"per_class": 3}, r"`per_class` does nothing with folders and tars"),
     (["folder"], {"classes": 3}, r"`classes` does nothing with folders and tars"),
     (["folder"], {"total": 3}, r"`total` does nothing with folders and tars"),
     (["folder"], {"list": "x"}, r"`list` does nothing with folders and tars"),
     (["digits"], {"root": "r"}, r"`root` does nothing with digits: it goes with one published set"),
-    (["digits"], {"test_fraction": 0.1}, r"`test_fraction` does nothing with digits, whose classes and split are published: it goes"),
+    (
+        ["digits"],
+        {"test_fraction": 0.1},
+        r"`test_fraction` does nothing with digits, whose classes and split are published: it goes",
+    ),
     (["digits"], {"classes_are_folders": True}, r"`classes_are_folders` does nothing with digits"),
     (["digits"], {"workers": 2}, r"`workers`: the digits are built sooner than a worker starts"),
-    (["pets"], {"root": "r", "test_fraction": 0.1}, r"`test_fraction` does nothing with pets, .*`split=train` or `split=test`"),
+    (
+        ["pets"],
+        {"root": "r", "test_fraction": 0.1},
+        r"`test_fraction` does nothing with pets, .*`split=train` or `split=test`",
+    ),
     (["pets"], {"root": "r", "classes_are_folders": True}, r"`classes_are_folders` does nothing with pets"),
-    (["folder"], {"seed": 1}, r"`seed=1`: nothing is drawn\. It goes with `test_fraction`, or with `per_class`, "),
+    (
+        ["folder"],
+        {"seed": 1},
+        r"`seed=1`: nothing is drawn\. It goes with `test_fraction`, or with `per_class`, ",
+    ),
     (["folder"], {"seed": 0}, r"`seed=0`: nothing is drawn"),
     (["digits"], {"seed": 1}, r"`seed=1`: nothing is drawn"),
     (["pets"], {"root": "r", "seed": 1}, r"`seed=1`: nothing is drawn"),
     (["pets"], {"root": "r", "seed": 1, "list": "x"}, r"`seed=1`: nothing is drawn"),
-    (["folder"], {"quality": 80, "storage": "raw"}, r"`quality=80`: the storage is raw, so no JPEG is encoded\. It goes with `storage=jpg`"),
+    (
+        ["folder"],
+        {"quality": 80, "storage": "raw"},
+        r"`quality=80`: the storage is raw, so no JPEG is encoded\. It goes with `storage=jpg`",
+    ),
     (["folder"], {"quality": 90}, r"`quality=90`: this set is small, so `storage=auto` keeps raw pixels"),
     (["digits"], {"quality": 90}, r"`quality=90`: this set is small"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("sources", "words", "message"), IDLE)
@@ -109,13 +137,13 @@ def test_on_the_command_line_messages_speak_of_flags(tmp_path, capsys):
     class_folders(tmp_path / "set/Testing", {"a b": 1, "c": 1})
     out = ("--out", str(tmp_path / "x.beton"))
     said = {
-        (): "Take one of them with --split Training. If they are classes all the same, say so with --classes_are_folders.",
+        (): "Take one of them with --split Training. If they are classes all the same, say so with",
         ("--split", "val"): "there is no folder 'val' with images in it to take as --split;",
         ("--side", "0"): "--side 0: must be from 1 to 65535.",
         (
             "--seed",
             "1",
-        ): "--seed 1: nothing is drawn. It goes with --test_fraction, or with --per_class, --classes or --total of",
+        ): "--seed 1: nothing is drawn. It goes with --test_fraction, or with --per_class, --classes or",
         ("--root", "r"): "--root does nothing with folders and tars: it goes with one published set",
     }
     for words, message in said.items():
@@ -227,6 +255,6 @@ def test_verify_names_both_hashes_of_changed_content(built):
     sidecar.write_text(sidecar.read_text().replace("sha256:", "sha256:0"))
     with pytest.raises(
         DataError,
-        match=r"x\.beton: the content is not what was built: sha256:\w+, the manifest says sha256:0\w+\. Copy",
+        match=r"x\.beton: the content is not what was built: sha256:\w+, the manifest says sha256:0\w+\.",
     ):
         verify(str(built))

@@ -1,4 +1,6 @@
-"""The way that launch/slurm_imagenet.sh takes, without Slurm and small: a tree in ImageNet's layout, two ranks, down to an accuracy."""
+"""The way that launch/slurm_imagenet.sh takes, without Slurm and small: a tree in ImageNet's layout, two
+ranks, down to an accuracy.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def extract_some(archive: Path, folder: Path, per_class: int) -> None:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """files/train/SYNSET/*.JPEG and files/val/SYNSET/*.JPEG: ImageNet's photographs where they are, else made ones. And two recipes."""
+    """files/train/SYNSET/*.JPEG and files/val/SYNSET/*.JPEG: ImageNet's photographs where they are, else made
+    ones. And two recipes.
+    """
     root = tmp_path_factory.mktemp("imagenet")
     for split, archive, per_class in (("train", "train.tar", 12), ("val", "test.tar", 5)):
         if (PHOTOGRAPHS / archive).exists():

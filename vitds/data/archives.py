@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import posixpath
 import shutil
 import tarfile
 import zlib
@@ -27,18 +28,27 @@ _COMPRESSIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of a tar: `size` bytes at `offset` of the file."""
+    """One entry of a tar.
+
+    Attributes:
+        name: its path in the tar.
+        kind: what it is; hard and symbolic links alike are links.
+        offset: where its bytes begin in the tar's file.
+        size: how many they are.
+        target: the path in the tar that a link leads to; "" for all else.
+    """
 
     name: str
     kind: Literal["file", "folder", "link", "sparse", "other"]
     offset: int
     size: int
+    target: str
 
 
 def read_archive(path: Path, workspace: Path) -> tuple[Path, list[Member]]:
     """The plain tar's path (in `workspace` where `path` is compressed), and its members.
 
-    Raises: DataError if it cannot be read, is no tar, or is damaged or cut short (names the file and the byte).
+    Raises: DataError if it cannot be read, is no tar, is damaged or cut short (names the file and the byte).
     """
     try:
         with path.open("rb") as file:
@@ -60,8 +70,12 @@ def read_archive(path: Path, workspace: Path) -> tuple[Path, list[Member]]:
 
 
 def list_members(path: Path, offset: int = 0, shown_as: Path | None = None) -> list[Member]:
-    """The members of the plain tar that begins at byte `offset` of a file; a tar within a tar is one at its member's offset.
+    """The members of a plain tar.
 
+    Args:
+        path: the file.
+        offset: the byte where the tar begins; a tar within a tar is one at its member's offset.
+        shown_as: the name that messages give it, where it is not its own.
     Raises: DataError if there is no tar, or it is damaged or cut short (names the file and the byte).
     """
     members, name = [], shown_as or path
@@ -70,14 +84,14 @@ def list_members(path: Path, offset: int = 0, shown_as: Path | None = None) -> l
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (info := tar.next()) is not None:
-                    members.append(Member(info.name, _kind(info), info.offset_data, info.size))
+                    members.append(Member(info.name, _kind(info), info.offset_data, info.size, _target(info)))
                     tar.members.clear()  # else tarfile keeps a kilobyte a member
                 end = tar.offset
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{name}: not a tar, or a damaged one ({error}). Fetch or make the archive again."
             ) from None
-        # tarfile takes a damaged header for the archive's end; the true end is a block of zeros, or the file's end.
+        # tarfile takes a damaged header for the end; the true end is a block of zeros, or the file's end.
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise DataError(f"{name}: damaged at byte {end}. Fetch or make the archive again.")
@@ -96,3 +110,10 @@ def _kind(info: tarfile.TarInfo) -> Literal["file", "folder", "link", "sparse", 
     if info.issparse():
         return "sparse"
     return "file" if info.isreg() else "other"
+
+
+def _target(info: tarfile.TarInfo) -> str:
+    """A hard link names its target's path in the tar, a symbolic one the way there from its own folder."""
+    if info.issym():
+        return posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
+    return info.linkname if info.islnk() else ""

@@ -20,7 +20,7 @@ from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, UsageError
 from vitds.rng import Purpose, permutation
 
-# `auto` takes raw storage up to this size of a set, or for images up to this size, of which a JPEG saves little.
+# `auto` takes raw storage up to this size of a set, or for images of this size, of which a JPEG saves little.
 RAW_BYTES = 2 << 30
 TINY_BYTES = 64 * 64 * 3
 MEASURED = 1000  # images that `auto` looks at
@@ -32,7 +32,8 @@ class BuildOptions:
     """How a file is built.
 
     Attributes:
-        storage: "raw" pixels; "jpg"; "auto": raw where the set is expected to take at most 2 GiB so, or its images 12 kB.
+        storage: "raw" pixels; "jpg"; "auto": raw where the set is expected to take at most 2 GiB so, or its
+            images 12 kB.
         side_px: short side that larger images are reduced to; None for none.
         quality: of JPEGs that have to be encoded, 1 to 100; None for 90. Refused where the storage is raw.
         workers: processes; None for one a core.
@@ -65,8 +66,8 @@ class BuildOptions:
             raise UsageError(f"`test_fraction={self.test_fraction}`: must be between 0 and 1.")
         if self.seed is not None and self.test_fraction is None:
             raise UsageError(
-                f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction`, or with `per_class`, `classes` or `total` "
-                "of a published set. Leave it out."
+                f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction`, or with `per_class`, "
+                "`classes` or `total` of a published set. Leave it out."
             )
         if self.storage == "raw":
             _refuse_quality(self.quality, "the storage is raw")
@@ -105,8 +106,9 @@ def build_beton(
         classes_are_folders: the first folders are the classes, whatever they look like.
         options: the fields of BuildOptions.
     Returns: each file with its manifest. The manifest's `findings` say what was odd about the images.
-    Raises: DataError if there are no usable images, the class list does not fit, or with `strict` anything is odd.
-        UsageError for values out of range. ResourceError if `out` cannot be written. Nothing new is under the final name then.
+    Raises: DataError if there are no usable images, the class list does not fit, or with `strict` anything is
+        odd. UsageError for values out of range. ResourceError if `out` cannot be written. Nothing new is
+        under the final name then.
     """
     checked, findings = BuildOptions(**options), Findings()
     with tempfile.TemporaryDirectory(prefix="vitds-build-") as workspace:
@@ -117,7 +119,14 @@ def build_beton(
 def build_set(
     images: ImageSet, out: Path, options: BuildOptions, findings: Findings | None = None
 ) -> list[tuple[Path, Manifest]]:
-    """Build the file or files of one set; `findings` holds what was odd while it was gathered. Else as build_beton."""
+    """Build the file or files of one set, else as build_beton.
+
+    Args:
+        images: the set.
+        out: as in build_beton.
+        options: checked.
+        findings: what was odd while the set was gathered.
+    """
     if out.suffix != ".beton" or out.is_dir():
         raise UsageError(f"`out={out}`: must be a file name that ends in .beton.")
     findings = findings or Findings()
@@ -154,7 +163,7 @@ def with_suffix(out: Path, half: str) -> Path:
 def _stratify(
     images: ImageSet, out: Path, test_fraction: float, seed: int, findings: Findings
 ) -> list[_Part]:
-    """The same share of each class goes to the test file, at least one image and never all; a keyed draw of places in the set."""
+    """The same share of each class goes to the test file, at least one image, never all; a keyed draw."""
     label_of = {name: label for label, name in enumerate(images.classes)}
     positions: dict[int, list[int]] = {}
     for i, image in enumerate(images.images):
@@ -179,12 +188,14 @@ def _with_classes_of(images: ImageSet, other: str | Path) -> ImageSet:
     classes = load_manifest(other).classes
     if missing := [name for name in images.classes if name not in set(classes)]:
         raise DataError(
-            f"{images.sources[0]}: {len(missing)} of its {len(images.classes)} classes are not among the {len(classes)} of "
-            f"{other} (`classes_from`), first {missing[0]!r}. Rename the folders, or leave `classes_from` out."
+            f"{images.sources[0]}: {len(missing)} of its {len(images.classes)} classes are not among the "
+            f"{len(classes)} of {other} (`classes_from`), first {missing[0]!r}. Rename the folders, or leave "
+            "`classes_from` out."
         )
     if not images.classes:
         raise DataError(
-            f"{images.sources[0]}: its images have no labels, so `classes_from` has nothing to number. Leave it out."
+            f"{images.sources[0]}: its images have no labels, so `classes_from` has nothing to number. Leave "
+            "it out."
         )
     return replace(images, classes=classes)
 
@@ -239,7 +250,8 @@ def _write(
     if not totals.images:
         first = next((names[0] for names in findings.names.values()), "")
         raise DataError(
-            f"{part.out}: none of the {len(chosen)} images can be used, the first: {first}. Nothing was written."
+            f"{part.out}: none of the {len(chosen)} images can be used, the first: {first}. Nothing was "
+            "written."
         )
     for name in sorted(
         {image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}
@@ -266,7 +278,7 @@ def _write(
 
 
 class _Totals:
-    """What the manifest says of all samples together; sums are Python integers, so exact and independent of order."""
+    """What the manifest says of all samples together; sums are Python integers, so exact in any order."""
 
     def __init__(self) -> None:
         self.images, self.pixels = 0, 0
@@ -289,7 +301,7 @@ class _Totals:
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per channel, 0..1, over all pixels."""
         mean = [total / self.pixels / 255 for total, _ in self.sums]
-        # n·Σx² - (Σx)² is exact in integers; as a difference of floating-point means it would lose most digits.
+        # n·Σx² - (Σx)² is exact in integers; a difference of floating-point means would lose most digits.
         std = [
             (self.pixels * squares - total * total) ** 0.5 / self.pixels / 255 for total, squares in self.sums
         ]

@@ -1,8 +1,8 @@
-"""Data sets by name, read as their publishers ship them, in their published splits, with their counts checked.
+"""Data sets by name, read as their publishers ship them, in their published splits, their counts checked.
 
-Through torchvision's data set classes where it has one (their folder names and check sums apply); CUB-200-2011 and MIT Indoor-67
-from the publishers' lists; ImageNet from class folders or, in place, from the publisher's two tars. Instance order: by class in
-label order, then by path.
+Through torchvision's data set classes where it has one (their folder names and check sums apply);
+CUB-200-2011 and MIT Indoor-67 from the publishers' lists; ImageNet from class folders or, in place, from the
+publisher's two tars. Instance order: by class in label order, then by path.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def load_named(
         split: train or test (ImageNet's test is its published validation set).
         download: fetch it first, where torchvision can.
         entry: in place of the catalogue's.
-    Raises: UsageError for an unknown split, or a download that does not exist. DataError if files are missing, the counts are not the
-        published ones, or it is another set of that name (names the files, the counts and the consequence).
+    Raises: UsageError for an unknown split, or a download that does not exist. DataError if files are
+        missing, the counts are not the published ones, or it is another set of that name (names the files,
+        the counts and the consequence).
     """
     entry, root = entry or CATALOGUE[name], Path(root)
     if split not in entry.counts:
@@ -111,13 +112,16 @@ def load_named(
     if (found, len(images.classes)) != (entry.counts[split], entry.classes):
         _refuse_lookalikes(name, root, entry)
         gone = (
-            f" {len(missing)} files of its lists are missing: {', '.join(missing[:5])}{', …' * (len(missing) > 5)}."
+            f" {len(missing)} files of its lists are missing: "
+            f"{', '.join(missing[:5])}{', …' * (len(missing) > 5)}."
             if missing
             else ""
         )
         raise DataError(
-            f"{name}: {root}: split {split} has {found} images of {len(images.classes)} classes, published are {entry.counts[split]} of "
-            f"{entry.classes}.{gone or ' Smallest classes: ' + _smallest(images) + '.'} Fetch or unpack {entry.files} again."
+            f"{name}: {root}: split {split} has {found} images of {len(images.classes)} classes, published "
+            f"are {entry.counts[split]} of "
+            f"{entry.classes}.{gone or ' Smallest classes: ' + _smallest(images) + '.'} Fetch or unpack "
+            f"{entry.files} again."
         )
     return images
 
@@ -139,7 +143,8 @@ def _refuse_lookalikes(name: str, root: Path, entry: NamedSet) -> None:
     for other in entry.lookalikes:
         if sorted(tops.values()) == sorted(other.counts):
             raise DataError(
-                f"{name}: {root}: this is {other.what} Put {entry.files} under `root`, or build this one as a plain folder."
+                f"{name}: {root}: this is {other.what} Put {entry.files} under `root`, or build this one as "
+                "a plain folder."
             )
 
 
@@ -233,47 +238,79 @@ def _lines(path: Path) -> list[str]:
 
 KAGGLE_FLOWERS = Lookalike(
     (6552, 818, 819),
-    "the Kaggle copy of Flowers-102 (6,552 / 818 / 819 images), not the published split (2,040 / 6,149): it trains on three times as many "
-    "images, so its accuracies, near 97 % from scratch, are not comparable.",
+    "the Kaggle copy of Flowers-102 (6,552 / 818 / 819 images), not the published split (2,040 / 6,149): it "
+    "trains on three times as many images, so its accuracies, near 97 % from scratch, are not comparable.",
 )
 FLOWERS_17 = tuple(
     Lookalike(
         counts,
-        "the 17-class Flowers set (1,360 images), another data set: accuracies on it say nothing about Flowers-102.",
+        "the 17-class Flowers set (1,360 images), another data set: accuracies on it say nothing about "
+        "Flowers-102.",
     )
     for counts in ((1360,), (80,) * 17)
 )
 
 CATALOGUE = {
     "flowers102": NamedSet(
-        102, {"train": 2040, "test": 6149}, "flowers-102/jpg/, flowers-102/imagelabels.mat and flowers-102/setid.mat", True,
-        partial(_listed, datasets.Flowers102, TRAIN_AND_VAL), (KAGGLE_FLOWERS, *FLOWERS_17),
+        102,
+        {"train": 2040, "test": 6149},
+        "flowers-102/jpg/, flowers-102/imagelabels.mat and flowers-102/setid.mat",
+        True,
+        partial(_listed, datasets.Flowers102, TRAIN_AND_VAL),
+        (KAGGLE_FLOWERS, *FLOWERS_17),
     ),
     "pets": NamedSet(
-        37, {"train": 3680, "test": 3669}, "oxford-iiit-pet/images/ and oxford-iiit-pet/annotations/", True,
+        37,
+        {"train": 3680, "test": 3669},
+        "oxford-iiit-pet/images/ and oxford-iiit-pet/annotations/",
+        True,
         partial(_pets, datasets.OxfordIIITPet),
     ),
     "dtd": NamedSet(
-        47, {"train": 3760, "test": 1880}, "dtd/dtd/images/ and dtd/dtd/labels/", True, partial(_listed, datasets.DTD, TRAIN_AND_VAL)
+        47,
+        {"train": 3760, "test": 1880},
+        "dtd/dtd/images/ and dtd/dtd/labels/",
+        True,
+        partial(_listed, datasets.DTD, TRAIN_AND_VAL),
     ),
     "aircraft": NamedSet(
-        100, {"train": 6667, "test": 3333}, "fgvc-aircraft-2013b/data/", True, partial(_listed, datasets.FGVCAircraft, TRAINVAL)
+        100,
+        {"train": 6667, "test": 3333},
+        "fgvc-aircraft-2013b/data/",
+        True,
+        partial(_listed, datasets.FGVCAircraft, TRAINVAL),
     ),
     "cars": NamedSet(
-        196, {"train": 8144, "test": 8041},
-        "stanford_cars/cars_train/, stanford_cars/cars_test/, stanford_cars/devkit/ and stanford_cars/cars_test_annos_withlabels.mat",
-        False, partial(_listed, datasets.StanfordCars, AS_NAMED),
+        196,
+        {"train": 8144, "test": 8041},
+        "stanford_cars/cars_train/, stanford_cars/cars_test/, stanford_cars/devkit/ and "
+        "stanford_cars/cars_test_annos_withlabels.mat",
+        False,
+        partial(_listed, datasets.StanfordCars, AS_NAMED),
     ),
     "cub200": NamedSet(
-        200, {"train": 5994, "test": 5794},
-        "CUB_200_2011/ with images/, images.txt, image_class_labels.txt, classes.txt and train_test_split.txt", False, _cub200,
+        200,
+        {"train": 5994, "test": 5794},
+        "CUB_200_2011/ with images/, images.txt, image_class_labels.txt, classes.txt and "
+        "train_test_split.txt",
+        False,
+        _cub200,
     ),
-    "indoor67": NamedSet(67, {"train": 5360, "test": 1340}, "Images/, TrainImages.txt and TestImages.txt", False, _indoor67),
-    "cifar10": NamedSet(10, {"train": 50000, "test": 10000}, "cifar-10-batches-py/", True, partial(_cifar, datasets.CIFAR10)),
-    "cifar100": NamedSet(100, {"train": 50000, "test": 10000}, "cifar-100-python/", True, partial(_cifar, datasets.CIFAR100)),
+    "indoor67": NamedSet(
+        67, {"train": 5360, "test": 1340}, "Images/, TrainImages.txt and TestImages.txt", False, _indoor67
+    ),
+    "cifar10": NamedSet(
+        10, {"train": 50000, "test": 10000}, "cifar-10-batches-py/", True, partial(_cifar, datasets.CIFAR10)
+    ),
+    "cifar100": NamedSet(
+        100, {"train": 50000, "test": 10000}, "cifar-100-python/", True, partial(_cifar, datasets.CIFAR100)
+    ),
     "imagenet": NamedSet(
-        1000, {"train": 1281167, "test": 50000},
-        "train/ and val/ with 1,000 class folders each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
-        "ILSVRC2012_devkit_t12.tar.gz", False, gather_imagenet,
+        1000,
+        {"train": 1281167, "test": 50000},
+        "train/ and val/ with 1,000 class folders each, or ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar "
+        "and ILSVRC2012_devkit_t12.tar.gz",
+        False,
+        gather_imagenet,
     ),
-}  # fmt: skip
+}

@@ -1,8 +1,10 @@
-"""scikit-learn's bundled digits as a data set: 1,797 scanned digits of 8 x 8 pixels, in a fixed, class-balanced split.
+"""scikit-learn's bundled digits as a data set: 1,797 scans of 8 x 8 pixels, in a fixed, class-balanced split.
 
-Each class gives half of its images, rounded down, to training (896) and the rest to test (901), by a keyed draw that never changes.
-The scans' grey levels 0..16 become 0..255 by v · 255 / 16, rounded half up, the same in the three channels.
-Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; scikit-learn holds its test part.
+Each class gives half of its images, rounded down, to training (896) and the rest to test (901), by a keyed
+draw that never changes. The scans' grey levels 0..16 become 0..255 by v · 255 / 16, rounded half up, the same
+in the three channels.
+Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998; scikit-learn holds its
+test part.
 """
 
 from __future__ import annotations
@@ -47,14 +49,16 @@ def digit_images(split: str) -> ImageSet:
 
 
 def build_digits(out: str | Path, *, split: str | None = None, **options: Any) -> list[tuple[Path, Manifest]]:
-    """Build F.beton of one half, or F-train.beton and F-test.beton where no split is named. Else as build.build_beton.
+    """Build F.beton of one half, or F-train.beton and F-test.beton where no split is named.
 
+    Else as build.build_beton.
     Raises: UsageError for an unknown split, for `test_fraction`, as the split is fixed, and for `workers`.
     """
     checked, out = BuildOptions(**options), Path(out)
     if checked.test_fraction is not None:
         raise UsageError(
-            "`test_fraction`: the digits have a fixed split. Leave it out, or choose a half with `split=train` or `split=test`."
+            "`test_fraction`: the digits have a fixed split. Leave it out, or choose a half with "
+            "`split=train` or `split=test`."
         )
     if checked.workers is not None:
         raise UsageError("`workers`: the digits are built sooner than a worker starts. Leave it out.")
@@ -64,7 +68,7 @@ def build_digits(out: str | Path, *, split: str | None = None, **options: Any) -
 
 
 def embedded_digits(folder: str | Path) -> tuple[Path, Path]:
-    """The paths of digits-train.beton and digits-test.beton in `folder`, built if they are not there or not sound.
+    """The paths of digits-train.beton and -test.beton in `folder`, built unless sound ones are there.
 
     Several processes may call at once: each builds under a name of its own, and the bytes are the same.
     Raises: ResourceError if `folder` cannot be written.

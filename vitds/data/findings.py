@@ -1,4 +1,4 @@
-"""What a build found odd in its sources: counted and named, so that nothing is dropped or changed in silence."""
+"""What a build found odd in its sources, counted and named: nothing is dropped or changed in silence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = {
     "too_large": "left out: too large (above 179 million pixels, or a side above 65,535)",
     "unreadable": "left out: cannot be read",
     "dead_link": "left out: a link that leads nowhere, or in a circle",
-    "archive_link": "left out: a link inside an archive",
+    "archive_link": "left out: a link inside an archive to none of its images",
     "archive_outside": "left out: an archive member whose path leads outside",
     "unlabelled": "left out: an image beside the class folders",
     "empty_class": "a class folder without images, not a class",
@@ -26,7 +26,7 @@ KINDS = {
     "single": "a class of one image, all in the training file",
     "link_outside": "a link out of the folder, followed",
     "duplicate": "same content as another image: two instances that look alike",
-    "metadata": "metadata that cannot be read (EXIF, text, checksums, ...), ignored; upright where EXIF is lost",
+    "metadata": "metadata that cannot be read (EXIF, text, checksums, ...), ignored; not turned without EXIF",
     "mended": "JPEG with faulty data, decoded with what could be read, stored anew",
     "grey": "greyscale, now RGB",
     "cmyk": "CMYK, now RGB",
@@ -46,7 +46,7 @@ TEXTS = {
 
 
 def shown(name: str | PurePath) -> str:
-    """A file's name as printable text: undecodable bytes and control characters as backslash escapes, any script as it is."""
+    """A file's name as printable text in its script; undecodable bytes and control characters are escaped."""
     text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
@@ -90,5 +90,6 @@ class Findings:
         ]
         if listed:
             raise DataError(
-                f"`strict`: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build without `strict`."
+                f"`strict`: {'; '.join(listed)}. Nothing was written. Mend or remove these images, or build "
+                "without `strict`."
             )

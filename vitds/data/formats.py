@@ -1,4 +1,4 @@
-"""Which files are pictures, decided by their first bytes; the extension is asked only where it saves opening a file.
+"""Which files are pictures, by their first bytes; the extension counts only where it saves opening a file.
 
 HEIC comes from pillow-heif where that is installed; this is the one place that knows of it.
 """
@@ -17,14 +17,15 @@ else:
     pillow_heif.register_heif_opener()
     HAS_HEIF = True
 
-# Files of these names are taken without a look inside; a name that lies is found out when the file is decoded.
+# Files of these names are taken without a look inside; decoding finds out a name that lies.
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .heic .heif .hif".split()
+    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif"
+    " .heic .heif .hif".split()
 )
 HEAD_BYTES = 132  # what `format_of` looks at: DICOM's mark ends there
 
-# Name -> the first bytes, as a regular expression. The camera formats that are TIFF files inside (NEF, ARW, DNG, ...) are
-# recognised by their tags, in pixels.py.
+# Name -> the first bytes, as a regular expression. Cameras' formats that are TIFF files inside (NEF, ARW,
+# DNG) are recognised by their tags, in pixels.py.
 _MARKS = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -54,7 +55,7 @@ _MARKS = {
 _MATCHERS = {name: re.compile(mark, re.DOTALL) for name, mark in _MARKS.items()}
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 
-# What this installation decodes, by Pillow's names; of what Pillow knows, nothing that starts another program.
+# What this installation decodes, by Pillow's names; nothing that would start another program.
 DECODED = frozenset(
     ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
     + ("AVIF",) * bool(features.check("avif"))
@@ -63,14 +64,17 @@ DECODED = frozenset(
 
 
 def format_of(head: bytes) -> str | None:
-    """The format that a file's first HEAD_BYTES announce, by the name that Pillow or its users give it; None for no picture."""
+    """The format that a file's first HEAD_BYTES announce.
+
+    Returns: the name that Pillow or its users give it; None for no picture.
+    """
     if head[4:8] == b"ftyp":
         return _container_of(head)
     return next((name for name, matcher in _MATCHERS.items() if matcher.match(head)), None)
 
 
 def _container_of(head: bytes) -> str | None:
-    """HEIF, AVIF and CR3 share a container with videos; its first box lists the brands that a reader may know it by."""
+    """HEIF, AVIF and CR3 share a container with videos; its first box lists the brands that it is of."""
     size = int.from_bytes(head[:4], "big")
     brands = {head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))}
     if brands & {b"avif", b"avis"}:

@@ -1,7 +1,8 @@
 """ImageNet (ILSVRC 2012) from class folders, or in place from the publisher's archives: nothing is unpacked.
 
-The training archive is a tar of one tar a class, both plain, so an image lies at a known byte of the outer file. The validation
-images are numbered; their classes stand in the development kit. Classes are WordNet ids, in sorted order, as everywhere.
+The training archive is a tar of one tar a class, both plain, so an image lies at a known byte of the outer
+file. The validation images are numbered; their classes stand in the development kit. Classes are WordNet ids,
+in sorted order, as everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ TRAIN_TAR, VAL_TAR, DEVKIT = (
 
 
 def gather_imagenet(root: Path, split: str, download: bool, findings: Findings) -> ImageSet:
-    """One split, train or test (the validation images). Raises: DataError, OSError, KeyError if files are missing or damaged."""
+    """One split, train or test (the validation images).
+
+    Raises: DataError, OSError, KeyError if files are missing or damaged.
+    """
     folder = root / ("train" if split == "train" else "val")
     if folder.is_dir():
         with tempfile.TemporaryDirectory() as workspace:

@@ -1,7 +1,7 @@
 """One image file to one stored sample: decoded, turned upright, made 8-bit RGB, reduced, encoded.
 
-A JPEG that needs none of this keeps its own bytes: encoding again would lose quality. Every sample is decoded here as training
-decodes it, so what cannot be decoded there never gets into a file.
+A JPEG that needs none of this keeps its own bytes: encoding again would lose quality. Every sample is decoded
+here as training decodes it, so what cannot be decoded there never gets into a file.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def image_size(image: SourceImage) -> tuple[int, int] | None:
 
 
 def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
-    """Decode one image and encode it as it is to be stored; whatever is wrong with it comes back as LeftOut."""
+    """Decode one image and encode it as it is to be stored; whatever is wrong with it comes as LeftOut."""
     if image.pixels is not None:
         return _store_pixels(Image.fromarray(image.pixels), (), storing)
     try:
@@ -119,14 +119,12 @@ def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
         return _store_file(raw, name, storing)
     except (MemoryError, ResourceError):
         raise
-    except (
-        Exception
-    ) as error:  # a decoder can raise anything on hostile bytes, and none of it may end the build
+    except Exception as error:  # a decoder raises anything on hostile bytes; none of it may end the build
         return _left_out(error, raw, name)
 
 
 def _store_file(raw: bytes, name: str, storing: Storing) -> Stored:
-    """Decode a file; where the decoder stumbles, once more without the metadata, so that only the pixels decide."""
+    """Decode a file; where the decoder stumbles, once more without the metadata: only pixels decide."""
     with warnings.catch_warnings(record=True) as complaints:  # Pillow's, of metadata that it passes over
         warnings.simplefilter("always")
         try:
@@ -156,7 +154,8 @@ def _store_plain(plain: bytes, exif: bytes, raw: bytes, name: str, storing: Stor
 def decode_stored(data: bytes, is_jpeg: bool, height: int, width: int) -> NDArray[np.uint8]:
     """The (height, width, 3) pixels of a stored sample, as training sees them.
 
-    Raises: DataError if the bytes are not a sound picture of that size (gives the decoder's reason; the caller knows the file).
+    Raises: DataError if the bytes are not a sound picture of that size (gives the decoder's reason; the
+        caller knows the file).
     """
     return decode(data, JPEG if is_jpeg else RAW, (height, width))
 
@@ -167,7 +166,7 @@ def digest_of(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def hash_entry(digest: bytes, label: int) -> bytes:
-    """What one sample adds to the content hash: the digest of its decoded pixels, and its label as 8 bytes."""
+    """What one sample adds to the content hash: the digest of its pixels, and its label as 8 bytes."""
     return digest + label.to_bytes(8, "little", signed=True)
 
 
@@ -202,9 +201,7 @@ def _store_picture(picture: Image.Image, raw: bytes, storing: Storing) -> Stored
         try:
             pixels = decode_stored(raw, True, picture.height, picture.width)
         except DataError:
-            kinds += (
-                "mended",
-            )  # Pillow is more lenient; if it can read the picture, what it reads is stored
+            kinds += ("mended",)  # Pillow is more lenient; what it reads, if it can, is stored
         else:
             is_jpeg = storing.storage == "jpg"
             return _stored(raw if is_jpeg else pixels.tobytes(), is_jpeg, pixels, kinds)

@@ -1,4 +1,6 @@
-"""Text on pictures, in any script that a font of this machine has; other letters as their code points (U+4E2D)."""
+"""Text on pictures, in any script that a font of this machine has; other letters as their code points
+(U+4E2D).
+"""
 
 from __future__ import annotations
 

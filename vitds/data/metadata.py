@@ -1,7 +1,7 @@
 """What lies beside a picture's pixels in its file: how it is to be turned, and the file without all the rest.
 
-A decoder that stumbles over metadata stops before the pixels. `without_metadata` takes it out, so that only pixels decide
-whether a picture can be used.
+A decoder that stumbles over metadata stops before the pixels. `without_metadata` takes it out, so that only
+pixels decide whether a picture can be used.
 """
 
 from __future__ import annotations
@@ -18,41 +18,24 @@ _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_PIXELS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_HAS_METADATA = 0x20 | 0x08 | 0x04  # flags of VP8X: ICC profile, EXIF, XMP
-# Sizes, samples, where they lie, compression and colours, orientation; of old JPEG compression too; and a raw file's version.
+# Sizes, samples, where they lie, compression and colours (of JPEG too), orientation, a raw file's version.
 _TIFF_PIXELS = frozenset(
-    (
-        *range(254, 260),
-        262,
-        266,
-        273,
-        274,
-        *range(277, 280),
-        284,
-        292,
-        293,
-        317,
-        320,
-        *range(322, 326),
-        332,
-        338,
-        339,
-        347,
-    )
-    + (*range(512, 522), *range(529, 533), 50706)
-)
+    (*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326))
+) | {332, 338, 339, 347, *range(512, 522), *range(529, 533), 50706}
 _EXIF_MARK = b"Exif\0\0"
-# In HEIF and AVIF, the entry of an item that is no picture: header, its number (2 or 4 bytes), protection, then its type.
+# In HEIF and AVIF, the entry of an item that is no picture: header, number (2 or 4 bytes), protection, type.
 _HEIF_METADATA = re.compile(rb"(infe\x02.{3}.{4}|infe\x03.{3}.{6})(?:Exif|mime)", re.DOTALL)
 
 
 def orientation_of(picture: Image.Image) -> tuple[int, bool]:
     """How an opened, not yet decoded picture is to be turned, and whether its EXIF data could be read.
 
-    Returns: the EXIF orientation 1 to 8, 1 where there is none or it cannot be read; True if all of it could be read.
+    Returns: the EXIF orientation 1 to 8, 1 where there is none or it cannot be read; True if all of it could
+        be read.
     """
     if picture.format == "TIFF":
         return _valid(picture.tag_v2.get(ORIENTATION)), True
-    # Pillow remembers a first attempt that failed as an empty one, so the data are read by a picture that has made none.
+    # Pillow remembers a failed attempt as empty data, so they are read by a picture that has made none.
     reader = Image.Image()
     reader.info = dict(picture.info)
     with warnings.catch_warnings(record=True) as complaints:
@@ -121,7 +104,10 @@ def _plain_png(raw: bytes) -> tuple[bytes, bytes] | None:
 
 
 def has_false_checksums(raw: bytes) -> bool:
-    """Whether a PNG has side chunks (text, profiles, time) that are not what was written; Pillow looks only at the first ones."""
+    """Whether a PNG has side chunks (text, profiles, time) that are not what was written.
+
+    Pillow looks only at those before the pixels.
+    """
     return raw.startswith(_PNG_MARK) and any(
         not is_sound for name, _, is_sound in _png_chunks(raw) if name not in _PNG_PIXELS or name == b"tRNS"
     )

@@ -1,7 +1,7 @@
-"""From a decoded picture of any kind to 8-bit RGB, upright: black is 0 and white is 255, whatever the file's own numbers are.
+"""From a picture of any kind to 8-bit RGB, upright: black is 0, white is 255, whatever its own numbers are.
 
-Bit depth, sign and channels come from the decoder's description (Pillow's mode and raw mode, TIFF tags, the JPEG 2000 header),
-never from the numbers themselves. What has no known range is refused.
+Bit depth, sign and channels come from the decoder's description (Pillow's mode and raw mode, TIFF tags, the
+JPEG 2000 header), never from the numbers themselves. What has no known range is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, TiffImagePlugin, features
 
 from vitds.data.metadata import orientation_of
 
-# Pillow's own reader of uncompressed TIFFs takes planes of 16 bits for planes of 8, and leaves out chroma's subsampling.
+# Pillow's own reader of uncompressed TIFFs takes planes of 16 bits for 8, and knows no subsampling.
 TiffImagePlugin.READ_LIBTIFF = features.check("libtiff")
 
 NEW_SUBFILE_TYPE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, DNG_VERSION = 254, 262, 284, 339, 50706  # TIFF tags
@@ -48,7 +48,7 @@ class Layout:
         rawmode: the samples as they lie in the file, in Pillow's words; "" where its decoder does not say.
         white: the level of white of a deep grey that Pillow does not scale; None for all else.
         is_inverted: white is 0.
-        bits: of each channel, where Pillow does not scale them to 8 and the file says so (JPEG 2000); () for all else.
+        bits: of each channel of a JPEG 2000, which Pillow shifts to 8 and does not scale; () for all else.
         orientation: 1 to 8, as EXIF has it.
         kinds: findings (findings.KINDS).
     """
@@ -67,8 +67,8 @@ def layout_of(picture: Image.Image, raw: bytes) -> Layout:
     Args:
         picture: as Image.open gives it.
         raw: its file.
-    Raises: Refused for samples of unknown range (signed, floating-point, 32 bits), for a camera's raw file, and for what Pillow
-        is known to read wrongly.
+    Raises: Refused for samples of unknown range (signed, floating-point, 32 bits), for a camera's raw file,
+        and for what Pillow is known to read wrongly.
     """
     arguments = picture.tile[0][3] if picture.tile else ""
     arguments = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -81,14 +81,11 @@ def layout_of(picture: Image.Image, raw: bytes) -> Layout:
     white = _white_level(picture, rawmode, bits)
     orientation, is_readable = orientation_of(picture)
     depth = max((*bits, picture.info.get("bit_depth", 8)))  # pillow-heif says it so
-    maxval = max((part for part in arguments if isinstance(part, int)), default=0)
+    maxval = arguments[-1] if picture.format == "PPM" and isinstance(arguments[-1], int) else 0
     holds = {
         "grey": picture.mode in ("1", "L", "LA", "La") or rawmode.startswith("LA;") or white is not None,
         "cmyk": picture.mode == "CMYK",
-        "deep": white is not None
-        or ";16" in rawmode
-        or depth > 8
-        or (picture.format == "PPM" and maxval > 255),
+        "deep": white is not None or ";16" in rawmode or depth > 8 or maxval > 255,
         "palette": picture.mode in ("P", "PA"),
         "transparent": picture.mode in ALPHA_MODES or "transparency" in picture.info,
         "rotated": orientation != 1,
@@ -148,7 +145,10 @@ def _jpeg2000_bits(raw: bytes, picture: Image.Image) -> tuple[int, ...]:
 
 
 def to_rgb(picture: Image.Image, layout: Layout) -> Image.Image:
-    """Decode a picture: 8-bit RGB, transparency laid on white, turned upright. Raises: whatever its decoder raises."""
+    """Decode a picture: 8-bit RGB, transparency laid on white, turned upright.
+
+    Raises: whatever its decoder raises.
+    """
     picture.load()
     if "transparency" in picture.info:
         picture.info["transparency"] = _as_scaled(picture.info["transparency"], layout.rawmode)
@@ -162,7 +162,7 @@ def to_rgb(picture: Image.Image, layout: Layout) -> Image.Image:
 
 
 def _as_scaled(transparent: object, rawmode: str) -> object:
-    """The transparent colour of a PNG, which Pillow leaves in the file's own numbers while it scales the pixels."""
+    """The transparent colour of a PNG: Pillow leaves it in the file's own numbers, and scales the pixels."""
     if rawmode in ("L;2", "L;4") and isinstance(transparent, int):
         return transparent * {"L;2": 85, "L;4": 17}[rawmode]
     if rawmode == "RGB;16B" and isinstance(transparent, tuple):
@@ -171,7 +171,7 @@ def _as_scaled(transparent: object, rawmode: str) -> object:
 
 
 def _from_deep_grey(picture: Image.Image, layout: Layout) -> Image.Image:
-    levels = np.asarray(picture).astype(np.int64)
+    levels = np.asarray(picture).astype(np.uint32)
     grey = (levels * 255 + layout.white // 2) // layout.white
     grey = (255 - grey if layout.is_inverted else grey).astype(np.uint8)
     if isinstance(transparent := picture.info.get("transparency"), int):
@@ -182,9 +182,7 @@ def _from_deep_grey(picture: Image.Image, layout: Layout) -> Image.Image:
 def _as_described(picture: Image.Image, layout: Layout) -> Image.Image:
     """Where Pillow's numbers are not what the file's description says."""
     if picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info:
-        return ImageChops.invert(
-            picture
-        )  # Pillow takes every CMYK JPEG for Adobe's, whose ink is 255 - value
+        return ImageChops.invert(picture)  # Pillow takes all for Adobe's, whose ink is 255 - value
     if picture.format == "JPEG2000" and min(layout.bits) < 8 and picture.mode not in ("P", "PA"):
         # Pillow shifts up to 8 bits, so white is 240 for 4 bits.
         return picture.point(

@@ -1,4 +1,6 @@
-"""A labelled grid of pictures: for each image the original with its crops' boxes, each view, and each view as it is trained on."""
+"""A labelled grid of pictures: for each image the original with its crops' boxes, each view, and each view as
+it is trained on.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,8 @@ def _original(image: ImagePreview, groups: list[int], cell_px: int) -> Image.Ima
     pen = ImageDraw.Draw(picture)
     for (top, left, box_height, box_width), group in zip(image.boxes.tolist(), groups, strict=True):
         corners = [scale * edge for edge in (left, top, left + box_width, top + box_height)]
-        # Pillow refuses a corner beyond its opposite, as a box of less than a pixel of the cell would have it.
+        # Pillow refuses a corner beyond its opposite, as a box of less than a pixel of the cell would have
+        # it.
         far = (max(corners[0], corners[2] - 1), max(corners[1], corners[3] - 1))
         pen.rectangle([*corners[:2], *far], outline=COLOURS[group % len(COLOURS)])
     return picture

@@ -1,4 +1,6 @@
-"""A small set out of a large one (small ImageNet): a function of the seed, kept as a list of files that can be given back."""
+"""A small set out of a large one (small ImageNet): a function of the seed, kept as a list of files that can
+be given back.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class Sample:
             )
         if self.list and any(numbers.values()):
             raise UsageError(
-                "`list` names the images, so `classes`, `per_class` and `total` have nothing to draw. Leave them out."
+                "`list` names the images, so `classes`, `per_class` and `total` have nothing to draw. Leave "
+                "them out."
             )
 
     @property
@@ -54,7 +57,8 @@ class Sample:
 def draw_sample(images: ImageSet, sample: Sample) -> ImageSet:
     """The chosen images in the order of the whole set, and the classes that they are of.
 
-    Raises: DataError if a class or the set has fewer images than are asked for, or the list names an image that is not in the set.
+    Raises: DataError if a class or the set has fewer images than are asked for, or the list names an image
+        that is not in the set.
     """
     if sample.list:
         return _only(images, _read_list(images, Path(sample.list)))

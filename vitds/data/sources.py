@@ -1,8 +1,9 @@
-"""From what a person names (folders, tars) to a sorted list of images with class names. No image is decoded here.
+"""From what a person names (folders, tars) to a sorted list of images with class names. None is decoded.
 
-A folder or tar holds class folders (the first folder below it is an image's class, as in torchvision's ImageFolder) or, flat,
-images without labels. The same tree gives the same set from either. Several sources make one set: classes are joined by name. The
-order, which decides the instance numbers, is by class name, then by path within the source, then by source.
+A folder or tar holds class folders (the first folder below it is an image's class, as in torchvision's
+ImageFolder) or, flat, images without labels. The same tree gives the same set from either. Several sources
+make one set: classes are joined by name. The order, which decides the instance numbers, is by class name,
+then by path within the source, then by source.
 """
 
 from __future__ import annotations
@@ -86,10 +87,12 @@ def scan_sources(
         sources: folders or tars.
         findings: gets what was odd.
         workspace: a folder that the caller removes; a compressed tar is unpacked into it, as one tar.
-        split: take only the folder of this name, or path, in each source (train, images/train), or in each class folder.
+        split: take only the folder of this name, or path, in each source (train, images/train), or in each
+            class folder.
         classes_are_folders: take the first folders of each source as classes, whatever they look like.
-    Raises: DataError if a source is missing, neither folder nor tar, a damaged tar, without images or without that split, if its
-        folders look like splits or like a wrapper, or if flat and class-folder sources are mixed (names the source).
+    Raises: DataError if a source is missing, neither folder nor tar, a damaged tar, without images or without
+        that split, if its folders look like splits or like a wrapper, or if flat and class-folder sources are
+        mixed (names the source).
     """
     found: list[tuple[str, Parts, int, SourceImage]] = []
     flat: dict[bool, str | Path] = {}
@@ -106,7 +109,8 @@ def scan_sources(
         )
     if len(flat) == 2:
         raise DataError(
-            f"{flat[True]} holds images without class folders, {flat[False]} class folders. Build them as two files."
+            f"{flat[True]} holds images without class folders, {flat[False]} class folders. Build them as "
+            "two files."
         )
     found.sort(key=lambda row: row[:3])
     classes = () if True in flat else tuple(sorted({row[0] for row in found}))
@@ -124,7 +128,8 @@ def _read_source(source: Path, findings: Findings, workspace: Path) -> SourceTre
         tree = _read_tar(source, findings, workspace)
     else:
         raise DataError(
-            f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images into a folder."
+            f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images "
+            "into a folder."
         )
     if not tree.files:
         others = findings.counts.get(OTHER_FILE, 0)
@@ -141,7 +146,7 @@ def _take_images(tree: SourceTree, source: Path, split: str | None, classes_are_
     if split is not None:
         tree = _take_split(tree, split, source)
         name = split.rsplit("/", 1)[-1]
-    # `tar cf cats.tar cats`, or cats/cats: a folder of the source's own name around everything is the source itself.
+    # `tar cf cats.tar cats`, or cats/cats: a folder of the source's own name around everything is the source.
     while all(len(parts) > 1 and parts[0].casefold() == name.casefold() for parts in tree.files):
         if classes_are_folders and all(len(parts) == 2 for parts in tree.files):
             break
@@ -182,7 +187,8 @@ def _take_split(tree: SourceTree, split: str, source: Path) -> SourceTree:
         else:
             some = ", ".join(shown(top) for top in _tops(tree)[:5]) or "no folders"
             raise DataError(
-                f"{source}: there is no folder {split!r} with images in it to take as `split`; there are {some}."
+                f"{source}: there is no folder {split!r} with images in it to take as `split`; there are "
+                f"{some}."
             )
     return tree
 
@@ -215,30 +221,31 @@ def _read_tar(source: Path, findings: Findings, workspace: Path) -> SourceTree:
     files: dict[Parts, SourceImage] = {}
     folders: set[Parts] = set()
     left_behind: set[Parts] = set()
+    links: dict[Parts, Member] = {}
     with path.open("rb") as file:
         for member in members:
             parts, where = PurePosixPath(member.name).parts, f"{source}:{member.name}"
-            if (
-                odd := next(
-                    (i for i, part in enumerate(parts) if is_left_behind(part) and part != ".."), None
-                )
-            ) is not None:
-                if odd < len(parts) - 1 or member.kind == "folder":
-                    left_behind.add(parts[: odd + 1])
-            elif not parts:
+            odd = next((parts[: i + 1] for i, part in enumerate(parts) if is_left_behind(part)), ())
+            if odd and (odd != parts or member.kind == "folder"):
+                left_behind.add(odd)
+            if odd or not parts:
                 continue
-            elif member.kind == "folder":
+            if member.kind == "folder":
                 folders.add(parts)
-            elif member.kind == "link":
-                findings.add("archive_link", where)
             elif member.name.startswith("/") or ".." in parts:
                 findings.add("archive_outside", where)
+            elif member.kind == "link":
+                links[parts] = member
             elif member.kind == "sparse":
                 findings.add("unreadable", where)
-            elif member.kind == "file" and _keep(
-                parts[-1], lambda at=member: _head(file, at), findings, where
-            ):
+            elif member.kind == "file" and _keep(parts[-1], partial(_head, file, member), findings, where):
                 files[parts] = SourceImage(shown(where), "", None, str(path), member.offset, member.size)
+    for parts, link in links.items():  # as in a folder, a link to an image is one more image
+        where = f"{source}:{link.name}"
+        if target := files.get(PurePosixPath(link.target).parts):
+            files[parts] = replace(target, name=shown(where))
+        else:
+            findings.add("archive_link", where)
     for parts in sorted(left_behind):
         findings.add(LEFT_BEHIND, f"{source}:{'/'.join(parts)}")
     return SourceTree(files, frozenset(folders))

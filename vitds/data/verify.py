@@ -33,7 +33,8 @@ class Verdict:
 
 
 def verify_beton(path: str | Path, *, workers: int | None = None, show_progress: bool = False) -> Verdict:
-    """Check the tables (as open_beton), decode every sample, and compare the content hash over pixels and labels with the manifest's.
+    """Check the tables (as open_beton), decode every sample, and compare the content hash over pixels and
+    labels with the manifest's.
 
     Raises: DataError where open_beton does. A sample that cannot be decoded is in the verdict, not an error.
     """

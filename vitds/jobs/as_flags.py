@@ -1,4 +1,6 @@
-"""Python's arguments in a message, `split` or `split=train`, as the flags that a command has for them, --split and --split train."""
+"""Python's arguments in a message, `split` or `split=train`, as the flags that a command has for them,
+--split and --split train.
+"""
 
 from __future__ import annotations
 

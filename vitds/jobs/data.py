@@ -51,13 +51,15 @@ def build(
     """Build one or two .beton files and print what was built and what was odd.
 
     Args:
-        sources: folders or tars; or `digits`; or the name of a published set (vitds/data/catalogue.py), which lies under `root`.
+        sources: folders or tars; or `digits`; or the name of a published set (vitds/data/catalogue.py), which
+            lies under `root`.
         out: the file, x.beton.
         storage: as in BuildOptions.
         side_px: as in BuildOptions.
         quality: as in BuildOptions.
         workers: as in BuildOptions.
-        split: the folder to take of each source; without it, digits and published sets give F-train and F-test.
+        split: the folder to take of each source; without it, digits and published sets give F-train and
+            F-test.
         classes_are_folders: as in build_beton.
         test_fraction: as in BuildOptions.
         classes_from: as in BuildOptions.
@@ -70,8 +72,8 @@ def build(
         seed: of what `test_fraction` or a sample draws; None for 0.
         list: of a published set, as in sampling.Sample.
     Returns: per file its path and its manifest's values.
-    Raises: UsageError for arguments that do not go together, or would do nothing; else as build.build_beton and
-        catalogue.load_named.
+    Raises: UsageError for arguments that do not go together, or would do nothing; else as build.build_beton
+        and catalogue.load_named.
     """
     started = time.monotonic()
     given = {name: value for name, value in locals().items() if value not in (None, False)}
@@ -82,15 +84,23 @@ def build(
     sample = Sample(classes, per_class, total, seed or 0, list)
     is_drawn = not (sample.is_everything or sample.list)
     options = {
-        "storage": storage, "side_px": side_px, "quality": quality, "workers": workers, "test_fraction": test_fraction,
-        "seed": None if is_drawn else seed, "classes_from": classes_from, "strict": strict, "show_progress": True,
-    }  # fmt: skip
+        "storage": storage,
+        "side_px": side_px,
+        "quality": quality,
+        "workers": workers,
+        "test_fraction": test_fraction,
+        "seed": None if is_drawn else seed,
+        "classes_from": classes_from,
+        "strict": strict,
+        "show_progress": True,
+    }
     if named == DIGITS:
         built = build_digits(out, split=split, **options)
     elif named:
         if root is None:
             raise UsageError(
-                f"{named}: `root` is missing, the folder where this published set lies. A folder of its name is ./{named}."
+                f"{named}: `root` is missing, the folder where this published set lies. A folder of its name "
+                f"is ./{named}."
             )
         built = _build_named(named, Path(root), Path(out), split, download, sample, BuildOptions(**options))
     else:
@@ -110,15 +120,17 @@ def _refuse_idle(named: str | None, given: dict[str, Any]) -> None:
     idle = [name for name in OF_FOLDERS if name in given and named]
     if idle:
         raise UsageError(
-            f"`{idle[0]}` does nothing with {named}, whose classes and split are published: it goes with folders and tars. "
-            "Leave it out, or choose a half with `split=train` or `split=test`."
+            f"`{idle[0]}` does nothing with {named}, whose classes and split are published: it goes with "
+            "folders and tars. Leave it out, or choose a half with `split=train` or `split=test`."
         )
 
 
 def _build_named(
     name: str, root: Path, out: Path, split: str | None, download: bool, sample: Sample, options: BuildOptions
 ) -> Built:
-    """A sample decides the training images, or those of the one split that is asked for; a test file beside it keeps its classes."""
+    """A sample decides the training images, or those of the one split that is asked for; a test file beside
+    it keeps its classes.
+    """
     built: Built = []
     kept: tuple[str, ...] | None = None
     halves = {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
@@ -145,7 +157,12 @@ def _print_built(built: Built, seconds: float) -> None:
             Text(f"{path}: {manifest.images:,} images, {labels}, {manifest.storage}, {size}"), soft_wrap=True
         )
         if len(manifest.classes) == 1:
-            alone = f"one class alone, {manifest.classes[0]}: enough to pretrain on, but there is nothing to tell it from"
-            console.print(Text(f"{path}: {alone}, so no classes can be trained or measured"), soft_wrap=True)
+            console.print(
+                Text(
+                    f"{path}: one class alone, {manifest.classes[0]}: enough to pretrain on, but there is "
+                    "nothing to tell it from, so no classes can be trained or measured"
+                ),
+                soft_wrap=True,
+            )
         print_findings(console, manifest)
     console.print(f"{seconds:.1f} s")

@@ -67,19 +67,19 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
         )
         more = ", …" * (len(verdict.undecodable) > NAMES_SHOWN)
         raise DataError(
-            f"{file}: {len(verdict.undecodable)} of {verdict.images} images cannot be decoded, by index: {listed}{more}. "
-            "Copy the file again, or build it again with `vitds data build`."
+            f"{file}: {len(verdict.undecodable)} of {verdict.images} images cannot be decoded, by index: "
+            f"{listed}{more}. Copy the file again, or build it again with `vitds data build`."
         )
     if not verdict.is_sound:
         raise DataError(
-            f"{file}: the content is not what was built: {verdict.content_hash}, the manifest says {verdict.expected_hash}. "
-            "Copy the file again, or build it again with `vitds data build`."
+            f"{file}: the content is not what was built: {verdict.content_hash}, the manifest says "
+            f"{verdict.expected_hash}. Copy the file again, or build it again with `vitds data build`."
         )
     return result
 
 
 def print_findings(console: Console, manifest: Manifest) -> None:
-    """A table of what was odd about the images, with the first names of each kind; nothing where nothing was."""
+    """A table of what was odd about the images, with the first names of each kind, if there is any."""
     if not manifest.findings:
         return
     table = Table(

@@ -33,7 +33,8 @@ def preview(
     seed: int | None = None,
     set: Sequence[str] = (),
 ) -> Path:
-    """Draw the first images of a run's first step: original, each view, and each view after mixing with its targets' weights.
+    """Draw the first images of a run's first step: original, each view, and each view after mixing with its
+    targets' weights.
 
     Args:
         file: a .beton file.
@@ -42,8 +43,9 @@ def preview(
         images: how many, from the first of the step; no more than the step or the file has.
         seed: in place of the recipe's.
         set: settings in place of the recipe's, `key=value`.
-    Raises: DataError, SettingsError as open_beton and load_settings. SettingsError if no recipe is given for other images than
-        the digits. UsageError for less than one image. ResourceError if the picture cannot be written.
+    Raises: DataError, SettingsError as open_beton and load_settings. SettingsError if no recipe is given for
+        other images than the digits. UsageError for less than one image. ResourceError if the picture cannot
+        be written.
     """
     if images < 1:
         raise UsageError(f"`images={images}`: must be at least 1.")
@@ -92,8 +94,9 @@ def preview(
     print(f"{out}: {len(drawn)} images of {data.path.name}, {page.width} x {page.height} pixels")
     if escaped:
         print(
-            f"{out}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as code points (U+4E2D). "
-            "Install a font, such as Debian's package fonts-noto-cjk for Chinese, Japanese and Korean"
+            f"{out}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as "
+            "code points (U+4E2D). Install a font, such as Debian's package fonts-noto-cjk for Chinese, "
+            "Japanese and Korean"
         )
     return Path(out)
 
@@ -104,13 +107,15 @@ def _default_recipe(data: BetonFile) -> str:
         return DEFAULT_RECIPES["pretrain"]
     fitting = [name for name, _ in list_recipes() if read_recipe(name).get("data", {}).get("train") != DIGITS]
     raise SettingsError(
-        f"{data.path}: its recipe is missing. Say with `recipe` how it will be trained on: {', '.join(fitting)}, or a YAML file of "
-        "your own."
+        f"{data.path}: its recipe is missing. Say with `recipe` how it will be trained on: "
+        f"{', '.join(fitting)}, or a YAML file of your own."
     )
 
 
 def _micro_images(batch: Batch, images: int) -> int:
-    """The fewest images of whole chunks that hold those to be shown and divide a step; all of the step if there is nothing less."""
+    """The fewest images of whole chunks that hold those to be shown and divide a step; all of the step if
+    there is nothing less.
+    """
     chunk, step = batch.chunk_images, batch.global_images
     return next((size for size in range(chunk, step, chunk) if size >= images and step % size == 0), step)
 
@@ -121,7 +126,8 @@ def _title(settings: Settings, recipe: str, epoch: int) -> str:
         words.append(f"mixing: {settings.mix.kind}")
     if smoothing := _smoothing(settings):
         words.append(
-            f"label smoothing: the {smoothing:.2f} missing from each crop's weights lies evenly on all targets"
+            f"label smoothing: the {smoothing:.2f} missing from each crop's weights lies evenly on all "
+            "targets"
         )
     return "; ".join(words)
 
