@@ -85,7 +85,7 @@ def tiff(
 
 
 def png_chunk(name: bytes, body: bytes, checksum_off_by: int = 0) -> bytes:
-    """One chunk; its checksum is false where told so."""
+    """One chunk; its checksum is the right one, with the bits of the last argument turned."""
     checksum = zlib.crc32(name + body) ^ checksum_off_by
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
 

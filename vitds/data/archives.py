@@ -78,7 +78,8 @@ def list_members(path: Path, offset: int = 0, shown_as: Path | None = None) -> l
         shown_as: the name that messages give it, where it is not its own.
     Raises: DataError if there is no tar, or it is damaged or cut short (names the file and the byte).
     """
-    members, name = [], shown_as or path
+    members = []
+    name = shown_as or path
     with path.open("rb") as file:
         file.seek(offset)
         try:

@@ -110,7 +110,8 @@ def build_beton(
         odd. UsageError for values out of range. ResourceError if `out` cannot be written. Nothing new is
         under the final name then.
     """
-    checked, findings = BuildOptions(**options), Findings()
+    checked = BuildOptions(**options)
+    findings = Findings()
     with tempfile.TemporaryDirectory(prefix="vitds-build-") as workspace:
         images = scan_sources(sources, findings, Path(workspace), split, classes_are_folders)
         return build_set(images, Path(out), checked, findings)
@@ -226,7 +227,8 @@ def _write(
 ) -> Manifest:
     chosen = [images.images[i] for i in part.chosen]
     label_of = {name: label for label, name in enumerate(images.classes)}
-    totals, content = _Totals(), hashlib.sha256()
+    totals = _Totals()
+    content = hashlib.sha256()  # over all samples in index order
     store = functools.partial(store_image, storing=storing)
     results = work_through(
         store,

@@ -95,7 +95,8 @@ def load_named(
         missing, the counts are not the published ones, or it is another set of that name (names the files,
         the counts and the consequence).
     """
-    entry, root = entry or CATALOGUE[name], Path(root)
+    entry = entry or CATALOGUE[name]
+    root = Path(root)
     if split not in entry.counts:
         raise UsageError(f"`split={split}`: {name} has {' and '.join(entry.counts)}.")
     if download and not entry.can_download:
@@ -177,7 +178,8 @@ def _listed(
     dataset: type, halves: Halves, root: Path, split: str, download: bool, findings: Findings
 ) -> ImageSet:
     """torchvision's classes that list files: the halves of them that make up a split."""
-    rows, classes = [], ()
+    rows = []
+    classes = ()
     for half in halves[split]:
         listed = dataset(root, split=half, download=download, loader=_path_itself)
         classes = tuple(listed.classes)

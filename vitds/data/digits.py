@@ -54,7 +54,7 @@ def build_digits(out: str | Path, *, split: str | None = None, **options: Any) -
     Else as build.build_beton.
     Raises: UsageError for an unknown split, for `test_fraction`, as the split is fixed, and for `workers`.
     """
-    checked, out = BuildOptions(**options), Path(out)
+    checked = BuildOptions(**options)
     if checked.test_fraction is not None:
         raise UsageError(
             "`test_fraction`: the digits have a fixed split. Leave it out, or choose a half with "
@@ -63,7 +63,9 @@ def build_digits(out: str | Path, *, split: str | None = None, **options: Any) -
     if checked.workers is not None:
         raise UsageError("`workers`: the digits are built sooner than a worker starts. Leave it out.")
     checked = replace(checked, workers=1)
-    halves = {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
+    halves = (
+        {split: Path(out)} if split else {half: with_suffix(Path(out), half) for half in ("train", "test")}
+    )
     return [built for half, path in halves.items() for built in build_set(digit_images(half), path, checked)]
 
 

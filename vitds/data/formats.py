@@ -85,7 +85,7 @@ def _container_of(head: bytes) -> str | None:
 
 
 def how_to_read(name: str) -> str:
-    """What a person is told of a picture in a format that is not in DECODED: its name, and what to do."""
+    """The message about a picture in a format that is not in DECODED: its name, and what to do."""
     if name == "HEIF":
         return "HEIC: `pip install pillow-heif`, then build again"
     if name == "AVIF":

@@ -33,7 +33,8 @@ class Lettering:
             font = _font_for(line)
             if font is None:
                 self.escaped.update(letter for letter in line if not letter.isascii())
-                line, font = escaped(line), ASCII_FONT
+                line = escaped(line)
+                font = ASCII_FONT
             self._pen.text((left, top), _cut(line, font, width_px), "black", font)
             top += LINE_PX
 

@@ -54,7 +54,7 @@ def _valid(orientation: object) -> int:
 def without_metadata(raw: bytes) -> tuple[bytes, bytes] | None:
     """A picture file with only what its pixels need, and the EXIF data that were in it (b"" for none).
 
-    Returns: None for a format whose metadata do not lie apart, or a file too damaged to take apart.
+    Returns: None for a format whose metadata are not in pieces of their own, or a damaged file.
     """
     if raw.startswith(b"\xff\xd8"):
         return _plain_jpeg(raw)
@@ -71,7 +71,9 @@ def without_metadata(raw: bytes) -> tuple[bytes, bytes] | None:
 
 def _plain_jpeg(raw: bytes) -> tuple[bytes, bytes] | None:
     """Without application segments and comments but the two that say which colours the numbers mean."""
-    kept, exif, at = [raw[:2]], b"", 2
+    kept = [raw[:2]]
+    exif = b""
+    at = 2
     while 0 <= (at := raw.find(b"\xff", at)) < len(raw) - 4:
         marker = raw[at + 1]
         if marker in (0x00, 0xFF):  # stray or filling bytes between segments
@@ -92,7 +94,8 @@ def _plain_jpeg(raw: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _plain_png(raw: bytes) -> tuple[bytes, bytes] | None:
-    kept, exif = [_PNG_MARK], b""
+    kept = [_PNG_MARK]
+    exif = b""
     for name, body, is_sound in _png_chunks(raw):
         if name in _PNG_PIXELS and name != b"tRNS" and not is_sound:
             return None
@@ -120,7 +123,8 @@ def _png_chunks(raw: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
         end = at + 8 + int.from_bytes(raw[at : at + 4], "big")
         if end + 4 > len(raw):
             return
-        name, body = raw[at + 4 : at + 8], raw[at + 8 : end]
+        name = raw[at + 4 : at + 8]
+        body = raw[at + 8 : end]
         yield name, body, zlib.crc32(name + body) == int.from_bytes(raw[end : end + 4], "big")
         at = end + 4
 
@@ -130,9 +134,12 @@ def _png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _plain_webp(raw: bytes) -> tuple[bytes, bytes] | None:
-    kept, exif, at = [b"WEBP"], b"", 12
+    kept = [b"WEBP"]
+    exif = b""
+    at = 12
     while at + 8 <= len(raw):
-        name, size = raw[at : at + 4], int.from_bytes(raw[at + 4 : at + 8], "little")
+        name = raw[at : at + 4]
+        size = int.from_bytes(raw[at + 4 : at + 8], "little")
         body = raw[at + 8 : at + 8 + size]
         if name == b"VP8X" and body:
             body = bytes([body[0] & ~_WEBP_HAS_METADATA]) + body[1:]

@@ -18,8 +18,10 @@ class Verdict:
     """What reading back found.
 
     Attributes:
-        images: N. undecodable: index and reason of each sample that cannot be decoded.
-        content_hash: of what was read, where all could be decoded; expected_hash: the manifest's.
+        images: N.
+        undecodable: index and reason of each sample that cannot be decoded.
+        content_hash: of what was read; None where not all could be decoded.
+        expected_hash: the manifest's.
     """
 
     images: int
@@ -33,8 +35,7 @@ class Verdict:
 
 
 def verify_beton(path: str | Path, *, workers: int | None = None, show_progress: bool = False) -> Verdict:
-    """Check the tables (as open_beton), decode every sample, and compare the content hash over pixels and
-    labels with the manifest's.
+    """Check the tables, decode every sample, and compare the content hash with the manifest's.
 
     Raises: DataError where open_beton does. A sample that cannot be decoded is in the verdict, not an error.
     """

@@ -92,7 +92,8 @@ def print_findings(console: Console, manifest: Manifest) -> None:
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:
-    per_class, classes = facts["images_per_class"], facts["classes"]
+    per_class = facts["images_per_class"]
+    classes = facts["classes"]
     names = ", ".join(classes[:NAMES_SHOWN]) + ", …" * (len(classes) > NAMES_SHOWN)
     range_of = "{0[0]} to {0[1]}".format
     rows = {

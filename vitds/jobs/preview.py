@@ -116,7 +116,8 @@ def _micro_images(batch: Batch, images: int) -> int:
     """The fewest images of whole chunks that hold those to be shown and divide a step; all of the step if
     there is nothing less.
     """
-    chunk, step = batch.chunk_images, batch.global_images
+    chunk = batch.chunk_images
+    step = batch.global_images
     return next((size for size in range(chunk, step, chunk) if size >= images and step % size == 0), step)
 
 
@@ -138,7 +139,8 @@ def _smoothing(settings: Settings) -> float:
 
 def _by_view(rows: np.ndarray, settings: Settings) -> np.ndarray:
     """(V, B, ...) of a batch's rows, which stand in the order (chunk, view, image)."""
-    views, chunk = settings.views.count, settings.batch.chunk_images
+    views = settings.views.count
+    chunk = settings.batch.chunk_images
     return rows.reshape(-1, views, chunk, *rows.shape[1:]).swapaxes(0, 1).reshape(views, -1, *rows.shape[1:])
 
 
