@@ -199,9 +199,9 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_spares_the_good_checkpoin
     said = rank_pool(2).run(numerics_error, str(tmp_path / "run"), digit_files, **options)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     last = lines[-1]
-    assert f"not finite in 10 steps in a row, the last step {last['step'] + 1} at learning rate" in said[0]
-    first_images = epoch_order(52, seed=0, epoch=(last["step"] + 1) // 3)
-    assert f"with images [{first_images[(last['step'] + 1) % 3 * 24]}, " in said[0]
+    assert f"not finite in 10 steps in a row, the last step {last['step']} at learning rate" in said[0]
+    first_images = epoch_order(52, seed=0, epoch=last["step"] // 3)
+    assert f"with images [{first_images[last['step'] % 3 * 24]}, " in said[0]
     skips = [line["step"] for line in lines if line["skipped"] > 0]
     saved = [
         json.loads((path / "manifest.json").read_text())

@@ -21,7 +21,7 @@ from vitds.runs.checkpoint import CheckpointReader, list_checkpoints, verify_che
 from vitds.runs.metrics import read_metrics
 from vitds.schedule import teacher_momentum
 
-STEPS = 6  # two epochs of three steps
+STEPS = 6  # three epochs of two steps
 SAVES = {"checkpoint__every_steps": 1, "checkpoint__keep": 9}
 
 # (method, ranks, ZeRO stage, micro batch, more); each is compared with one rank, stage 0, the whole step in
@@ -30,9 +30,9 @@ GRID = [
     ("simclr", 1, 2, 4, {"engine__activation_checkpointing": "true"}),
     ("simclr", 2, 3, 12, {}),
     ("simclr", 3, 1, 8, {}),
-    ("mocov3", 1, 1, 8, {}),
-    ("mocov3", 2, 0, 4, {"engine__activation_checkpointing": "true"}),
-    ("mocov3", 3, 2, 4, {}),
+    ("mocov3", 1, 1, 16, {}),
+    ("mocov3", 2, 0, 8, {"engine__activation_checkpointing": "true"}),
+    ("mocov3", 3, 2, 8, {}),
     ("supervised", 2, 3, 4, {}),
     ("supervised", 3, 1, 8, {}),
 ]
@@ -76,7 +76,7 @@ def test_losses_do_not_depend_on_ranks_stage_or_accumulation(
     [
         ("simclr", 2, {"stage": 3, "batch__micro_images": 4}),
         ("simclr", 1, {"stage": "2_offload", "precision": "bf16", "optimizer__average_decay": 0.9}),
-        ("mocov3", 2, {"stage": 2, "batch__micro_images": 4, "optimizer__average_decay": 0.9}),
+        ("mocov3", 2, {"stage": 2, "batch__micro_images": 8, "optimizer__average_decay": 0.9}),
         ("mocov3", 1, {"stage": 0, "precision": "bf16", "backbone": "resnet"}),
     ],
     ids=str,
@@ -92,7 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 def test_mocov3_goes_on_with_other_ranks_and_stage(rank_pool, digit_files, tmp_path: Path) -> None:
-    options = {"method": "mocov3", "batch__micro_images": 4} | SAVES
+    options = {"method": "mocov3", "batch__micro_images": 8} | SAVES
     expected = rank_pool(2).run(small_losses, str(tmp_path / "whole"), digit_files, stage=2, **options)[0]
     cut = rewound(tmp_path / "whole", tmp_path / "cut", 3)
     losses = rank_pool(1).run(small_losses, str(cut), digit_files, stage=0, **options)[0]
@@ -112,7 +112,7 @@ def saved_weights(run: Path) -> list[dict[str, Tensor]]:
 def taught(rank_pool, digit_files, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("taught") / "run"
     options = {"method": "mocov3", "mocov3__momentum": 0.6, "backbone__frozen": "[patch_embed]"} | SAVES
-    rank_pool(1).run(small_run_path, str(run), digit_files, **options)
+    rank_pool(1).run(small_run_path, str(run), digit_files, epochs=3, **options)
     return run
 
 

@@ -59,6 +59,22 @@ class Agreed(NamedTuple):
     wants_stop: bool
 
 
+class StepDone(NamedTuple):
+    """What one step of this rank came to.
+
+    Attributes:
+        agreed: by all ranks.
+        line: of metrics.jsonl.
+        did_update: whether the weights changed.
+        images: the first images of this rank's last micro batch, for a message.
+    """
+
+    agreed: Agreed
+    line: dict[str, Any]
+    did_update: bool
+    images: list[int]
+
+
 class Trainer:
     """Takes one run from where it is to its end.
 
@@ -111,8 +127,7 @@ class Trainer:
         """That trains."""
         return self.update.engine.device
 
-    # Resume and save
-    # ----------------------------------------------------------------------------------------------
+    # Resume and save ------------------------------------------------------------------------------------
 
     def resume(self, saved: CheckpointReader) -> None:
         """Go to a checkpoint.
@@ -147,15 +162,14 @@ class Trainer:
                 keep_every_steps=self.settings.checkpoint.keep_every_steps,
             )
 
-    # Train
-    # --------------------------------------------------------------------------------------------------------
+    # Train ----------------------------------------------------------------------------------------------
 
     def train(self, *, build_s: float = 0.0) -> dict[str, Tensor]:
-        """Run to the end; returns all weights by name (their averages where those are kept), float32, on
-        every rank.
+        """Run to the end.
 
         Args:
             build_s: seconds that making this trainer took, for the first metrics line.
+        Returns: all weights by name (their averages where those are kept), float32, on every rank.
         Raises: Stopped after a signal, everything saved. NumericsError if losses or gradients are not finite
             in too many steps.
         """
@@ -169,14 +183,14 @@ class Trainer:
             self.update.engine.train()
             while self.progress.step < self.total:
                 watchdog.at(self.progress.step)
-                agreed, line, did_update = self._step(batches, live, signals)
-                updated.append(did_update)
+                done = self._step(batches, live, signals)
+                updated.append(done.did_update)
                 if live is not None:
-                    if line["step"] == first:
-                        line |= {"time/start_s": _age_s(), "time/start_engine_s": build_s}
-                    live.step(line)
-                self._give_up_if_not_finite(updated, line)
-                self._save_or_stop(agreed, live)
+                    if done.line["step"] == first:
+                        done.line.update({"time/start_s": _age_s(), "time/start_engine_s": build_s})
+                    live.step(done.line)
+                self._give_up_if_not_finite(updated, done)
+                self._save_or_stop(done.agreed, live)
         return self.update.result()
 
     def _live(self) -> Live:
@@ -188,11 +202,8 @@ class Trainer:
             steps_per_epoch=self.loader.steps_per_epoch,
         )
 
-    def _step(
-        self, batches: Iterator[CropBatch], live: Live | None, signals: StopSignals
-    ) -> tuple[Agreed, dict[str, Any], bool]:
-        """One optimizer step; returns what the ranks agreed on, the metrics line, and whether the weights
-        changed."""
+    def _step(self, batches: Iterator[CropBatch], live: Live | None, signals: StopSignals) -> StepDone:
+        """One optimizer step."""
         started = time.perf_counter()
         step = self.progress.step
         rate = self.rate.at(step)
@@ -224,7 +235,7 @@ class Trainer:
         line |= {"time/step_s": seconds, "time/data_s": waited, "time/images_per_s": speed}
         if step == self.clock.last_step:
             line["time/save_s"] = self.clock.last_s  # of the checkpoint before this step
-        return agreed, line, did_update
+        return StepDone(agreed, line, did_update, batch.index[:8].tolist())
 
     def _losses(self, batch: CropBatch, micro: int, live: Live | None) -> Float[Tensor, "T"]:
         """This rank's part of each term in one micro step."""
@@ -232,8 +243,7 @@ class Trainer:
         if live is not None and batch.step == 0 and micro == 0:
             live.show_crops(prepared)
         self.draws.fill(batch.step, batch.first_chunk, len(batch.index) // self.settings.batch.chunk_images)
-        # Any other dropout of a backbone draws from torch's generator: seeded anew, it too is a function of
-        # the step.
+        # Any other dropout draws from torch's generator: seeded anew, it too is a function of the step.
         torch.manual_seed(rng.seed_of(Purpose.DROPOUT, self.settings.seed, batch.step, micro, dist.rank()))
         if self.update.has_small_weights:
             dtype = next(self.update.engine.module.parameters()).dtype
@@ -241,8 +251,7 @@ class Trainer:
         return self.method.losses(self.update.engine, prepared, batch.step)
 
     def _agree(self, sums_T: Float[Tensor, "T"], are_finite: bool, signals: StopSignals) -> Agreed:
-        """One all-reduce a step: the terms, whether all is finite on every rank, and whether to save or
-        stop."""
+        """One all-reduce a step: the terms, whether all is finite everywhere, whether to save or stop."""
         is_due = dist.is_main() and self.clock.is_due_by_time()
         flags = [float(not are_finite), float(is_due), float(signals.noted is not None)]
         shared = torch.cat([sums_T, torch.tensor(flags, dtype=torch.float64, device=self.device)])
@@ -263,8 +272,7 @@ class Trainer:
     def _save_or_stop(self, agreed: Agreed, live: Live | None) -> None:
         """Raises: Stopped if a rank was asked to stop."""
         is_over = self.progress.step == self.total
-        # Between skipped steps the weights may be the cause, and a checkpoint of them would push out a good
-        # one.
+        # Between skipped steps the weights may be the cause; a checkpoint of them would push out a good one.
         if self.progress.skipped_in_a_row == 0 and (agreed.wants_save or agreed.wants_stop) or is_over:
             self.save(live)
         if agreed.wants_stop and not is_over:
@@ -276,33 +284,30 @@ class Trainer:
             )
             raise Stopped(f"stopped by a signal after {done}, {saved}; the same command goes on from there")
 
-    def _give_up_if_not_finite(self, updated: deque[bool], line: dict[str, Any]) -> None:
-        """Ten skipped steps in a row, or an end amid skipped ones, are no training.
+    def _give_up_if_not_finite(self, updated: deque[bool], done: StepDone) -> None:
+        """Ten skipped steps in a row are no training, and neither is an end between skipped ones.
 
+        Args:
+            updated: whether each of the last steps changed the weights.
+            done: the last one.
         Raises: NumericsError.
         """
-        if self.update.loss_scale > 1:
-            in_a_row = False  # fp16 finds its scale by skipping
-        else:
-            in_a_row = self.progress.skipped_in_a_row >= NONFINITE_IN_A_ROW
+        finds_scale = self.update.loss_scale > 1  # fp16 does so by skipping steps
         is_over = self.progress.step == self.total
-        ends_badly = is_over and (self.progress.updates == 0 or 2 * sum(updated) < len(updated))
-        if not (in_a_row or ends_badly):
+        most_were_skipped = len(updated) == min(LAST_STEPS, self.total) and 2 * sum(updated) < len(updated)
+        if self.progress.skipped_in_a_row >= NONFINITE_IN_A_ROW and not finds_scale:
+            when = f"in {NONFINITE_IN_A_ROW} steps in a row"
+        elif is_over and (self.progress.updates == 0 or most_were_skipped):
+            when = f"in {self.progress.skipped} of {self.total} steps, most of the last ones among them"
+        else:
             return
-        what = (
-            f"in {NONFINITE_IN_A_ROW} steps in a row"
-            if in_a_row
-            else f"in {self.progress.skipped} of {self.total} steps, most of the last ones among them"
-        )
         raise NumericsError(
-            f"the loss or its gradient was not finite {what}, the last step {line['step']} at learning rate "
-            f"{line['lr']:.3g}; "
-            f"lower optimizer.lr_peak or set optimizer.clip_norm. A checkpoint in {self.run.checkpoints} is "
-            f"from before."
+            f"the loss or its gradient was not finite {when}, the last step {done.line['step']} at learning "
+            f"rate {done.line['lr']:.3g} with images {done.images} ...; lower optimizer.lr_peak or set "
+            f"optimizer.clip_norm. A checkpoint in {self.run.checkpoints} is from before"
         )
 
 
 def _age_s() -> float:
-    """Seconds since this process began: besides the first step and the engine's making that is imports, data
-    and the model."""
+    """Seconds since this process began: imports, data, model and engine, and the first step."""
     return time.time() - psutil.Process().create_time()
