@@ -37,6 +37,5 @@ class LearningRate:
 
 
 def teacher_momentum(done: int, *, start: float, total: int) -> float:
-    """The share of itself that a teacher keeps after update `done` (from 1): from `start` to 1 by a
-    cosine."""
+    """The share of itself that a teacher keeps after update `done` (from 1); to 1 by a cosine."""
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * done / total))

@@ -22,8 +22,7 @@ from vitds.plan.case import reduce_bucket
 
 
 class SkippableAdamW(torch.optim.AdamW):
-    """AdamW whose next steps can be called off: the loop's joint flag over engine and sharded head works at
-    every ZeRO stage."""
+    """AdamW whose next step can be cancelled, at every ZeRO stage: by the flag that all parts share."""
 
     skip = False
 

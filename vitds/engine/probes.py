@@ -76,8 +76,7 @@ class Probes:
 
     @torch.inference_mode()
     def _two_views(self) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
-        """Features of the first and the last view of the probe images, of all ranks, and the images'
-        indices."""
+        """First and last view of the probe images: features, and the images' indices, of all ranks."""
         global_images = self.settings.batch.global_images
         steps = min(self.loader.steps_per_epoch, -(-PROBE_IMAGES // global_images))
         self.backbone.eval()

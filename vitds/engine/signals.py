@@ -31,8 +31,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """A second Ctrl-C ends at once; the TERM that DeepSpeed's launcher sends along with the first does
-        not."""
+        """A second Ctrl-C ends at once; a TERM after it, as DeepSpeed's launcher sends, does not."""
         if self.noted == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.noted = self.noted or number

@@ -48,8 +48,7 @@ class EngineState:
         self._make_moments()
 
     def _make_moments(self) -> None:
-        """Adam makes its state at its first step; made here by hand, step 0 can be saved and a resume has
-        what to write into."""
+        """Make now what Adam makes at its first step: what a resume writes into, and step 0 can save."""
         if self.stage == 0:
             held = [parameter for group in self.inner.param_groups for parameter in group["params"]]
         elif self.stage == 3:
@@ -168,8 +167,7 @@ class EngineState:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
     def _set_partition(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Stage 3: DeepSpeed's full setter fails where the ranks do not divide a parameter, so pad and set
-        the own part."""
+        """Stage 3: pad and set the own part; DeepSpeed's full setter fails where ranks do not divide."""
         share = parameter.ds_tensor.numel()
         padded = torch.zeros(share * dist.world_size())
         padded[: value.numel()] = value.flatten()

@@ -142,8 +142,7 @@ class JointUpdate:
             head.restore(saved, updates)
 
     def settled_weights(self, done: int) -> dict[str, Tensor]:
-        """The engine's float32 weights by name after `done` steps, on every rank; lazy rows are brought up
-        to date."""
+        """The engine's float32 weights by name, on every rank; lazy rows are brought up to `done` steps."""
         for head in self.heads:
             head.settle(done)
         return self.state.weights()

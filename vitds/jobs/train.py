@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from vitds import dist
 from vitds.config.deepspeed import DsConfig, load_ds_config
-from vitds.config.flags import TrainFlags
-from vitds.config.load import load_settings
+from vitds.config.flags import TrainFlags, as_arguments
+from vitds.config.load import backbone_note, load_settings
 from vitds.config.methods import Command
-from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile, require_same_classes
+from vitds.data.beton import BetonFile
 from vitds.data.loader import TrainLoader
 from vitds.engine.build import build_engine
 from vitds.engine.head_shard import HeadShard
@@ -31,11 +30,10 @@ from vitds.engine.loop import Trainer
 from vitds.engine.memory import backbone_sizes, explains_out_of_memory
 from vitds.engine.probes import Probes
 from vitds.engine.process import leave_ranks_at_exit, noise_into
-from vitds.engine.resolve import resolve_settings
+from vitds.engine.resolve import padding_note, resolve_settings
 from vitds.engine.update import JointUpdate
-from vitds.errors import DataError, RunError
+from vitds.errors import RunError
 from vitds.evaluate.files import own_features
-from vitds.jobs.data_files import open_data
 from vitds.jobs.evaluate import knn_of_run, top1_of_run
 from vitds.jobs.session import Session, open_session
 from vitds.methods import method_class
@@ -45,7 +43,7 @@ from vitds.models.stochastic import StochasticDraws
 from vitds.report.curve import draw_curve
 from vitds.runs.backbone import load_backbone, read_class_head, read_weights, save_class_head, save_weights
 from vitds.runs.checkpoint import CheckpointReader, Saved, newest_sound
-from vitds.runs.directory import Run, save_environment, save_settings, write_json
+from vitds.runs.directory import Run, disk_note, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
 from vitds.schedule import LearningRate, warmup_steps
 
@@ -68,32 +66,21 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
         assignments=flags.set,
         flags={name: getattr(flags, name) for name in FLAG_SETTINGS},
         extra=sections,
+        run=flags.run,
     )
     ds = load_ds_config(flags.ds_config)
-    with open_session(flags.run, flags.recipe or DEFAULT_RECIPES[command], given) as session:
+    with open_session(command, flags, given) as session:
         if session.run.is_finished:
             session.say(f"{session.run.path} is finished; nothing to do")
             return session.run
-        file, test_file = open_data(session.settings)
-        _check_labels(session.settings, file, test_file)
+        file, test_file = session.files
+        if note := backbone_note(flags.recipe, command, session.settings):
+            session.say(note)
         trainer, method = _trained(session, ds, file, test_file)
         results = _evaluate(session, method, file, test_file)
         _finish(session, trainer, results)
         draw_curve(session.run)
         return session.run
-
-
-def _check_labels(settings: Settings, file: BetonFile, test_file: BetonFile | None) -> None:
-    """Raises: DataError if the method needs labels that the file lacks, or the files' classes differ."""
-    classes = file.manifest.classes
-    if method_class(settings.method).needs_labels and len(classes) < 2:
-        what = f"has one class alone, {classes[0]!r}" if classes else "has no labels"
-        raise DataError(
-            f"{file.path} {what}; training on labels needs two classes or more. Build it from a folder with one "
-            "folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
-        )
-    if test_file is not None:
-        require_same_classes(file, test_file)
 
 
 def _trained(
@@ -102,7 +89,8 @@ def _trained(
     """Build, resume, train, and write the trained weights."""
     given = session.settings
     backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=given.seed)
-    class_head = _load_init(session, backbone, file)
+    saved, problems = newest_sound(session.run.checkpoints)
+    class_head = _load_init(session, backbone, file) if saved is None else None
     rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
     settings = resolve_settings(given, backbone, ds=ds, device=session.device, rows=rows, images=file.images)
     if dist.is_main():
@@ -110,10 +98,10 @@ def _trained(
         facts = {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(session.device)}
         save_environment(session.run, facts)
     log = session.run.path / "log.txt"
-    with explains_out_of_memory(backbone_sizes(backbone, settings), settings, ds, rows, session.device):
+    sizes = backbone_sizes(backbone, settings)
+    with explains_out_of_memory(sizes, settings, ds, rows, session.device):
         with noise_into(log):
             began = time.perf_counter()
-            saved, problems = newest_sound(session.run.checkpoints)
             trainer = build_trainer(
                 session.run,
                 settings,
@@ -132,6 +120,10 @@ def _trained(
         for problem in problems:
             session.say(f"passed over a damaged checkpoint: {problem}")
         session.say(_headline(session, trainer, file, ds))
+        if saved is None:
+            _say_what_is_odd(
+                session, settings, file, sum(sizes.parameters) + sizes.frozen + rows * sizes.width
+            )
         with noise_into(log):
             weights = trainer.train(build_s=build_s)
     method = trainer.method
@@ -148,9 +140,16 @@ def _trained(
     return trainer, method
 
 
+def _say_what_is_odd(session: Session, settings: Settings, file: BetonFile, weights: int) -> None:
+    """What may be meant so, and most often is not: a line each, at the first start."""
+    padding = padding_note(file.images, settings.batch.global_images, settings.batch.chunk_images)
+    disk = disk_note(session.run.path, weights, settings.checkpoint.keep)
+    for note in filter(None, (padding, disk)):
+        session.say(note)
+
+
 def _load_init(session: Session, backbone: nn.Module, file: BetonFile) -> dict[str, Tensor] | None:
-    """Weights to begin from, into the backbone; returns a class head for these very classes, if there is
-    one."""
+    """Load weights to begin from; returns a class head for these very classes, if there is one."""
     source = session.settings.init
     if source is None:
         return None
@@ -274,15 +273,11 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig)
 def _evaluate(
     session: Session, method: Method, file: BetonFile, test_file: BetonFile | None
 ) -> dict[str, Any]:
-    """The result on the test file: accuracy of the class head, or of nearest neighbours where there are
-    labels."""
+    """The result on the test file: accuracy of the class head, or of nearest neighbours."""
     if test_file is None:
         return {}
     if method.leaves_class_head:
         return top1_of_run(session.run, test_file, session.device)
-    if min(len(file.manifest.classes), len(test_file.manifest.classes)) < 2:
-        session.say("no accuracy is measured: it needs two classes or more in both files")
-        return {}
     return {"knn": knn_of_run(session.run, file, test_file, session.device)}
 
 
@@ -320,15 +315,16 @@ def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None
 
 
 def _as_function(command: Command, about: str) -> Callable[..., Run]:
-    """`vitds.pretrain(data=..., views={...})`: the command's flags and sections of settings as keyword
-    arguments."""
+    """`vitds.pretrain(data=..., views={...})`: flags and sections of settings as keywords."""
     names = [field.name for field in fields(TrainFlags)]
 
     def function(**words: Any) -> Run:
         flags = {name: words.pop(name) for name in names if name in words}
+        flags |= {name: str(value) for name, value in flags.items() if isinstance(value, Path)}
         given = flags.get("set", ())
         flags["set"] = (given,) if isinstance(given, str) else tuple(given)
-        return train(command, TrainFlags(**flags), **words)
+        with as_arguments():
+            return train(command, TrainFlags(**flags), **words)
 
     function.__name__ = function.__qualname__ = command
     function.__doc__ = f"{about}\n\n{inspect.cleandoc(TrainFlags.__doc__).partition(chr(10))[2].strip()}"

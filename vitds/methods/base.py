@@ -145,8 +145,7 @@ class Method(ABC):
         return {}
 
     def exported(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of all weights of `module` those that are evaluated and leave the run, by their names in the
-        backbone."""
+        """The weights that are evaluated and leave the run, by their names in the backbone."""
         prefix = self.weights_prefix
         return {
             name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)

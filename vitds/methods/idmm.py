@@ -85,8 +85,7 @@ class Method(base.Method):
             return self.head(output, batch.targets, step)
 
     def start_from(self, features_of: base.FeaturesOf, device: torch.device) -> None:
-        """`head.init: features`: a rank reads the images of the rows that it holds, all of them where the
-        head is dense."""
+        """`head.init: features`: a rank reads the images of the rows that it holds."""
         if self.settings.head.init == "features":
             x_nD, index_n = features_of(np.arange(self.head.first, self.head.last))
             set_rows_from_features(self.head, x_nD, index_n, device)

@@ -23,8 +23,7 @@ from vitds.rng import Purpose
 
 
 class Contrasting(nn.Module):
-    """Backbone and projector; forward returns this rank's part of the mean loss over all crops of the step,
-    (1,)."""
+    """Backbone and projector; forward returns this rank's part of the mean over all crops, (1,)."""
 
     def __init__(
         self, backbone: nn.Module, projector: Projector, *, temperature: float, chunk_images: int
