@@ -1,4 +1,4 @@
-"""The instance loss written plainly: full logits, torch's own cross-entropy; sampled negatives; the lean optimizer in double."""
+"""Written plainly: the loss of full logits by torch's own cross-entropy, sampled negatives, lean AdamW."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def mixed_cross_entropy(logits: Tensor, a: Tensor, b: Tensor, lam: Tensor, label
 
 
 def drawn_counts(rows: int, rate: float, seed: int, step: int) -> Tensor:
-    """How often each row counts as a negative: one of each stratum of 1 / rate rows, as often as the stratum has rows."""
+    """How often each row counts as a negative.
+
+    One row of each stratum of 1 / rate rows counts as often as the stratum has rows, the others not at all.
+    """
     counts, stratum, start = torch.zeros(rows), 0, 0
     while start < rows:
         stop = min(int((stratum + 1) / rate), rows)

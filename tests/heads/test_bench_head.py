@@ -1,4 +1,4 @@
-"""`vitds bench head` on a small head: its rows, its memory figures, and what it says where something cannot run."""
+"""`vitds bench head` on a small head: its table, its memory figures, what it says of what cannot run."""
 
 from __future__ import annotations
 

@@ -23,6 +23,14 @@ from vitds.heads.sharded import bytes_sent, row_range
 
 WIDTH, M = 24, 30
 NAMES = ("a", "b", "lam", "weight", "group")
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_to_all_single",
+    "broadcast",
+    "reduce_scatter_tensor",
+)
 
 
 def make_rows(rows: int, seed: int = 3) -> tuple[Tensor, Targets]:
@@ -31,9 +39,8 @@ def make_rows(rows: int, seed: int = 3) -> tuple[Tensor, Targets]:
     a, b = (torch.randint(0, rows, (M,), generator=generator) for _ in range(2))
     lam = 0.5 + torch.rand(M, generator=generator) / 2
     lam[::5] = 1.0  # rows that are not mixed
-    weight = (
-        torch.rand(M, generator=generator) * (torch.arange(M) < M - 12) / M
-    )  # padding at the end: with 3 ranks, all of the last's
+    # Padding at the end: with 3 ranks, all of the last one's crops.
+    weight = torch.rand(M, generator=generator) * (torch.arange(M) < M - 12) / M
     return features, Targets(a, b, lam, weight, torch.zeros(M, dtype=torch.int64))
 
 
@@ -69,7 +76,7 @@ def dense(rows: int, kept: bool, **options: Any) -> dict[str, np.ndarray]:
     features.requires_grad_()
     head = DenseHead(rows, WIDTH, keep_bytes=1 << 20 if kept else 0, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logsumexp, "make_plan", partial(logsumexp.make_plan, chunk_rows=16))
+        patch.setattr(logsumexp, "choose_tiling", partial(logsumexp.choose_tiling, tile_rows=16))
         losses = head.crop_losses(features, targets)
     (losses * targets.weight).sum().backward()
     found = {"losses": losses, "features": features.grad} | {
@@ -113,7 +120,7 @@ def test_logits_that_fit_keep_bytes_are_made_once(
 
 
 def sharded_on_a_rank(rows: int, options: dict[str, Any], micro_steps: int = 1) -> dict[str, np.ndarray]:
-    """This rank's part of a sharded head's step; the features' gradient as DeepSpeed's average over ranks would leave it."""
+    """This rank's part of a step; the features' gradient as DeepSpeed's average over ranks would leave it."""
     features, part = own_part(*make_rows(rows))
     features.requires_grad_()
     head = ShardedHead(rows, WIDTH, **options)
@@ -172,12 +179,10 @@ def test_bfloat16_rows_give_the_loss_of_their_values_and_its_gradient_rounded(
         assert head.weight.grad.dtype == dtype
         found[dtype] = (losses.detach(), x.grad, head.weight.grad.float())
     for rounded, exact in zip(found[torch.bfloat16], found[torch.float32], strict=True):
-        torch.testing.assert_close(
-            rounded, exact, rtol=0.02, atol=5e-4
-        )  # a row's sum of targets is rounded at each addition
-    torch.testing.assert_close(
-        found[torch.bfloat16][:2], found[torch.float32][:2], rtol=1e-5, atol=1e-5
-    )  # no rounding there
+        # A row's sum of targets is rounded at each addition.
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=5e-4)
+    # Losses and the features' gradients are not rounded.
+    torch.testing.assert_close(found[torch.bfloat16][:2], found[torch.float32][:2], rtol=1e-5, atol=1e-5)
 
 
 def test_micro_steps_add_up_in_the_sharded_heads_memory() -> None:
@@ -230,14 +235,7 @@ def bytes_of_a_step(rows: int) -> dict[str, int]:
     features, part = own_part(*make_rows(rows))
     head = ShardedHead(rows, WIDTH, **form())
     with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "all_reduce",
-            "all_gather_into_tensor",
-            "broadcast",
-            "all_gather",
-            "reduce_scatter_tensor",
-            "all_to_all_single",
-        ):
+        for name in COLLECTIVES:
             patch.setattr(td, name, counting(name, getattr(td, name), counted))
         head(features.requires_grad_(), part).sum().backward()
     return counted
@@ -265,7 +263,7 @@ def test_one_rank_sends_nothing() -> None:
 
 
 def losses_of_training(kind: str, steps: int, rows: int = 40) -> list[float]:
-    """A linear backbone and a head under AdamW; gradients of the backbone averaged over ranks, as the engine does."""
+    """A linear backbone and a head under AdamW; gradients of the backbone are averaged over ranks."""
     torch.manual_seed(1)
     backbone = nn.Linear(WIDTH, 16)
     head = (ShardedHead if kind == "sharded" else DenseHead)(rows, 16, **form())
@@ -306,8 +304,11 @@ class Module(nn.Module):
 
 
 def zero3_losses(rows: int) -> tuple[list[float], list[int]]:
-    """Steps under ZeRO-3 with every weight given away between uses; the head's numbers present between forward and backward."""
-    at_once = (
+    """Steps under ZeRO-3 with every weight given away between uses.
+
+    Returns: the losses; how many of the head's numbers are there between forward and backward pass.
+    """
+    thresholds = (
         "stage3_param_persistence_threshold",
         "stage3_prefetch_bucket_size",
         "stage3_max_reuse_distance",
@@ -315,13 +316,13 @@ def zero3_losses(rows: int) -> tuple[list[float], list[int]]:
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": 3} | dict.fromkeys(at_once, 0),
+        "zero_optimization": {"stage": 3} | dict.fromkeys(thresholds, 0),
     }
     module = Module(rows)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
-    engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)[
-        0
-    ]
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=config, dist_init_required=False
+    )
     features, part = own_part(*make_rows(rows))
     losses, present = [], []
     for _ in range(3):
@@ -387,7 +388,7 @@ def test_a_target_outside_the_head_is_named(kind: type[nn.Module], wrong: int) -
     targets.b[17] = wrong
     with pytest.raises(
         DataError,
-        match=f"row 17 of the batch is image, or class, number {wrong}; the head has rows 0 to 49: this",
+        match=f"crop 17 of the batch is of image, or class, number {wrong}; the head has rows 0 to 49: this",
     ):
         kind(50, WIDTH, **form())(features, targets)
 

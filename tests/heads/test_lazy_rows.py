@@ -1,4 +1,4 @@
-"""Rows that are updated only when they are in play, against torch's AdamW on all rows with gradients of zero for those that are not."""
+"""Rows that are updated only when they are in play, against torch's AdamW on all rows."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_lazy_adamw_equals_adamw_on_all_rows_to_rounding(betas: tuple[float, flo
 
 
 def test_the_closed_form_of_the_decay_is_that_of_sgd() -> None:
-    """A row that was never in play has no momentum: all it knows is weight decay, as SGD's rows that have no gradient."""
+    """A row that was never in play has no momentum: it only decays, as SGD's rows without a gradient do."""
     expected, (found, _) = densely(torch.optim.SGD), lazily("adamw")
     decayed = first_weight()[0] * float(np.prod(1 - RATES * WEIGHT_DECAY))
     # torch's SGD adds the decay to the gradient, which for a row without one is the same product.
@@ -92,7 +92,7 @@ def test_the_closed_form_of_the_decay_is_that_of_sgd() -> None:
 
 
 def test_lazy_lean_rows_stay_near_the_plain_lean_ones() -> None:
-    """The first moment in bfloat16 is rounded when it is touched, so at other steps than where all rows are."""
+    """The first moment in bfloat16 is rounded when it is touched, which is not at every step."""
     steps = 60
     gradients = [torch.zeros(ROWS, WIDTH).index_copy_(0, *plays(step)) for step in range(steps)]
     options = dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=WEIGHT_DECAY)
@@ -139,9 +139,8 @@ def test_a_step_that_is_called_off_leaves_nothing_behind() -> None:
     head.head(features[:, :WIDTH].contiguous().requires_grad_(), targets, 3).sum().backward()
     head.update(False, norm=head.gradient_norm(), step=3, loss_scale=1.0)
     assert head.lazy.taken == [] and int(head.lazy.seen_n.max()) == 3
-    torch.testing.assert_close(
-        head.snapshot()["weight"].detach(), before, rtol=2e-4, atol=0
-    )  # three steps' decay of the rows in play
+    # What differs is three steps' decay of the rows in play.
+    torch.testing.assert_close(head.snapshot()["weight"].detach(), before, rtol=2e-4, atol=0)
 
 
 def test_micro_steps_add_up_whichever_rows_they_share() -> None:

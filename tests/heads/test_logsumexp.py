@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.heads.reference import Allocations, full_logits
 from vitds.errors import ShapeError
 from vitds.heads import linear_logsumexp
-from vitds.heads.logsumexp import highest_logits, make_plan
+from vitds.heads.logsumexp import choose_tiling, highest_logits
 
 M, D, N = 7, 5, 23
 
@@ -38,13 +38,13 @@ def reference(tensors: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20], ids=["recomputed", "kept"])
-@pytest.mark.parametrize("chunk_rows", [1, 4, 23, 100, "auto"])
+@pytest.mark.parametrize("tile_rows", [1, 4, 23, 100, "auto"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_logsumexp_of_full_logits(keep_bytes: int, chunk_rows: int | str, bias: bool) -> None:
+def test_equals_logsumexp_of_full_logits(keep_bytes: int, tile_rows: int | str, bias: bool) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         tensors = inputs(dtype, bias=bias)
         found = outcome(
-            lambda *given: linear_logsumexp(*given, chunk_rows=chunk_rows, keep_bytes=keep_bytes), tensors
+            lambda *given: linear_logsumexp(*given, tile_rows=tile_rows, keep_bytes=keep_bytes), tensors
         )
         for value, expected in zip(found, reference(tensors), strict=True):
             assert value.dtype == dtype
@@ -54,7 +54,7 @@ def test_equals_logsumexp_of_full_logits(keep_bytes: int, chunk_rows: int | str,
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20], ids=["recomputed", "kept"])
 def test_gradients_pass_a_check_by_differences(keep_bytes: int) -> None:
     torch.autograd.gradcheck(
-        lambda *given: linear_logsumexp(*given, chunk_rows=6, keep_bytes=keep_bytes), inputs(scale=1.0)
+        lambda *given: linear_logsumexp(*given, tile_rows=6, keep_bytes=keep_bytes), inputs(scale=1.0)
     )
 
 
@@ -64,7 +64,7 @@ def test_half_precision_is_summed_in_float32(keep_bytes: int, dtype: torch.dtype
     """bfloat16 takes the kernel, float16 torch's softmax, as all numbers do on a GPU."""
     tensors = inputs(dtype, rows=400, scale=1.0)
     value, *gradients = outcome(
-        lambda *given: linear_logsumexp(*given, chunk_rows=30, keep_bytes=keep_bytes), tensors
+        lambda *given: linear_logsumexp(*given, tile_rows=30, keep_bytes=keep_bytes), tensors
     )
     expected, *expected_gradients = reference(tensors)
     assert value.dtype == torch.float32
@@ -77,7 +77,7 @@ def test_half_precision_is_summed_in_float32(keep_bytes: int, dtype: torch.dtype
 def test_autocast_multiplies_in_its_dtype_and_returns_float32() -> None:
     tensors = inputs(torch.float32, scale=1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        assert make_plan(*tensors[:2]).product == torch.bfloat16
+        assert choose_tiling(*tensors[:2]).product == torch.bfloat16
         values = linear_logsumexp(*tensors)
     values.sum().backward()
     assert [values.dtype, *(tensor.grad.dtype for tensor in tensors)] == [torch.float32] * 4
@@ -89,9 +89,9 @@ def test_autocast_multiplies_in_its_dtype_and_returns_float32() -> None:
 def test_large_logits_lose_nothing(shift: float) -> None:
     features, weight = torch.eye(1, D), torch.zeros(N, D)
     weight[:, 0] = shift
-    weight[3, 0] = 0.0  # one logit of 0 beside 22 of `shift`, in a chunk of its own kind
+    weight[3, 0] = 0.0  # one logit of 0 beside 22 of `shift`, in a tile of its own kind
     features, weight = features.requires_grad_(), weight.requires_grad_()
-    value = linear_logsumexp(features, weight, chunk_rows=2)
+    value = linear_logsumexp(features, weight, tile_rows=2)
     value.sum().backward()
     exact = full_logits(features.detach().double(), weight.detach().double(), None).logsumexp(1)
     torch.testing.assert_close(value.double(), exact, rtol=2e-7, atol=0)
@@ -103,24 +103,24 @@ def test_large_logits_lose_nothing(shift: float) -> None:
 def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
     features, weight, bias = (tensor.detach() for tensor in inputs(torch.float32))
     features[2, 1] = bad
-    values = linear_logsumexp(features, weight, bias, chunk_rows=4)
+    values = linear_logsumexp(features, weight, bias, tile_rows=4)
     assert torch.isfinite(values).tolist() == [row != 2 for row in range(M)]
     weight[11] = float("nan")
-    assert not torch.isfinite(linear_logsumexp(features, weight, bias, chunk_rows=4)).any()
+    assert not torch.isfinite(linear_logsumexp(features, weight, bias, tile_rows=4)).any()
 
 
 def test_the_logits_never_lie_in_memory_whole() -> None:
     features, weight = torch.randn(64, 8, requires_grad=True), torch.randn(5000, 8, requires_grad=True)
     with Allocations() as made:
-        linear_logsumexp(features, weight, chunk_rows=100, keep_bytes=0).sum().backward()
+        linear_logsumexp(features, weight, tile_rows=100, keep_bytes=0).sum().backward()
     large = [numbers for numbers in made.numbers if numbers > 64 * 100]
     assert large == [5000 * 8]  # the weight's gradient
 
 
-def test_chunks_are_sized_for_the_cache_and_for_many_features() -> None:
+def test_tiles_are_sized_for_the_cache_and_for_many_features() -> None:
     weight = torch.empty(1_281_167, 1)
     for features, rows in ((100, 5232), (512, 1136), (100_000, 1136)):
-        assert make_plan(torch.empty(features, 1), weight, keep_bytes=0).chunk_rows == rows
+        assert choose_tiling(torch.empty(features, 1), weight, keep_bytes=0).tile_rows == rows
 
 
 def test_a_second_backward_pass_says_so() -> None:
@@ -148,15 +148,15 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         linear_logsumexp(x, weight[:0])
     with pytest.raises(ShapeError, match="the head has 23 rows and 22 biases"):
         linear_logsumexp(x, weight, bias[:22])
-    with pytest.raises(ValueError, match="chunk_rows must be 1 or more, got 0"):
-        linear_logsumexp(x, weight, chunk_rows=0)
+    with pytest.raises(ValueError, match="tile_rows must be 1 or more, got 0"):
+        linear_logsumexp(x, weight, tile_rows=0)
 
 
 @pytest.mark.parametrize("is_cosine", [True, False])
 def test_highest_logits_are_those_of_the_full_matrix(
     is_cosine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 1})  # sixteen rows a chunk
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 1})  # sixteen rows a tile
     x, weight, bias = (tensor.detach() for tensor in inputs(torch.float32))
     rows = weight / weight.norm(dim=1, keepdim=True) if is_cosine else weight
     logits = full_logits(x, rows, bias)

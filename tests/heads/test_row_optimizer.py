@@ -1,4 +1,4 @@
-"""The optimizers of a sharded head's rows, and its rows in checkpoints that any number of ranks writes and reads."""
+"""The optimizers of a sharded head's rows, and its rows in checkpoints of any number of ranks."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ def weight_and(kind: str, rows: int = ROWS) -> tuple[nn.Parameter, torch.optim.O
 
 
 def test_lean_steps_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 7 * WIDTH}
-    )  # seven rows a block: 50 does not divide
+    # Seven rows a tile: they do not divide the 50.
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 7 * WIDTH})
     weight, optimizer = weight_and("lean")
     expected = lean_adamw(weight.detach(), gradients(6), **OPTIONS)
     torch.testing.assert_close(stepped(optimizer, weight, gradients(6)), expected, rtol=1e-4, atol=1e-4)
@@ -68,7 +67,7 @@ def test_adamw_steps_are_torchs() -> None:
 def test_states_have_the_stated_bytes_and_steps_no_temporaries(
     kind: str, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 64 * WIDTH})
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 64 * WIDTH})
     weight, optimizer = weight_and(kind, rows=1000)
     state = [tensor for name, tensor in optimizer.state[weight].items() if name != "step"]
     assert sum(tensor.numel() * tensor.element_size() for tensor in state) == 1000 * bytes_a_row
@@ -98,7 +97,7 @@ def test_bfloat16_rows_have_six_bytes_a_number_and_four_a_row() -> None:
 
 
 def test_updates_below_bfloat16s_rounding_are_kept_on_average() -> None:
-    """Forty steps of 1e-4 from 1.0, where neighbours are 0.004 apart: to the nearest none would move anything."""
+    """Forty steps of 1e-4 from 1.0, whose neighbour is 0.004 below: to the nearest none would move it."""
     weight, optimizer = bf16_weight(1.0)
     moved = stepped(optimizer, weight, [torch.ones(1000, WIDTH, dtype=torch.bfloat16)] * 40).double()
     assert {1.0, 0.99609375} <= set(moved.unique().tolist())
@@ -162,7 +161,7 @@ def test_rows_and_states_come_back_on_another_number_of_ranks(
 
 def test_rows_are_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_shard(str(tmp_path), "adamw")
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_CHUNK_NUMBERS", {4: 7 * WIDTH})
+    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 7 * WIDTH})
     asked = []
     read_rows = CheckpointReader.rows
 

@@ -103,6 +103,9 @@ def refused_rate() -> str:
 
 
 def test_too_few_rows_a_rank_to_draw_from_are_refused(rank_pool) -> None:
-    said = "head.sample_rate 0.1 of 20 instances over 2 ranks may leave a rank without a row; take 0.2 or more, or 1"
+    said = (
+        "head.sample_rate 0.1 of 20 instances over 2 ranks may leave a rank without a row; "
+        "take 0.2 or more, or 1"
+    )
     assert rank_pool(2).run(refused_rate) == [said] * 2
     assert ShardedHead(20, WIDTH, sample_rate=0.1, **form()).crop_losses(*make_rows(20))[0].shape == (M,)

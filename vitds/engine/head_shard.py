@@ -15,7 +15,7 @@ from vitds import dist
 from vitds.config.tree import Settings
 from vitds.engine.state import MOMENTS
 from vitds.heads.lazy import LazyRows
-from vitds.heads.logsumexp import chunk_numbers
+from vitds.heads.logsumexp import tile_numbers
 from vitds.heads.optimizer import build_row_optimizer
 from vitds.heads.sharded import ShardedHead, row_range
 from vitds.runs.checkpoint import CheckpointReader
@@ -52,8 +52,7 @@ class HeadShard:
         self.ranges = [row_range(head.rows, rank, dist.world_size()) for rank in range(dist.world_size())]
 
     def gradient_norm(self) -> float:
-        """The joint norm of all ranks' rows, with the loss scale still in it; called once after the backward
-        passes."""
+        """The joint norm of all ranks' rows, loss scale included; called once after the backward passes."""
         if self.lazy:
             self.rows_k, self.gradients = self.lazy.gradients()
         else:
@@ -86,8 +85,7 @@ class HeadShard:
             self.lazy.settle(done)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """weight, bias and their moments, and where rows are lazy the steps that each has had; this rank's
-        rows."""
+        """This rank's rows: weight, bias, their moments; the steps each row has had where rows are lazy."""
         tensors = {}
         for name, parameter in self.head.named_parameters():
             tensors[name] = parameter
@@ -101,7 +99,7 @@ class HeadShard:
         Raises: RunError if it does not hold all rows.
         """
         first, last = self.head.first, self.head.last
-        block = max(1, chunk_numbers(self.head.weight.device) // self.head.weight.shape[1])
+        block = max(1, tile_numbers(self.head.weight.device) // self.head.weight.shape[1])
         for name, tensor in self.snapshot().items():
             for start in range(first, last, block):
                 stop = min(start + block, last)
@@ -111,8 +109,7 @@ class HeadShard:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together, in float32 or wider: bfloat16's eight bits are too few to clip
-    by."""
+    """The norm of all gradients, in float32 or wider: bfloat16's eight bits are too few to clip by."""
     norms = [
         torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
         for gradient in gradients

@@ -1,4 +1,7 @@
-"""The classifier inside the engine: N instances in pretraining, C classes in fine-tuning. ZeRO shards it like any other layer."""
+"""The classifier inside the engine: N instances in pretraining, C classes in fine-tuning.
+
+ZeRO shards it like any other layer.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.rng import Purpose
 
 INIT_STD = 0.02
-INIT_BLOCK_ROWS = 1024  # rows drawn by one generator: a rank makes only the blocks that it holds
+# Rows drawn by one generator: a rank makes only the blocks that it holds.
+INIT_BLOCK_ROWS = 1024
 
 
 def initial_rows(
     first: int, last: int, width: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "n D"]:
-    """Rows first..last-1 of the initial weight: truncated normal, std 0.02, the same whichever rank makes them."""
+    """Rows first..last-1 of the initial weight, truncated normal; the same whichever rank makes them."""
     found = torch.empty(last - first, width, dtype=dtype)
     for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
         generator = torch.Generator().manual_seed(rng.seed_of(Purpose.INIT, seed, 1, block))
@@ -54,18 +58,31 @@ class DenseHead(nn.Module):
     """
 
     def __init__(
-        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None,
+        self,
+        rows: int,
+        width: int,
+        *,
+        bias: bool,
+        label_smoothing: float,
+        seed: int,
+        temperature: float | None = None,
         keep_bytes: int = KEEP_BYTES,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self.label_smoothing, self.temperature, self.keep_bytes = label_smoothing, temperature, keep_bytes
-        self.first, self.last = 0, rows  # all of them: as a sharded head says which it holds
+        self.label_smoothing = label_smoothing
+        self.temperature = temperature
+        self.keep_bytes = keep_bytes
+        # The rows that it holds, as a sharded head says it: all of them.
+        self.first = 0
+        self.last = rows
         # Parameters of this module itself, not of a layer in it: under ZeRO-3 the weight is there while this
         # module runs, forward and backward, and only then.
         self.weight = nn.Parameter(initial_rows(0, rows, width, seed))
         self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
 
-    def forward(self, features_MD: Float[Tensor, "M D"], targets: Targets, step: int = 0) -> Float[Tensor, "G"]:
+    def forward(
+        self, features_MD: Float[Tensor, "M D"], targets: Targets, step: int = 0
+    ) -> Float[Tensor, "G"]:
         """This rank's part of the step's loss in each view group, float64; `step` decides nothing here.
 
         Raises: as `crop_losses`.
@@ -81,8 +98,13 @@ class DenseHead(nn.Module):
         rows = self.weight.shape[0]
         target_M2, share_M2 = stacked_targets(targets, rows)
         lse_M, logit_M2, total_M = row_terms(
-            scaled_features(features_MD, self.temperature), self.weight, self.bias, target_M2,
-            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None, keep_bytes=self.keep_bytes,
-        )  # fmt: skip
+            scaled_features(features_MD, self.temperature),
+            self.weight,
+            self.bias,
+            target_M2,
+            sums_rows=self.label_smoothing > 0,
+            is_cosine=self.temperature is not None,
+            keep_bytes=self.keep_bytes,
+        )
         mean_M = None if total_M is None else total_M / rows
         return mixed_smoothed_loss(lse_M, (share_M2 * logit_M2).sum(1), mean_M, self.label_smoothing)

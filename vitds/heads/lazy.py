@@ -1,7 +1,11 @@
-"""Rows that are read and updated only in the steps in which they are in play (`head.lazy`), with sampled negatives.
+"""Rows that are read and updated only in the steps in which they are in play (`head.lazy`).
 
-A step of AdamW without a gradient only decays a row and moves it by its fading momentum. Both have a closed form, so what a row missed
-is made up for when it is next in play, and no step touches, or holds a gradient of, more than the drawn rows and the targets.
+A step of AdamW without a gradient only decays a row and moves it by its fading momentum. Both have a closed
+form, so what a row missed is made up for when it is next in play. No step touches, or holds a gradient of,
+more than the drawn rows and the targets.
+
+Letters of the shapes: n rows on this rank, k rows in play, D their width; d is D, or 1 where a row has one
+second moment.
 """
 
 from __future__ import annotations
@@ -13,21 +17,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitds.heads.logsumexp import chunk_numbers
+from vitds.heads.logsumexp import tile_numbers
 from vitds.heads.optimizer import rounded_by_chance, step_rows
 
-FADED = 1e-12  # a momentum below this share of itself moves nothing any more
+# A momentum that has faded below this share of itself moves nothing any more.
+FADED = 1e-12
 
 
 class LazyRows:
     """The rows of `module`, under the states of its optimizer, whose own `step` is not used.
 
-    Against AdamW on all rows the result differs by rounding and by eps: where a number's root of the second moment is not far above eps,
-    the made-up moves are a little too long. A step that is skipped counts as one without a gradient for all rows.
+    Against AdamW on all rows the result differs by rounding and by eps: where a number's root of the second
+    moment is not far above eps, the made-up moves are a little too long. A step that is skipped counts as one
+    without a gradient for all rows.
 
     Args:
-        optimizer: made by build_row_optimizer. rates: learning rate of each step of the run.
-        seed, first_row: key of the chance by which bfloat16 rows are rounded.
+        module: whose parameters are the rows.
+        optimizer: made by build_row_optimizer.
+        rates: learning rate of each step of the run.
+        seed: of the chance by which bfloat16 rows are rounded.
+        first_row: of this rank, a part of that chance's key.
     """
 
     def __init__(
@@ -39,19 +48,27 @@ class LazyRows:
         seed: int,
         first_row: int,
     ) -> None:
-        self.optimizer, self.group, self.rates = optimizer, optimizer.param_groups[0], rates
+        self.optimizer = optimizer
+        self.group = optimizer.param_groups[0]
+        self.rates = rates
         self.parameters = list(module.parameters())
-        self.seed, self.first_row = seed, first_row
-        self.log_decay = np.concatenate(
-            [[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))]
-        )  # of the first t steps
-        self.seen_n = torch.zeros(
-            len(self.parameters[0]), dtype=torch.int32, device=self.parameters[0].device
-        )  # steps a row has had
+        self.seed = seed
+        self.first_row = first_row
+        # Logarithm of what the first 0, 1, 2, ... steps' decays leave of a weight.
+        self.log_decay = np.concatenate([[0.0], np.cumsum(np.log1p(-rates * self.group["weight_decay"]))])
+        rows, device = len(self.parameters[0]), self.parameters[0].device
+        # The steps that each row has had.
+        self.seen_n = torch.zeros(rows, dtype=torch.int32, device=device)
+        # The rows of each micro step since the last update, and their copies.
         self.taken: list[tuple[Tensor, list[Tensor]]] = []
 
     def take(self, rows_k: Tensor, step: int) -> list[Tensor]:
-        """Float32 copies of the rows (k, D), and of their biases (k,), as they are before the step; they collect gradients."""
+        """Float32 copies of the rows (k, D) and of their biases (k,), which collect gradients.
+
+        Args:
+            rows_k: the rows in play, in order, each once.
+            step: number of the step, from 0; the copies are as they are before it.
+        """
         self._make_up(rows_k, step)
         copies = [
             parameter.detach().index_select(0, rows_k).float().requires_grad_()
@@ -61,7 +78,10 @@ class LazyRows:
         return copies
 
     def gradients(self) -> tuple[Tensor, list[Tensor]]:
-        """The rows taken since the last call (k,), and the gradient of each parameter there, summed over the micro steps."""
+        """The rows taken since the last call (k,), and each parameter's gradient there, of all micro steps.
+
+        A row that several micro steps took stands there once.
+        """
         rows_k, place = torch.unique(torch.cat([rows for rows, _ in self.taken]), return_inverse=True)
         places = place.split([len(rows) for rows, _ in self.taken])
         found = [copy.new_zeros(len(rows_k), *copy.shape[1:]) for copy in self.taken[0][1]]
@@ -73,7 +93,13 @@ class LazyRows:
 
     @torch.no_grad()
     def step(self, rows_k: Tensor, gradients: list[Tensor], step: int) -> None:
-        """Update the rows; `step` counts from 0."""
+        """Update the rows.
+
+        Args:
+            rows_k: as `gradients` gave them.
+            gradients: likewise, of each parameter.
+            step: number of the step, from 0.
+        """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
             step_rows(w_kD, gradient.view(len(rows_k), -1), m_kD, v_kd, self.group, step + 1)
@@ -83,14 +109,17 @@ class LazyRows:
     def settle(self, step: int) -> None:
         """Make up for what every row has missed before the step."""
         rows_n = torch.arange(len(self.seen_n), device=self.seen_n.device)
-        for rows_c in rows_n.split(max(1, chunk_numbers(rows_n.device) // self.parameters[0].shape[1])):
-            self._make_up(rows_c, step)
+        # Tile by tile: the float32 copies of all rows at once would be as large as the head.
+        for rows_t in rows_n.split(max(1, tile_numbers(rows_n.device) // self.parameters[0].shape[1])):
+            self._make_up(rows_t, step)
 
     @torch.no_grad()
     def _make_up(self, rows_k: Tensor, step: int) -> None:
+        """Do for the rows what the steps before `step` would have done without a gradient."""
         rows_k = rows_k[self.seen_n[rows_k] < step]
         if not len(rows_k):
             return
+        # Many rows were last seen in the same step, so the sums are made once for each such step.
         last_u, which_k = np.unique(self.seen_n[rows_k].cpu().numpy(), return_inverse=True)
         decay_u, drift_u = self._missed(last_u.astype(np.int64), step)
         beta1, beta2 = self.group["betas"]
@@ -107,21 +136,27 @@ class LazyRows:
     def _missed(
         self, last_u: NDArray[np.int64], step: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """For rows last seen after `last` steps: the factor of all decays until `step`, and how far m / sqrt(v) has moved them.
+        """The factor of all decays until `step`, and how far m / sqrt(v) has moved a row by then.
 
-        Step s moves a row by rate_s · m beta1^j / (1 - beta1^s) / sqrt(v beta2^j / (1 - beta2^s)), j = s - last; later steps decay that.
+        Step s moves a row by rate_s · m beta1^j / (1 - beta1^s) / sqrt(v beta2^j / (1 - beta2^s)), with
+        j = s - last, and later steps decay that.
+
+        Args:
+            last_u: after how many steps rows were last seen: u different numbers.
+            step: before which they are looked at.
         """
         beta1, beta2 = self.group["betas"]
         fade = beta1 / math.sqrt(beta2) if beta2 else math.inf
         longest = step - int(last_u.min())
-        terms = (
-            longest if fade >= 1 else min(longest, math.ceil(math.log(FADED) / math.log(max(fade, FADED))))
-        )
-        j_t = np.arange(1, terms + 1)
-        s_ut = np.minimum(last_u[:, None] + j_t, step)
-        moves_ut = self.rates[s_ut - 1] * fade**j_t * np.sqrt(1 - beta2**s_ut) / (1 - beta1**s_ut)
-        moves_ut *= np.exp(self.log_decay[step] - self.log_decay[s_ut]) * (last_u[:, None] + j_t <= step)
-        return np.exp(self.log_decay[step] - self.log_decay[last_u]), moves_ut.sum(1)
+        terms = longest
+        if fade < 1:
+            # fade^j falls below FADED after so many steps: who missed thousands needs a few hundred terms.
+            terms = min(longest, math.ceil(math.log(FADED) / math.log(max(fade, FADED))))
+        j_s = np.arange(1, terms + 1)
+        s_us = np.minimum(last_u[:, None] + j_s, step)
+        moves_us = self.rates[s_us - 1] * fade**j_s * np.sqrt(1 - beta2**s_us) / (1 - beta1**s_us)
+        moves_us *= np.exp(self.log_decay[step] - self.log_decay[s_us]) * (last_u[:, None] + j_s <= step)
+        return np.exp(self.log_decay[step] - self.log_decay[last_u]), moves_us.sum(1)
 
     def _gathered(self, parameter: Tensor, rows_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weight (k, D), first moment (k, D), second moment (k, D) or (k, 1), float32."""
@@ -139,6 +174,11 @@ class LazyRows:
         v_kd: Tensor,
         key: tuple[int, int],
     ) -> None:
+        """Write back what `_gathered` gave, changed.
+
+        Args:
+            key: step, and which of its two writes this is: each rounds by a draw of its own.
+        """
         state = self.optimizer.state[parameter]
         if parameter.dtype == torch.bfloat16:
             w_kD = rounded_by_chance(w_kD, self.seed, self.first_row + int(rows_k[0]), *key)

@@ -1,4 +1,4 @@
-"""Mixed, smoothed cross-entropy from a log-sum-exp and two numbers a row (DESIGN 5).
+"""Mixed, smoothed cross-entropy from a log-sum-exp and two numbers a row.
 
 With logits s over N classes, targets a and b mixed by lam, and smoothing eps:
     loss = lse(s) - (1 - eps) (lam s_a + (1 - lam) s_b) - eps mean(s)
@@ -21,10 +21,13 @@ def mixed_smoothed_loss(
     mean_M: Float[Tensor, "M"] | None,
     label_smoothing: float,
 ) -> Float[Tensor, "M"]:
-    """The loss of each row; see the module's formula.
+    """The loss of each crop; see the module's formula.
 
     Args:
-        target_M: the two targets' logits, mixed. mean_M: mean of a row's logits over all N classes; not used without smoothing.
+        lse_M: log-sum-exp of a crop's logits.
+        target_M: the two targets' logits, mixed.
+        mean_M: mean of a crop's logits over all N classes; not used without smoothing.
+        label_smoothing: eps.
     """
     if label_smoothing == 0:
         return lse_M - target_M
@@ -32,18 +35,21 @@ def mixed_smoothed_loss(
 
 
 def stacked_targets(targets: Targets, rows: int) -> tuple[Int[Tensor, "M 2"], Float[Tensor, "M 2"]]:
-    """(a, b) and (lam, 1 - lam) of each row.
+    """(a, b) and (lam, 1 - lam) of each crop.
 
-    Raises: DataError if a target lies outside 0..rows-1 (names the image, or class; on the host only: asking a GPU would stop its queue
-        at each step).
+    Args:
+        targets: of M crops.
+        rows: of the head.
+    Raises: DataError if a target lies outside 0..rows-1; it names the image, or class. On the host only: to
+        ask a GPU would stop its queue at each step.
     """
     target_M2 = torch.stack([targets.a, targets.b], 1)
     if target_M2.device.type == "cpu":
         is_wrong_M2 = (target_M2 < 0) | (target_M2 >= rows)
         if is_wrong_M2.any():
-            row, column = is_wrong_M2.nonzero()[0].tolist()
+            crop, column = is_wrong_M2.nonzero()[0].tolist()
             raise DataError(
-                f"row {row} of the batch is image, or class, number {int(target_M2[row, column])}; the head has rows 0 to {rows - 1}: "
-                "this is not the data that it was built for"
+                f"crop {crop} of the batch is of image, or class, number {int(target_M2[crop, column])}; the "
+                f"head has rows 0 to {rows - 1}: this is not the data that it was built for"
             )
     return target_M2, torch.stack([targets.lam, 1 - targets.lam], 1)

@@ -1,6 +1,7 @@
 """AdamW for the rows of a sharded head: torch's, or a lean one with 2 bytes of state a number instead of 8.
 
-Bytes a row of width D, beside weight and gradient: adamw 8 D; lean 2 D + 4. Neither makes a temporary of the weight's size.
+Bytes a row of width D, beside weight and gradient: adamw 8 D; lean 2 D + 4. Neither makes a temporary of the
+weight's size.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ from torch import Tensor, nn
 
 from vitds import rng
 from vitds.config.tree import Optimizer as OptimizerSettings
-from vitds.heads.logsumexp import chunk_numbers
+from vitds.heads.logsumexp import tile_numbers
 from vitds.rng import Purpose
 
 
 class LeanAdamW(torch.optim.Optimizer):
-    """AdamW whose first moment is bfloat16 and whose second moment is one float32 number a row: the mean of the row's squares.
+    """AdamW whose first moment is bfloat16, and whose second is one float32 number a row, of the mean square.
 
-    The update is worked out in float32 and from the first moment before it is rounded. A second moment in bfloat16 would stand still:
-    with beta2 = 0.999 its steps are smaller than the rounding to nearest. So would a bfloat16 weight: it is rounded by chance.
+    The update is worked out in float32 and from the first moment before it is rounded. A second moment in
+    bfloat16 would stand still: with beta2 = 0.999 its steps are smaller than the rounding to nearest. So
+    would a bfloat16 weight: it is rounded by chance.
 
     Args:
-        parameters: (n, D) or (n,), float32 or bfloat16. seed, first_row: with the step they are the key of that chance.
+        parameters: (n, D) or (n,), float32 or bfloat16.
+        lr: the learning rate, until a group has another.
+        betas: by which the moments fade.
+        eps: added to the root of the second moment.
+        weight_decay: times the rate, the share of a weight that a step takes away.
+        seed: with the step and the row the key of the chance.
+        first_row: of this rank.
     Source: second moments by rows, Adafactor (arXiv:1804.04235); one a block, Adam-mini (arXiv:2406.16793).
     """
 
@@ -56,46 +64,52 @@ class LeanAdamW(torch.optim.Optimizer):
         rows_nD, gradient_nD, moment_nD = (
             tensor.view(len(parameter), -1) for tensor in (parameter, parameter.grad, exp_avg)
         )
-        block = max(1, chunk_numbers(parameter.device) // rows_nD.shape[1])
-        for first in range(0, len(parameter), block):
-            span = slice(first, first + block)
-            rows_cD, moment_cD = rows_nD[span].float(), moment_nD[span].float()
-            step_rows(rows_cD, gradient_nD[span].float(), moment_cD, exp_avg_sq[span, None], group, int(step))
-            moment_nD[span] = moment_cD
+        # Tile by tile, so that the float32 copies stay in the cache and no temporary has the weight's size.
+        tile_rows = max(1, tile_numbers(parameter.device) // rows_nD.shape[1])
+        for first in range(0, len(parameter), tile_rows):
+            span = slice(first, first + tile_rows)
+            rows_tD = rows_nD[span].float()
+            moment_tD = moment_nD[span].float()
+            step_rows(rows_tD, gradient_nD[span].float(), moment_tD, exp_avg_sq[span, None], group, int(step))
+            moment_nD[span] = moment_tD
+            # Of float32 rows `float()` is the memory itself, which is updated already.
             if parameter.dtype == torch.bfloat16:
-                rows_nD[span] = rounded_by_chance(rows_cD, self.seed, int(step), self.first_row + first)
+                rows_nD[span] = rounded_by_chance(rows_tD, self.seed, int(step), self.first_row + first)
 
 
 def step_rows(
-    w_cD: Tensor, g_cD: Tensor, m_cD: Tensor, v_cd: Tensor, group: dict[str, Any], step: int
+    w_tD: Tensor, g_tD: Tensor, m_tD: Tensor, v_td: Tensor, group: dict[str, Any], step: int
 ) -> None:
-    """AdamW's update number `step` (from 1) of some rows, in place and in float32.
+    """AdamW's update of a tile of t rows, in place and in float32.
 
     Args:
-        v_cd: the second moment of each number (c, D), or of each row (c, 1): then the mean of its squares.
+        w_tD: the weight.
+        g_tD: its gradient.
+        m_tD: the first moment.
+        v_td: the second moment of each number (t, D), or of each row (t, 1): then the mean of its squares.
+        group: the optimizer's parameter group: lr, betas, eps, weight_decay.
+        step: number of the update, from 1.
     """
     beta1, beta2 = group["betas"]
-    m_cD.lerp_(g_cD, 1 - beta1)
-    squares_cd = g_cD.square()
-    v_cd.lerp_(squares_cd if v_cd.shape == g_cD.shape else squares_cd.mean(1, keepdim=True), 1 - beta2)
-    divisor_cd = (v_cd / (1 - beta2**step)).sqrt_().add_(group["eps"])
-    w_cD.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(
-        m_cD, divisor_cd, value=-group["lr"] / (1 - beta1**step)
-    )
+    m_tD.lerp_(g_tD, 1 - beta1)
+    squares_td = g_tD.square()
+    v_td.lerp_(squares_td if v_td.shape == g_tD.shape else squares_td.mean(1, keepdim=True), 1 - beta2)
+    divisor_td = (v_td / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    w_tD.mul_(1 - group["lr"] * group["weight_decay"])
+    w_tD.addcdiv_(m_tD, divisor_td, value=-group["lr"] / (1 - beta1**step))
 
 
 def rounded_by_chance(value: Tensor, seed: int, *key: int) -> Tensor:
-    """float32 as bfloat16, up or down with the chance that makes the mean right: updates below the rounding are not lost.
+    """float32 as bfloat16, up or down with the chance that makes the mean right: no small update is lost.
 
     The draw is a function of (seed, key) and the shape.
     """
     generator = torch.Generator(value.device).manual_seed(rng.seed_of(Purpose.ROUNDING, seed, *key))
-    below = torch.empty(value.shape, dtype=torch.int32, device=value.device).random_(
-        0, 1 << 16, generator=generator
-    )
-    return (
-        below.add_(value.view(torch.int32)).bitwise_and_(-1 << 16).view(torch.float32).bfloat16()
-    )  # the upper half of the bits
+    below = torch.empty(value.shape, dtype=torch.int32, device=value.device)
+    below.random_(0, 1 << 16, generator=generator)
+    # bfloat16 is the upper half of a float32's bits. A draw below 2^16 carries into it with the chance that
+    # the lower half says.
+    return below.add_(value.view(torch.int32)).bitwise_and_(-1 << 16).view(torch.float32).bfloat16()
 
 
 def build_row_optimizer(
@@ -106,24 +120,30 @@ def build_row_optimizer(
     seed: int = 0,
     first_row: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a sharded head with its states made: `step`, `exp_avg` and `exp_avg_sq` of each parameter, all zero."""
+    """The optimizer of a sharded head, with `step`, `exp_avg` and `exp_avg_sq` of each parameter made, all 0.
+
+    Args:
+        module: whose parameters are the rows.
+        kind: `head.optimizer`.
+        settings: of the run's optimizer.
+        seed: of the chance by which bfloat16 rows are rounded.
+        first_row: of this rank.
+    """
     options: dict[str, Any] = dict(
         lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
-    is_lean = kind == "lean"
-    optimizer = (
-        LeanAdamW(module.parameters(), seed=seed, first_row=first_row, **options)
-        if is_lean
-        else torch.optim.AdamW(
-            module.parameters(), fused=True, **options
-        )  # the plain one makes two temporaries of the weight's size
-    )
+    if kind == "lean":
+        optimizer = LeanAdamW(module.parameters(), seed=seed, first_row=first_row, **options)
+    else:
+        # The plain one makes two temporaries of the weight's size.
+        optimizer = torch.optim.AdamW(module.parameters(), fused=True, **options)
     for parameter in module.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, dtype=torch.bfloat16 if is_lean else parameter.dtype),
-            "exp_avg_sq": parameter.new_zeros(len(parameter), dtype=torch.float32)
-            if is_lean
-            else torch.zeros_like(parameter),
-        }
+        state = {"step": torch.zeros((), device=parameter.device)}
+        if kind == "lean":
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+            state["exp_avg_sq"] = parameter.new_zeros(len(parameter), dtype=torch.float32)
+        else:
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        optimizer.state[parameter] = state
     return optimizer

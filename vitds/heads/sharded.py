@@ -1,8 +1,11 @@
 """The instance head outside the engine: its rows are spread over the ranks, features travel.
 
-Each rank holds a slice of the rows and their optimizer state. A step gathers the features and targets of all ranks, takes the
-log-sum-exp over its own rows, and combines four numbers a row over the ranks; backward sums the features' gradients. Bytes a step do
-not depend on N. With `sample_rate` a step uses a part of the rows (sampling.py).
+Each rank holds a slice of the rows and their optimizer state. A step gathers the features and targets of all
+ranks, takes the log-sum-exp over its own rows, and combines four numbers a crop over the ranks. Backward sums
+the features' gradients. Bytes a step do not depend on N. With `sample_rate` a step uses a part of the rows
+(sampling.py).
+
+Letters of the shapes: m crops of this rank, M of all ranks, D the width, k rows in play.
 """
 
 from __future__ import annotations
@@ -29,17 +32,27 @@ def row_range(rows: int, rank: int, ranks: int) -> tuple[int, int]:
 
 
 def bytes_sent(features: int, width: int, ranks: int) -> int:
-    """Bytes that one rank hands to collectives in a micro step of M features over all ranks; N does not enter.
+    """Bytes that one rank hands to collectives in a micro step; N does not enter.
 
-    Forward: its features (float32) and targets (five float64), M highest logits, M times three sums. Backward: M gradients.
+    Args:
+        features: M, of all ranks.
+        width: D.
+        ranks: R.
     """
     if ranks == 1:
         return 0
-    return features // ranks * (width * 4 + 5 * 8) + features * (1 + 3) * 4 + features * width * 4
+    own = features // ranks * (width * 4 + 5 * 8)  # features in float32, five columns of targets in float64
+    sums = features * (1 + 3) * 4  # the highest log-sum-exp, then three sums
+    gradients = features * width * 4
+    return own + sums + gradients
 
 
 class _GatherFeatures(torch.autograd.Function):
-    """Rows of all ranks. Backward: sum over ranks, own rows, times R, which the engine's average over ranks takes out again."""
+    """The features of all ranks.
+
+    Backward: the gradients' sum over ranks, of it the own crops, times R, which the engine's average over
+    ranks takes out again.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
@@ -81,7 +94,7 @@ class _OwnPart(torch.autograd.Function):
 
 
 def gather_targets(targets: Targets) -> Targets:
-    """The targets of all ranks' rows, in one collective: float64 holds indices and float32 alike exactly."""
+    """The targets of all ranks' crops, in one collective: float64 holds indices and float32 alike exactly."""
     columns = [targets.a, targets.b, targets.lam, targets.weight, targets.group]
     everyone = dist.all_gather_rows(torch.stack([column.double() for column in columns], 1)).unbind(1)
     return Targets(
@@ -90,7 +103,7 @@ def gather_targets(targets: Targets) -> Targets:
 
 
 class ShardedHead(nn.Module):
-    """Rows first..last-1 of an N-row classifier; forward returns this rank's part of the loss, as DenseHead's.
+    """Rows first..last-1 of a classifier of N; forward returns this rank's part of the loss, as DenseHead's.
 
     The backward pass puts the weight's gradient into memory that this module keeps, so that a step needs no
     second piece of that size.
@@ -98,35 +111,56 @@ class ShardedHead(nn.Module):
     Args:
         rows: N over all ranks.
         width: D.
-        bias, label_smoothing, seed, temperature, keep_bytes: as in DenseHead.
+        bias: whether each row has one.
+        label_smoothing: eps in [0, 1).
+        seed: of the first weights and of the draws.
+        temperature: as in DenseHead.
         sample_rate: the share of rows that stands for all negatives of a step; 1: all of them.
         dtype: of the weight and its gradient, float32 or bfloat16; biases are float32.
-    Raises: SettingsError if there are fewer rows than ranks, or so few that a rank may find none of its own drawn.
+        keep_bytes: as in DenseHead.
+    Raises: SettingsError if there are fewer rows than ranks, or so few that a rank may find none of its own
+        drawn.
     """
 
     def __init__(
-        self, rows: int, width: int, *, bias: bool, label_smoothing: float, seed: int, temperature: float | None = None,
-        sample_rate: float = 1.0, dtype: torch.dtype = torch.float32, keep_bytes: int = KEEP_BYTES,
-    ) -> None:  # fmt: skip
+        self,
+        rows: int,
+        width: int,
+        *,
+        bias: bool,
+        label_smoothing: float,
+        seed: int,
+        temperature: float | None = None,
+        sample_rate: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
         super().__init__()
-        if rows < dist.world_size():
+        ranks = dist.world_size()
+        if rows < ranks:
             raise SettingsError(
-                f"head.kind sharded: {rows} instances cannot be spread over {dist.world_size()} ranks; use dense"
+                f"head.kind sharded: {rows} instances cannot be spread over {ranks} ranks; use dense"
             )
-        if sample_rate < 1 and rows // dist.world_size() * sample_rate < 2:
+        if sample_rate < 1 and rows // ranks * sample_rate < 2:
             raise SettingsError(
-                f"head.sample_rate {sample_rate:g} of {rows} instances over {dist.world_size()} ranks may leave a rank without a row; "
-                f"take {2 * dist.world_size() / rows:.2g} or more, or 1"
+                f"head.sample_rate {sample_rate:g} of {rows} instances over {ranks} ranks may leave a rank "
+                f"without a row; take {2 * ranks / rows:.2g} or more, or 1"
             )
-        self.rows, self.label_smoothing, self.temperature = rows, label_smoothing, temperature
-        self.sample_rate, self.seed, self.keep_bytes = sample_rate, seed, keep_bytes
-        self.first, self.last = row_range(rows, dist.rank(), dist.world_size())
+        self.rows = rows
+        self.label_smoothing = label_smoothing
+        self.temperature = temperature
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.keep_bytes = keep_bytes
+        self.first, self.last = row_range(rows, dist.rank(), ranks)
         self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed, dtype))
         self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if bias else None
         self.gradient: Tensor | None = None
         self.lazy: LazyRows | None = None
 
-    def forward(self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0) -> Float[Tensor, "G"]:
+    def forward(
+        self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0
+    ) -> Float[Tensor, "G"]:
         """This rank's part of the step's loss in each view group, float64.
 
         Args:
@@ -142,7 +176,7 @@ class ShardedHead(nn.Module):
     def crop_losses(
         self, features_MD: Float[Tensor, "m D"], targets: Targets, step: int = 0
     ) -> tuple[Float[Tensor, "M"], Targets]:
-        """Loss of each of the M = R·m crops of all ranks, the same on every rank, and the targets of those crops.
+        """Loss of each of the M = R·m crops of all ranks, the same on every rank; the targets of those crops.
 
         Args:
             targets: of this rank's own crops.
@@ -155,49 +189,56 @@ class ShardedHead(nn.Module):
         is_own_M2 = (target_M2 >= self.first) & (target_M2 < self.last)
         local_M2 = (target_M2 - self.first).clamp(0, self.last - self.first - 1)
         x_MD = scaled_features(_GatherFeatures.apply(features_MD.float()), self.temperature)
-        terms = (
-            self._all_rows(x_MD, local_M2)
-            if self.sample_rate == 1
-            else self._some_rows(x_MD, local_M2, is_own_M2, step)
-        )
-        lse_M, logit_M2, total_M = terms
+        if self.sample_rate == 1:
+            lse_M, logit_M2, total_M = self._all_rows(x_MD, local_M2)
+        else:
+            lse_M, logit_M2, total_M = self._some_rows(x_MD, local_M2, is_own_M2, step)
         own_M = (torch.where(is_own_M2, share_M2, 0.0) * logit_M2).sum(1)
         mean_M = torch.zeros_like(lse_M) if total_M is None else total_M / self.rows
+        # Exponentials of differences from the highest of all ranks: none of them overflows.
         highest_M = dist.all_reduce_max(lse_M.detach().clone())
         sums_M3 = _SumOverRanks.apply(torch.stack([(lse_M - highest_M).exp(), own_M, mean_M], 1))
         lse_M = highest_M + sums_M3[:, 0].log()
         return mixed_smoothed_loss(lse_M, sums_M3[:, 1], sums_M3[:, 2], self.label_smoothing), everyone
 
     def _all_rows(self, x_MD: Tensor, local_M2: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-sum-exp, the targets' logits and the sum of logits over this rank's rows."""
         if self.gradient is None:
             self.gradient = torch.empty_like(self.weight)
         return row_terms(
-            x_MD, self.weight, self.bias, local_M2,
-            sums_rows=self.label_smoothing > 0, is_cosine=self.temperature is not None,
-            gradient=self.gradient, keep_bytes=self.keep_bytes,
-        )  # fmt: skip
+            x_MD,
+            self.weight,
+            self.bias,
+            local_M2,
+            sums_rows=self.label_smoothing > 0,
+            is_cosine=self.temperature is not None,
+            gradient=self.gradient,
+            keep_bytes=self.keep_bytes,
+        )
 
     def _some_rows(
         self, x_MD: Tensor, local_M2: Tensor, is_own_M2: Tensor, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of the targets' rows and the drawn ones: a row that counts c times has log(c) added to its logits.
+        """The same of the targets' rows and the drawn ones.
 
-        Its sum over the exponentials is unbiased, and so is the sum of the logits; the log-sum-exp is a little too low.
+        A row that counts c times has log(c) added to its logits. So the sum over the exponentials is
+        unbiased, and so is the sum of the logits; the log-sum-exp is a little too low.
         """
-        counts_n = drawn_rows(
-            self.rows, self.first, self.last, rate=self.sample_rate, seed=self.seed, step=step
-        ).to(x_MD.device)
+        key = {"rate": self.sample_rate, "seed": self.seed, "step": step}
+        counts_n = drawn_rows(self.rows, self.first, self.last, **key).to(x_MD.device)
+        # A target takes part in every case, and counts once.
         counts_n[local_M2[is_own_M2]] = 1.0
         taken_k = counts_n.nonzero().squeeze(1)
         counts_k = counts_n[taken_k]
-        weight_kD, *bias = (
-            self.lazy.take(taken_k, step)
-            if self.lazy
-            else [part.index_select(0, taken_k) for part in self.parameters()]
-        )
-        weight_kD, bias_k = weight_kD.float(), bias[0] if bias else torch.zeros_like(counts_k)
+        if self.lazy:
+            weight_kD, *bias = self.lazy.take(taken_k, step)
+        else:
+            weight_kD, *bias = (part.index_select(0, taken_k) for part in self.parameters())
+        weight_kD = weight_kD.float()
+        bias_k = bias[0] if bias else torch.zeros_like(counts_k)
         if self.temperature is not None:
             weight_kD = nn.functional.normalize(weight_kD, dim=1)
+        # Targets of other ranks' rows get some place: their logits are left out afterwards.
         place_M2 = torch.searchsorted(taken_k, local_M2).clamp_max(len(taken_k) - 1)
         lse_M, logit_M2, _ = row_terms(
             x_MD,

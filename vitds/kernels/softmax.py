@@ -34,12 +34,18 @@ def softmax_rows(
     stores: bool,
     threads: int,
 ) -> None:
-    """Of each row of logits its highest one and, above that, its log-sum-exp; and its softmax in the logits' place.
+    """Of each crop's logits in a tile the highest one and, above that, the log-sum-exp; and their softmax.
 
     Args:
         logits: address of rows x columns contiguous numbers, bfloat16 or float32.
-        highest, above: addresses of a float32 number a row. finds: they are found; else read, as found before.
+        is_bf16: which of the two.
+        rows: of the matrix of logits: the crops.
+        columns: the tile's rows of the head.
+        highest: address of a float32 number for each crop.
+        above: likewise.
+        finds: whether the two are found; else they are read, as they were found before.
         stores: whether logits give way to their softmax.
+        threads: that share the crops.
     Raises: ResourceError if the library was not built or cannot be loaded.
     """
     does = _FINDS * finds | _STORES * stores

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vitds import dist
-from vitds.heads.logsumexp import CPU_CHUNK_NUMBERS, GPU_CHUNK_NUMBERS
+from vitds.heads.logsumexp import CPU_TILE_NUMBERS, GPU_TILE_NUMBERS
 from vitds.plan.case import Case
 from vitds.plan.vit import backward_bytes, saved_bytes
 
@@ -144,7 +144,7 @@ def _head(case: Case) -> Iterator[Part]:
     rows = taken if n else case.rows
     logits = crops * rows * case.compute
     # A chunk of logits in both dtypes, and five numbers a chunk and row of features (vitds/heads/logsumexp.py).
-    chunk = max(GPU_CHUNK_NUMBERS if case.on_gpu else CPU_CHUNK_NUMBERS[case.compute], crops * rows**0.5)
+    chunk = max(GPU_TILE_NUMBERS if case.on_gpu else CPU_TILE_NUMBERS[case.compute], crops * rows**0.5)
     work = logits if logits <= form.keep_mb << 20 else int(2 * chunk + 5 * crops * rows**0.5) * 4
     # Features of all ranks, two targets' rows for each, gradients of these three, and two copies on the way: eight (M, D).
     yield Part("head at work", crops * width * 4 * 8 + work, ("backward",))
