@@ -1,15 +1,19 @@
 """The compiled part of the package; all else is in setup.cfg, which cannot name an extension."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
-# Where launch/setup_env.sh keeps libjpeg-turbo: below a checkout, or below the environment that a wheel was installed into.
-# Where neither folder exists, compiler and loader take the system's.
+# Where launch/setup_env.sh keeps libjpeg-turbo: below a checkout, or below the environment that a wheel was
+# installed into. Where neither folder exists, compiler and loader take the system's.
 NATIVE_FOLDERS = ["$ORIGIN/../../.venv/native/lib", "$ORIGIN/../../../../../native/lib"]
 
-# Plain shared libraries that Python loads with ctypes. They are declared as extensions so that an ordinary installation compiles them.
+# Plain shared libraries that Python loads with ctypes. They are declared as extensions so that an ordinary
+# installation compiles them.
 pixels = Extension(
     "vitds.kernels._pixels",
     sources=["vitds/kernels/pixels.c"],
+    depends=sorted(str(header) for header in Path("vitds/kernels").glob("*.h")),
     include_dirs=[".venv/native/include"],
     library_dirs=[".venv/native/lib"],
     libraries=["turbojpeg", "m"],

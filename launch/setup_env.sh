@@ -15,7 +15,7 @@ native=$venv/native # OpenCV and libjpeg-turbo, for FFCV and for vitds/kernels/p
 work=$venv/tmp      # emptied at the end
 log=$venv/setup.log
 space_needed_gb=10 # 6.5 stay; 3 of downloads come on top
-sources=(setup.cfg setup.py pyproject.toml constraints.txt launch/setup_env.sh vitds/kernels/{pixels,softmax}.c)
+sources=(setup.cfg setup.py pyproject.toml constraints.txt launch/setup_env.sh vitds/kernels/*.[ch])
 stage_name=
 exec 3>&1 4>&2 # the caller's, while a stage's output goes to the log
 

@@ -1,29 +1,13 @@
-/* Random pictures, view specs and damaged JPEGs for pixels.c, to be compiled with it under the sanitizers. Every buffer has exactly the
- * length that is told, so that a byte read or written outside one ends the program. Usage: fuzz CASES SEED JPEG [JPEG ..]
- * Prints how often each result came: made, refused, damaged. */
+/* Random pictures, view specs and damaged JPEGs for pixels.c, to be compiled with it under the sanitizers.
+ * Every buffer has exactly the length that is passed, so that a byte read or written outside one ends the
+ * program. Usage: fuzz CASES SEED JPEG [JPEG ..], each named HEIGHTxWIDTH.jpg. Prints how often each result
+ * came: made, refused, damaged. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-    int32_t top, left, height, width, resized_height, resized_width, out_top, out_left, filter, flip;
-    uint8_t colour_order[4];
-    float brightness, contrast, saturation, hue;
-    int32_t grey;
-    float blur_sigma;
-    int32_t solarise;
-    int32_t policy_op[2];
-    float policy_value[2], cutout_centre[2];
-} ViewSpec;
-
-void *vitds_scratch_new(void);
-void vitds_scratch_free(void *);
-int vitds_views(const int64_t *, const int64_t *, const int32_t *, const int32_t *, const int32_t *,
-                    const ViewSpec *, int32_t, int32_t, int32_t, uint8_t *, int64_t, int32_t *, void *);
-int vitds_decode(const uint8_t *, int64_t, int32_t, int32_t, int32_t, uint8_t *, int64_t, void *);
-
-enum { JPEG, RAW };
+#include "pixels.h"
 
 static uint64_t state;
 
@@ -35,13 +19,22 @@ static uint64_t bits(void) {
     return z ^ z >> 31;
 }
 static int upto(int low, int high) { return low + (int)(bits() % (uint64_t)(high - low + 1)); }
-static float real(float low, float high) { return low + (high - low) * (float)(bits() >> 40) / (float)(1 << 24); }
+static float real(float low, float high) {
+    return low + (high - low) * (float)(bits() >> 40) / (float)(1 << 24);
+}
 static int length(void) { return upto(0, 9) ? upto(1, 90) : upto(1, 1500); }
 
 /* In range, every number of it. */
 static ViewSpec good_spec(int height, int width, int side) {
-    static const float low[16] = {0, 0, 0, 0, 0, 0, -2, -2, -2, -2, -360, 0, 0, 0, 0, 0};
-    static const float high[16] = {0, 0, 60, 3, 0, 8, 2, 2, 2, 2, 360, 0, 3, 3, 256, 3};
+    /* What the operations' values may be, of those that look at one. */
+    static const float low[POLICY_OPS] = {
+        [SHEAR_X] = -2, [SHEAR_Y] = -2, [TRANSLATE_X] = -2, [TRANSLATE_Y] = -2, [ROTATE] = -360,
+    };
+    static const float high[POLICY_OPS] = {
+        [CUTOUT] = 60, [SHARPNESS] = 3, [POSTERIZE] = 8, [SHEAR_X] = 2, [SHEAR_Y] = 2, [TRANSLATE_X] = 2,
+        [TRANSLATE_Y] = 2, [ROTATE] = 360, [POLICY_CONTRAST] = 3, [POLICY_COLOUR] = 3, [SOLARIZE] = 256,
+        [POLICY_BRIGHTNESS] = 3,
+    };
     ViewSpec p = {0};
     p.height = upto(1, height);
     p.width = upto(1, width);
@@ -51,9 +44,9 @@ static ViewSpec good_spec(int height, int width, int side) {
     p.resized_width = side + (upto(0, 2) ? 0 : upto(0, 70));
     p.out_top = upto(0, p.resized_height - side);
     p.out_left = upto(0, p.resized_width - side);
-    p.filter = upto(0, 1);
+    p.filter = upto(BILINEAR, BICUBIC);
     p.flip = upto(0, 1);
-    for (int i = 0; i < 4; i++) p.colour_order[i] = (uint8_t)upto(0, 4);
+    for (int i = 0; i < 4; i++) p.colour_order[i] = (uint8_t)upto(NO_COLOUR, HUE);
     p.brightness = real(0, 3);
     p.contrast = real(0, 3);
     p.saturation = real(0, 3);
@@ -62,7 +55,7 @@ static ViewSpec good_spec(int height, int width, int side) {
     p.blur_sigma = upto(0, 1) ? real(0, 10.6f) : 0;
     p.solarise = !upto(0, 4);
     for (int i = 0; i < 2; i++) {
-        p.policy_op[i] = upto(0, 1) ? upto(0, 15) : 0;
+        p.policy_op[i] = upto(0, 1) ? upto(NO_POLICY, POLICY_BRIGHTNESS) : NO_POLICY;
         p.policy_value[i] = real(low[p.policy_op[i]], high[p.policy_op[i]]);
         p.cutout_centre[i] = real(0, 1);
     }
@@ -71,7 +64,9 @@ static ViewSpec good_spec(int height, int width, int side) {
 
 /* Some of its 4-byte words replaced: by anything, by an extreme, or by a near miss. */
 static void spoil(ViewSpec *spec) {
-    static const uint32_t extremes[] = {0x7fffffff, 0x80000000, 0xffffffff, 0, 0x7fc00000 /* NaN */, 0x7f800000 /* inf */, 0xff800000};
+    static const uint32_t extremes[] = {
+        0, 0x7fffffff, 0x80000000, 0xffffffff, 0x7fc00000 /* NaN */, 0x7f800000 /* inf */, 0xff800000,
+    };
     for (int count = upto(1, 3); count > 0; count--) {
         uint32_t word, kind = (uint32_t)upto(0, 2);
         uint8_t *at = (uint8_t *)spec + 4 * upto(0, (int)sizeof *spec / 4 - 1);
@@ -92,7 +87,8 @@ static uint8_t *damaged(const uint8_t *file, int64_t *bytes) {
     if (!upto(0, 2)) *bytes = upto(0, (int)*bytes);
     uint8_t *copy = malloc((size_t)*bytes + !*bytes);
     memcpy(copy, file, (size_t)*bytes);
-    for (int changes = upto(0, 3) * upto(0, 3); changes > 0 && *bytes; changes--) copy[upto(0, (int)*bytes - 1)] = (uint8_t)bits();
+    for (int changes = upto(0, 3) * upto(0, 3); changes > 0 && *bytes; changes--)
+        copy[upto(0, (int)*bytes - 1)] = (uint8_t)bits();
     return copy;
 }
 
@@ -110,7 +106,8 @@ int main(int count, char **argument) {
     void *scratch = vitds_scratch_new();
     state = strtoull(argument[2], NULL, 10);
     for (int n = atoi(argument[1]); n > 0; n--) {
-        int height = length(), width = length(), side = upto(1, 70), views = upto(1, 2), storage = upto(0, 4) ? RAW : JPEG, error;
+        int height = length(), width = length(), side = upto(1, 70), views = upto(1, 2);
+        int storage = upto(0, 4) ? RAW : JPEG;
         int64_t bytes = (int64_t)height * width * 3, out_bytes = (int64_t)views * 3 * side * side;
         uint8_t *source;
         if (storage == JPEG) {
@@ -127,12 +124,14 @@ int main(int count, char **argument) {
         uint8_t *out = malloc((size_t)out_bytes);
         int32_t h = height, w = width, kind = storage, status = 1;
         int64_t address = (int64_t)(intptr_t)source;
-        error = vitds_views(&address, &bytes, &kind, &h, &w, specs, 1, views, side, out, out_bytes, &status, scratch);
-        error = error ? error : status;
+        int error = vitds_views(&address, &bytes, &kind, &h, &w, specs, 1, views, side, out, out_bytes,
+                                &status, scratch);
+        if (!error) error = status;
         made += error == 0;
         broken += error && storage == JPEG;
         refused += error && storage == RAW;
-        /* A whole picture into a buffer of its size, now and then of another one: that is an error, and so is what was one before. */
+        /* A whole picture into a buffer of its size, now and then of another one: that is an error, and so is
+         * what was one before. */
         int64_t whole_bytes = (int64_t)h * w * 3 + (upto(0, 9) ? 0 : upto(1, 9));
         uint8_t *whole = malloc((size_t)whole_bytes + !whole_bytes);
         int unsound = vitds_decode(source, bytes, storage, h, w, whole, whole_bytes, scratch);

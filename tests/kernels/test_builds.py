@@ -49,6 +49,8 @@ def compile_pixels(out: Path, *options: str) -> None:
         COMPILER,
         "-std=gnu11",
         "-DVITDS_PLAIN",
+        "-I",
+        str(SOURCE.parent),  # for fuzz.c
         str(SOURCE),
         *options,
         "-o",

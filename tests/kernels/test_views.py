@@ -31,11 +31,11 @@ def refusal(**fields: object) -> str:
     return error_text(int(status[0]))
 
 
-def test_spec_has_the_size_that_the_c_file_asserts() -> None:
+def test_spec_has_the_size_that_the_header_asserts() -> None:
     assert VIEW_SPEC.itemsize == 96
     assert (
         f"sizeof(ViewSpec) == {VIEW_SPEC.itemsize}"
-        in (Path(kernels.__file__).parent / "pixels.c").read_text()
+        in (Path(kernels.__file__).parent / "pixels.h").read_text()
     )
 
 

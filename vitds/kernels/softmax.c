@@ -1,12 +1,14 @@
-/* Softmax of the rows of a matrix of logits, in place, and each row's log-sum-exp in two parts: the instance head's inner loop.
+/* Softmax of the rows of a matrix of logits, in place, and each row's log-sum-exp in two parts: the instance
+ * head's inner loop.
  *
- * A row lies in the first cache, so it is walked three times: its highest logit, the sum of exp(logit - highest), and, where they are
- * wanted, the shares exp(logit - highest - above), with above = log(sum). highest and above stay apart because their sum would lose
- * what is small beside a large logit. A row whose two parts are known already needs the last walk alone.
+ * A row lies in the first cache, so it is walked three times: its highest logit, the sum of exp(logit -
+ * highest), and, where they are wanted, the shares exp(logit - highest - above), with above = log(sum).
+ * highest and above stay two numbers because their sum would lose what is small beside a large logit. A row
+ * whose two parts are known already needs the last walk alone.
  *
- * Numbers are float32 or bfloat16; everything in between is float32, with an exponential for each: bfloat16 keeps 8 bits of it. NaN and
- * infinity make their row's sum NaN or infinite, no other.
- * Rows are shared out over OpenMP's threads, which are torch's own: its library is the one that is loaded already.
+ * Numbers are float32 or bfloat16; everything in between is float32, with an exponential for each: bfloat16
+ * keeps 8 bits of it. NaN and infinity make their row's sum NaN or infinite, no other. Rows are shared out
+ * over OpenMP's threads, which are torch's own: its library is the one that is loaded already.
  */
 #include <math.h>
 #include <stdint.h>
@@ -33,13 +35,13 @@ INLINE float load(const void *row, int is_bf16, int64_t i) {
 }
 
 INLINE void store(void *row, int is_bf16, int64_t i, float value) {
-    uint32_t bits = to_bits(value);             /* a share or NaN: adding to its bits overflows neither; ties go up */
+    uint32_t bits = to_bits(value);             /* a share or NaN: adding overflows neither; ties go up */
     if (is_bf16) ((uint16_t *)row)[i] = (uint16_t)((bits + 0x8000) >> 16);
     else ((float *)row)[i] = value;
 }
 
-/* e^x to 8e-6, a few thousandths of what rounding to bfloat16 takes: without log(2) in two parts, and with the polynomial of degree 5 whose
- * relative error on |r| <= 1/2 is the least. Else as below. */
+/* e^x to 8e-6, a few thousandths of what rounding to bfloat16 takes: without log(2) in two parts, and with
+ * the polynomial of degree 5 whose relative error on |r| <= 1/2 is the least. Else as below. */
 INLINE float coarse_exponential(float x) {
     const float shift = 12582912.0f;
     float scaled = x * 1.44269504f, shifted = scaled + shift, r = scaled - (shifted - shift);
@@ -53,8 +55,9 @@ INLINE float coarse_exponential(float x) {
     return x < -87.0f ? 0.0f : e;
 }
 
-/* e^x for x from -87 to 0, to 2 units in the last place (tests/kernels/test_softmax.py), 0 below, NaN where x is: 2^n e^r with n whole and
- * |r| <= log(2) / 2, e^r by its Taylor terms. Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits. */
+/* e^x for x from -87 to 0, to 2 units in the last place (tests/kernels/test_softmax.py), 0 below, NaN where x
+ * is: 2^n e^r with n whole and |r| <= log(2) / 2, e^r by its Taylor terms. Adding 1.5 * 2^23 rounds to a
+ * whole number and leaves it in the low bits. */
 INLINE float exponential(float x) {
     const float shift = 12582912.0f;
     float shifted = x * 1.44269504f + shift, n = shifted - shift;
@@ -81,7 +84,8 @@ INLINE float highest_float(const float *row, int64_t columns) {
     return most;
 }
 
-/* The bits of bfloat16 numbers are in their order as whole numbers, once those below a minus sign are turned over; and back. */
+/* The bits of bfloat16 numbers are in their order as whole numbers, once those below a minus sign are turned
+ * over; and back. */
 INLINE int16_t in_order(int16_t bits) { return bits ^ (bits >> 15 & 0x7fff); }
 
 INLINE float highest_bf16(const int16_t *row, int64_t columns) {
@@ -105,15 +109,16 @@ INLINE void one_row(void *row, int is_bf16, int64_t columns, int does, float *hi
     if (does & STORES) {
         float most = *highest, rest = *above;
 #pragma omp simd
-        for (int64_t i = 0; i < columns; i++) store(row, is_bf16, i, exponential_of(load(row, is_bf16, i) - most - rest, is_bf16));
+        for (int64_t i = 0; i < columns; i++)
+            store(row, is_bf16, i, exponential_of(load(row, is_bf16, i) - most - rest, is_bf16));
     }
 }
 
 /* Each kind is compiled for three processors; the best one that runs here is taken. */
 typedef void Row(void *row, int64_t columns, int does, float *highest, float *above);
-#define ROW(name, is_bf16, attributes)                                                                                           \
-    attributes static void name(void *row, int64_t columns, int does, float *highest, float *above) {                            \
-        one_row(row, is_bf16, columns, does, highest, above);                                                                    \
+#define ROW(name, is_bf16, attributes)                                                                     \
+    attributes static void name(void *row, int64_t columns, int does, float *highest, float *above) {      \
+        one_row(row, is_bf16, columns, does, highest, above);                                              \
     }
 ROW(float_any, 0, )
 ROW(bf16_any, 1, )
@@ -125,17 +130,21 @@ ROW(bf16_512, 1, AVX512)
 ROW(float_256, 0, AVX2)
 ROW(bf16_256, 1, AVX2)
 static Row *best(int is_bf16) {
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return is_bf16 ? bf16_512 : float_512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return is_bf16 ? bf16_256 : float_256;
+    int has_512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512dq");
+    int has_256 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (has_512) return is_bf16 ? bf16_512 : float_512;
+    if (has_256) return is_bf16 ? bf16_256 : float_256;
     return is_bf16 ? bf16_any : float_any;
 }
 #else
 static Row *best(int is_bf16) { return is_bf16 ? bf16_any : float_any; }
 #endif
 
-/* logits: rows x columns, one after the other. highest, above: a number a row, found or read as `does` says. */
-void vitds_softmax(void *logits, int is_bf16, int64_t rows, int64_t columns, int does, float *highest, float *above, int threads) {
+/* logits: rows x columns, one after the other. highest, above: a number a row, found or read as `does`
+ * says. */
+void vitds_softmax(void *logits, int is_bf16, int64_t rows, int64_t columns, int does, float *highest,
+                   float *above, int threads) {
     Row *row = best(is_bf16);
     int64_t bytes = columns * (is_bf16 ? 2 : 4);
 #pragma omp parallel for schedule(static) num_threads(threads)
