@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    *("errors", "launcher", "config", "batch", "rng", "schedule", "dist", "kernels", "data", "augment", "models"),
+    *("errors", "launcher", "terminal", "config", "batch", "rng", "schedule", "dist", "kernels", "data", "augment", "models"),
     *("heads", "methods", "plan", "runs", "evaluate", "engine", "report", "jobs", "bench"),
     *("words", "console", "cli"),
 )

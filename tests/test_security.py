@@ -53,6 +53,8 @@ def sets(**changes: str) -> list[str]:
 
 
 SETS = sets()
+DIGITS = ("--recipe", "idmm_digits")
+FINE_DIGITS = ("--recipe", "finetune_digits")
 FINE_SETS = sets(**{"views.groups": "[{name: train, views: 1, scale: [0.3, 1.0]}]"})
 
 
@@ -114,6 +116,7 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
     new = ["--run", str(folder / "new"), "--data", train, "--test", test, "--epochs", "1"]
     resume = [
         "pretrain",
+        *DIGITS,
         "--run",
         pre,
         "--data",
@@ -148,14 +151,14 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
         ]
     return {
         "pre": [["checkpoint", "list", pre], ["checkpoint", "verify", pre], resume]
-        + [["eval", "knn", checkpoint], ["finetune", *new, "--init", checkpoint, *FINE_SETS]],
+        + [["eval", "knn", checkpoint], ["finetune", *new, *FINE_DIGITS, "--init", checkpoint, *FINE_SETS]],
         "fine": [
             ["eval", "top1", fine],
             ["eval", "knn", fine],
             ["eval", "linear", fine],
             ["chain", str(folder / "chain.yaml")],
         ]
-        + [["finetune", *new, "--init", fine, *FINE_SETS]],
+        + [["finetune", *new, *FINE_DIGITS, "--init", fine, *FINE_SETS]],
         "recipe.yaml": [
             ["pretrain", *new, "--recipe", str(file)],
             [*preview, train, "--recipe", str(file)],
@@ -164,13 +167,13 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
             *(["bench", kind, "--data", train, "--recipe", str(file)] for kind in ("loader", "step")),
         ],
         "ds.json": [
-            ["pretrain", *new, "--ds_config", str(file), *SETS],
+            ["pretrain", *new, *DIGITS, "--ds_config", str(file), *SETS],
             ["plan", "--rows", "100", "--ds_config", str(file)],
         ]
         + [["bench", "step", "--ds_config", str(file)]],
         "chain.yaml": [["chain", str(file)]],
-        "weights.safetensors": [["pretrain", *new, "--init", str(file), *SETS]],
-        "weights.pth": [["pretrain", *new, "--init", str(file), *SETS]],
+        "weights.safetensors": [["pretrain", *new, *DIGITS, "--init", str(file), *SETS]],
+        "weights.pth": [["pretrain", *new, *DIGITS, "--init", str(file), *SETS]],
         "images": [[*build, images]],
         "images.tar": [[*build, str(file)]],
         "images.tar.gz": [[*build, str(file)]],

@@ -52,9 +52,10 @@ def data_build(
 ) -> None:
     """Make a .beton data file from folders of images.
 
-    A source is a folder with a folder a class, a flat folder of images (no labels), a tar of either, or a name: `digits` (the embedded
-    set), or one of the published sets flowers102, pets, dtd, aircraft, cars, cub200, indoor67, cifar10, cifar100, imagenet, which lie
-    under --root. Named sets have a split of their own: they give F-train.beton and F-test.beton, or one file with --split.
+    A source is a folder with a folder a class, a flat folder of images (no labels), a tar of either, or a
+    name: `digits` (the embedded set), or one of the published sets flowers102, pets, dtd, aircraft, cars,
+    cub200, indoor67, cifar10, cifar100, imagenet, which lie under --root. Named sets have a split of their
+    own: they give F-train.beton and F-test.beton, or one file with --split.
 
     Args:
         sources: folders and tars are taken together, classes by name; a named set stands alone
@@ -63,8 +64,10 @@ def data_build(
         side: larger images are scaled down to this short side, in pixels
         quality: of JPEGs that have to be written anew, 1 to 100 (default 90)
         workers: processes (default one a core)
-        split: the folder of this name within each source, as in SOURCE/train; of a named set, the part to take
-        classes_are_folders: the first folders are the classes, even if they look like splits or like a folder around the classes
+        split: the folder of this name within each source, as in SOURCE/train; of a named set, the part to
+            take
+        classes_are_folders: the first folders are the classes, even if they look like splits or like a folder
+            around the classes
         test_fraction: write F-train.beton and F-test.beton instead, this share of every class for the test
         classes_from: take the class list of this .beton file, so that train and test agree
         strict: stop if anything about the images is broken or odd, instead of counting and naming it
@@ -105,7 +108,8 @@ def data_build(
 def data_info(file: str, *, json: bool = False) -> None:
     """Show what a .beton file holds.
 
-    Images, classes, storage, sizes, mean and deviation, content hash, and what was odd about the images when it was built.
+    Images, classes, storage, sizes, mean and deviation, content hash, and what was odd about the images when
+    it was built.
 
     Args:
         file: a .beton file
@@ -176,6 +180,21 @@ def recipes_show(recipe: str) -> None:
     show_recipe(recipe)
 
 
+def models(pattern: str = "deit*", *, side: int | None = None, json: bool = False) -> None:
+    """List timm's models: parameters, width of the features, sides of crops, operations.
+
+    Each model is asked, which takes about a second; nothing is downloaded or trained.
+
+    Args:
+        pattern: of names, * stands for anything: '*vit*tiny*' in quotes
+        side: of the crop whose operations are counted, in pixels (default the side of the published weights)
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.models import print_models
+
+    print_models(pattern, side_px=side, as_json=json)
+
+
 @takes(TrainFlags)
 def pretrain(flags: TrainFlags) -> None:
     """Pretrain a backbone on images without labels.
@@ -211,9 +230,11 @@ def eval_top1(run: str, *, data: str | None = None, json: bool = False) -> None:
         data: the .beton file to classify (default the run's test file)
         json: print one JSON object and nothing else
     """
+    from vitds.jobs.as_flags import as_flags
     from vitds.jobs.evaluate import evaluate
 
-    evaluate("top1", run, data=data, as_json=json)
+    with as_flags(eval_top1):
+        evaluate("top1", run, data=data, as_json=json)
 
 
 def eval_knn(run: str, *, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
@@ -225,9 +246,11 @@ def eval_knn(run: str, *, data: str | None = None, bank: str | None = None, json
         bank: the labelled .beton file whose images are the neighbours (default the run's training file)
         json: print one JSON object and nothing else
     """
+    from vitds.jobs.as_flags import as_flags
     from vitds.jobs.evaluate import evaluate
 
-    evaluate("knn", run, data=data, bank=bank, as_json=json)
+    with as_flags(eval_knn):
+        evaluate("knn", run, data=data, bank=bank, as_json=json)
 
 
 def eval_linear(run: str, *, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
@@ -241,9 +264,11 @@ def eval_linear(run: str, *, data: str | None = None, bank: str | None = None, j
         bank: the labelled .beton file that the classifier learns from (default the run's training file)
         json: print one JSON object and nothing else
     """
+    from vitds.jobs.as_flags import as_flags
     from vitds.jobs.evaluate import evaluate
 
-    evaluate("linear", run, data=data, bank=bank, as_json=json)
+    with as_flags(eval_linear):
+        evaluate("linear", run, data=data, bank=bank, as_json=json)
 
 
 def chain(file: str) -> None:
@@ -408,6 +433,7 @@ COMMANDS: dict[str, Command] = {
     "data verify": data_verify,
     "recipes": recipes,
     "recipes show": recipes_show,
+    "models": models,
     "pretrain": pretrain,
     "finetune": finetune,
     "eval top1": eval_top1,

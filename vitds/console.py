@@ -1,18 +1,36 @@
-"""One command out of a table: found, explained, run, and its error put into one message and an exit status."""
+"""One command out of a table: found, explained, run; its error becomes one message and an exit status."""
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
+from vitds import __version__
 from vitds.config.names import did_you_mean
 from vitds.errors import ResourceError, SettingsError, UsageError, VitdsError
 from vitds.launcher import Place, read_place
+from vitds.terminal import prepare_streams, send_nowhere
 from vitds.words import Command, call_command, help_text, table_text
 
 HELP = ("--help", "-h")
+LEAVE_A_RUN = ("vitds pretrain", "vitds finetune")  # what they print is in the run directory too
+ENOUGH_FILES = 4096
+# What a machine may lack anywhere, and what to do about it.
+LACKS = {
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "raise the limit of open files (`ulimit -n 4096`) or use fewer ranks"
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some disk, or write elsewhere"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "write elsewhere, or get the permission"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP), "check the path"),
+    errno.ENOMEM: "end other programs, or take less of the data at once",
+    errno.EIO: "the disk is faulty, or no longer there",
+    errno.ENOSYS: "this system lacks shared memory (/dev/shm); in a container, mount it",
+}
 Commands = Mapping[str, Command]
 
 
@@ -21,37 +39,70 @@ def run_command(commands: Commands, words: Sequence[str]) -> int:
 
     Args:
         commands: `data build` and the like, in the order in which help lists them.
-    Returns: 0, or the exit code of the error that was printed: vitds/errors.py lists them; 1 for a fault of ours, 130 after Ctrl-C.
+        words: of the command line.
+    Returns: 0, or the exit code of the error that was printed: vitds/errors.py lists them; 1 for a fault of ours,
+        130 after Ctrl-C.
     """
+    prepare_streams()
+    _allow_many_files()
+    status, name = _run(commands, words)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"{name}: what it printed is lost: {error.strerror}", file=sys.stderr)
+        send_nowhere(sys.stdout)
+        if name not in LEAVE_A_RUN:
+            status = status or ResourceError.exit_code
+    return status
+
+
+def _run(commands: Commands, words: Sequence[str]) -> tuple[int, str]:
+    """The exit status, and the command's whole name."""
     is_debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     name = "vitds"
     try:
-        if not words or words[0] in HELP:
+        if list(words) == ["--version"]:
+            print(f"vitds {__version__}")
+        elif not words or words[0] in HELP:
             print(overview(commands))
-            return 0
-        name, function, rest = find_command(commands, words)
-        if function is None:
-            print(overview(commands, words[0]))
-        elif any(word in HELP for word in rest):
-            print(help_text(function, name))
         else:
-            call_command(function, rest, name)
-        return 0
+            name, function, rest = find_command(commands, words)
+            if function is None:
+                print(overview(commands, words[0]))
+            elif any(word in HELP for word in rest):
+                print(help_text(function, name))
+            else:
+                call_command(function, rest, name)
+        return 0, name
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        return 130, name
     except VitdsError as error:
         _report(name, error, str(error), is_debug)
-        return error.exit_code
+        return error.exit_code, name
     except Exception as error:
-        _report(
-            name,
-            error,
-            f"unexpected {type(error).__name__}: {error}. This is a fault of vitds; --debug shows where",
-            is_debug,
-        )
-        return 1
+        lack = lacking(error)
+        fault = f"unexpected {type(error).__name__}: {error}. This is a fault of vitds; --debug shows where"
+        _report(name, error, lack or fault, is_debug)
+        return ResourceError.exit_code if lack else 1, name
+
+
+def _allow_many_files() -> None:
+    """Raise a low limit of open files as far as it may be: every rank, thread and file of data takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def lacking(error: Exception) -> str:
+    """What the machine lacks, and what to do, where that is what an error says; else nothing."""
+    if isinstance(error, MemoryError):
+        return "out of memory; end other programs, or take less of the data at once"
+    if not isinstance(error, OSError) or error.errno not in LACKS:
+        return ""
+    return f"{f'{error.filename}: ' * bool(error.filename)}{error.strerror}; {LACKS[error.errno]}"
 
 
 def find_command(commands: Commands, words: Sequence[str]) -> tuple[str, Command | None, Sequence[str]]:
@@ -91,8 +142,8 @@ def overview(commands: Commands, group: str = "") -> str:
 def _report(name: str, error: Exception, text: str, is_debug: bool) -> None:
     """One message on standard error.
 
-    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all. What went wrong on
-    rank 0 alone is told by it.
+    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all. What
+    went wrong on rank 0 alone is said by it.
     """
     if getattr(error, "is_reported_by_main", False):
         return

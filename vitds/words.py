@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import textwrap
 import types
@@ -157,7 +158,8 @@ def _convert(kind: Any, text: str) -> Any:
     choices = typing.get_args(kind)
     if choices and text not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}")
-    return text
+    # The shell leaves --data=~/x alone. What begins with ~ is a path: nothing else that a command takes does.
+    return os.path.expanduser(text)
 
 
 def _parameters(function: Command) -> dict[str, inspect.Parameter]:

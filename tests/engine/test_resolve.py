@@ -109,7 +109,7 @@ def test_a_compiled_backbone_gives_the_same_losses(rank_pool, digit_files, tmp_p
 def refused_by_deepspeed(run: str, data: tuple[str, str], ds_config: str) -> str:
     words = [f"{key}={value}" for key, value in SMALL.items()]
     with pytest.raises(SettingsError) as caught:
-        pretrain(run=run, data=data[0], ds_config=ds_config, set=words)
+        pretrain(recipe="idmm_digits", run=run, data=data[0], ds_config=ds_config, set=words)
     return str(caught.value)
 
 

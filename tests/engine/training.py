@@ -59,8 +59,13 @@ RESNET = {
 }
 
 
-# What a recipe says of the method itself; the others train by the default recipe of their command.
-RECIPES = {"simclr": "simclr_digits", "mocov3": "mocov3_digits"}
+# What a recipe says of the method itself.
+RECIPES = {
+    "idmm": "idmm_digits",
+    "supervised": "finetune_digits",
+    "simclr": "simclr_digits",
+    "mocov3": "mocov3_digits",
+}
 TWO_VIEWS = (
     "[{name: first, views: 1, scale: [0.3, 1.0]}, {name: second, views: 1, scale: [0.3, 1.0], solarise: 0.3}]"
 )
@@ -113,7 +118,7 @@ def small_run(
             ds_config = f"{folder}/bf16.json"
             Path(ds_config).write_text(json.dumps(values))
         return job(
-            recipe=RECIPES.get(method),
+            recipe=RECIPES[method],
             run=run,
             data=data[0],
             test=data[1],
@@ -216,6 +221,8 @@ def words_of(
     """The words of a small pretraining, as small_run gives it settings."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
     words = [
+        "--recipe",
+        "idmm_digits",
         "--run",
         str(run),
         "--data",

@@ -118,6 +118,8 @@ def test_images_without_labels_cannot_be_evaluated_or_fine_tuned_on(
     text = refusal(
         capsys,
         "finetune",
+        "--recipe",
+        "finetune_digits",
         "--data",
         unlabelled,
         "--run",

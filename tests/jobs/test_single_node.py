@@ -44,6 +44,8 @@ def test_two_machines_of_a_hostfile_train_as_one(
     hosts, run, port = tmp_path / "hosts", tmp_path / "run", str(free_port())
     hosts.write_text("# two machines\nlocalhost slots=1\n127.0.0.1 slots=1\n")
     flags = [
+        "--recipe",
+        "idmm_digits",
         "--run",
         str(run),
         "--data",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +26,9 @@ from vitds.runs.checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from vitds.runs.directory import Run, given_settings, next_run_path, read_json, save_settings
-from vitds.runs.lock import STALE_AFTER_S, RunLock
+from vitds.runs import lock as lock_module
+from vitds.runs.directory import Run, disk_note, given_settings, read_json, save_inputs, save_settings
+from vitds.runs.lock import STALE_AFTER_S, RunLock, is_running, next_run, own_process
 from vitds.runs.metrics import MetricsFile, cut_back, read_metrics
 
 STATE = {"updates": 3, "head_rows": [[0, 4]]}
@@ -43,14 +49,26 @@ def replace_in(file: Path, before: str, after: str) -> None:
 
 
 def test_runs_are_numbered_by_recipe(tmp_path: Path) -> None:
-    assert next_run_path("idmm_digits", tmp_path) == tmp_path / "idmm_digits-1"
-    for name in ("idmm_digits-1", "idmm_digits-9", "idmm_digits-old", "other-20"):
+    assert next_run("idmm_digits", tmp_path).path == tmp_path / "idmm_digits-1" / "lock"
+    for name in ("idmm_digits-9", "idmm_digits-old", "other-20"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "settings.yaml").touch()
-    (tmp_path / "idmm_digits-12").mkdir()
-    for left in ("lock", "log.txt"):
-        (tmp_path / "idmm_digits-12" / left).touch()  # a start that failed
-    assert next_run_path("recipes/idmm_digits.yaml", tmp_path) == tmp_path / "idmm_digits-10"
+    assert next_run("recipes/idmm_digits.yaml", tmp_path).path.parent == tmp_path / "idmm_digits-10"
+
+
+def test_starts_at_one_moment_each_get_a_run_of_their_own(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        locks = list(pool.map(lambda _: next_run("digits", tmp_path), range(8)))
+    assert sorted(lock.path.parent.name for lock in locks) == [f"digits-{number}" for number in range(1, 9)]
+
+
+def test_a_refused_start_leaves_nothing_and_what_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for run in (tmp_path / "new" / "deep" / "run", tmp_path / "kept"):
+        lock = RunLock(run)
+        (run / "log.txt").touch()
+        lock.discard()
+        lock.release()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "lock", "log.txt"]
 
 
 def test_a_live_holder_is_named_and_a_dead_one_taken_over(tmp_path: Path) -> None:
@@ -85,6 +103,88 @@ def test_a_silent_but_recent_holder_elsewhere_keeps_the_run(tmp_path: Path) -> N
         RunLock(tmp_path)
 
 
+def test_a_holder_in_another_process_space_keeps_the_run_until_it_was_silent_for_long(tmp_path: Path) -> None:
+    """Two containers of one name: the number of the holder's process means something else here, or nothing."""
+    lock = RunLock(tmp_path)
+    for change in (
+        {"space": "other boot pid:[1]"},
+        {"space": None},
+        {"space": "other boot pid:[1]", "pid": 1},
+    ):
+        lock.path.write_text(json.dumps(lock.holder | {"pid": 2**22 - 1} | change))
+        with pytest.raises(
+            RunLockedError, match="which cannot be looked at from here and counts as gone 10 minutes"
+        ):
+            RunLock(tmp_path)
+    os.utime(lock.path, (0, 0))
+    assert RunLock(tmp_path).holder["counter"] == 2
+
+
+def test_a_lock_without_a_process_space_is_judged_by_time(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "process_space", lambda: None)
+    lock = RunLock(tmp_path)
+    lock.path.write_text(json.dumps(lock.holder | {"pid": 2**22 - 1}))
+    with pytest.raises(RunLockedError):
+        RunLock(tmp_path)
+
+
+def test_a_process_is_known_by_its_start_and_not_by_its_number_alone() -> None:
+    with subprocess.Popen(["sleep", "99"]) as process:
+        ticks = lock_module._start_ticks(process.pid)
+        assert is_running(process.pid, ticks) and not is_running(process.pid, ticks - 1)
+        assert is_running(process.pid, None)  # hidden from us: taken for alive
+        process.kill()
+        while lock_module._start_ticks(process.pid):
+            pass
+        assert not is_running(process.pid, ticks)  # ended, and waits for its parent
+    assert not is_running(process.pid, ticks)
+
+
+def test_a_holder_shows_itself_as_long_as_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "BEAT_S", 0.01)
+    lock = RunLock(tmp_path)
+    os.utime(lock.path, (0, 0))
+    while lock.path.stat().st_mtime == 0:
+        time.sleep(0.01)
+    lock.release()
+    os.utime(lock.path, (0, 0))
+    time.sleep(0.05)
+    assert lock.path.stat().st_mtime == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_by_the_fenced_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock_module.fcntl, "flock", flock)
+    monkeypatch.setattr(lock_module, "SETTLE_S", 0.0)
+    lock = RunLock(tmp_path)
+    assert not lock.has_flock
+    with pytest.raises(RunLockedError, match="in use by process"):
+        RunLock(tmp_path)
+    lock.check()
+    lock.release()
+    assert RunLock(tmp_path).holder["counter"] == 2
+
+
+def test_of_two_that_write_a_lock_file_without_locks_at_one_moment_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def other_writes(_: float) -> None:
+        (tmp_path / "lock").write_text(json.dumps(own_process() | {"pid": 7, "counter": 1}))
+
+    monkeypatch.setattr(lock_module.fcntl, "flock", flock)
+    monkeypatch.setattr(lock_module.time, "sleep", other_writes)
+    with pytest.raises(RunLockedError, match="in use by process 7"):
+        RunLock(tmp_path)
+
+
 def test_a_requeued_job_takes_its_ghosts_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     ghost = RunLock(tmp_path)
@@ -92,6 +192,8 @@ def test_a_requeued_job_takes_its_ghosts_lock(tmp_path: Path, monkeypatch: pytes
     RunLock(tmp_path)
     with pytest.raises(RunLockedError, match="taken over"):
         ghost.check()
+    with pytest.raises(RunLockedError, match="in use"):  # the requeued job itself is no ghost
+        RunLock(tmp_path)
 
 
 def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -214,14 +316,20 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_settings_that_may_differ_are_taken_anew_on_resume(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    save_settings(
-        run, Settings.model_validate({"engine": {"precision": "fp32"}, "batch": {"micro_images": 64}})
-    )
+def begun_run(folder: Path, contents: dict[str, str] | None = None, **settings: Any) -> Run:
+    """A run that made a step with these settings."""
+    run = Run(folder)
+    folder.mkdir(exist_ok=True)
+    save_inputs(run, Settings.model_validate(settings), contents or {})
+    save_settings(run, Settings.model_validate(settings))
     run.metrics.write_text('{"step": 0}\n')
+    return run
+
+
+def test_settings_that_may_differ_are_taken_anew_on_resume(tmp_path: Path) -> None:
+    run = begun_run(tmp_path, engine={"precision": "fp32"}, batch={"micro_images": 64})
     given = Settings.model_validate({"checkpoint": {"keep": 7}, "data": {"workers": 3}})
-    resumed = given_settings(run, given)
+    resumed = given_settings(run, given, {})
     assert (
         resumed.checkpoint.keep,
         resumed.data.workers,
@@ -233,7 +341,46 @@ def test_settings_that_may_differ_are_taken_anew_on_resume(tmp_path: Path) -> No
 def test_a_start_that_failed_before_its_first_step_may_be_corrected(tmp_path: Path) -> None:
     run = Run(tmp_path)
     save_settings(run, Settings.model_validate({"epochs": 3}))
-    assert given_settings(run, Settings.model_validate({"epochs": 5})).epochs == 5
+    assert given_settings(run, Settings.model_validate({"epochs": 5}), {}).epochs == 5
+
+
+def test_data_under_another_path_are_the_same_if_their_content_is(tmp_path: Path) -> None:
+    before = {"data.train": "sha256:aaa", "data.test": "sha256:bbb"}
+    run = begun_run(tmp_path, before, data={"train": "a.beton", "test": "b.beton"})
+    moved = Settings.model_validate({"data": {"train": "/disk/a.beton", "test": "/disk/b.beton"}})
+    resumed = given_settings(run, moved, before)
+    assert (resumed.data.train, resumed.data.test) == ("/disk/a.beton", "/disk/b.beton")
+    with pytest.raises(RunError) as caught:
+        given_settings(run, moved, before | {"data.test": "sha256:ccc"})
+    said = str(caught.value)
+    assert "data.test was 'b.beton', now '/disk/b.beton' (sha256:ccc in place of sha256:bbb)" in said
+    assert "data.train" not in said
+
+
+def test_weights_under_another_path_are_the_same_if_their_content_is(tmp_path: Path) -> None:
+    for name, content in (("first", b"a"), ("moved", b"a"), ("other", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "backbone.safetensors").write_bytes(content)
+    run = begun_run(tmp_path / "run", init=str(tmp_path / "first"))
+    shutil.rmtree(tmp_path / "first")
+    for name in ("moved", "moved/backbone.safetensors"):
+        given = Settings.model_validate({"init": str(tmp_path / name)})
+        assert given_settings(run, given, {}).init == given.init
+    for name in ("other", "absent"):
+        with pytest.raises(RunError, match="init was .*/first', now .*/(other|absent)'"):
+            given_settings(run, Settings.model_validate({"init": str(tmp_path / name)}), {})
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=35_000_000))
+    assert disk_note(tmp_path, weights=1_000_000, keep=1) is None
+    said = disk_note(tmp_path, weights=1_000_000, keep=2)
+    assert (
+        f"the disk of {tmp_path} has 35 MB free, and 2 checkpoints with one being written take about 36 MB"
+        in said
+    )
 
 
 def test_unreadable_json_is_named(tmp_path: Path) -> None:

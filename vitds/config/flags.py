@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+from vitds.errors import VitdsError
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,14 @@ class TrainFlags:
     epochs: int | None = None
     seed: int | None = None
     set: tuple[str, ...] = ()
+
+
+@contextmanager
+def as_arguments() -> Iterator[None]:
+    """Errors from within speak of Python's arguments and not of the command line's flags: `argument epochs`."""
+    names = "|".join(field.name for field in fields(TrainFlags))
+    try:
+        yield
+    except VitdsError as error:
+        error.args = (re.sub(rf"(?<![\w-])--({names})\b", r"argument \1", str(error)),)
+        raise

@@ -8,6 +8,7 @@ all: a later source wins key by key, and a message can say where a value came fr
 from __future__ import annotations
 
 import json
+import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from vitds.config.yaml_text import dump_yaml, parse_yaml
 from vitds.errors import SettingsError
 
 FLAG_KEYS = {"data": "data.train", "test": "data.test", "init": "init", "epochs": "epochs", "seed": "seed"}
+PATH_KEYS = ("data.train", "data.test", "init")
 # What may differ between a run's first start and its resume: none of these changes a number of the training.
 FREE_ON_RESUME = ("checkpoint.", "log.", "eval.", "data.workers", "batch.micro_images")
 
@@ -43,11 +45,12 @@ def load_settings(
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any],
     extra: Mapping[str, Any] = {},  # noqa: B006 (never written to)
+    run: str | None = None,
 ) -> Settings:
-    """One settings tree from all that a person gave: recipe < assignments < flags < extra, key by key; lists
-    are replaced whole.
+    """One settings tree from all that a person gave: recipe < init's backbone < assignments < flags < extra.
 
-    A data set given by hand drops the recipe's test set, which belongs to the recipe's own data.
+    Key by key; lists are replaced whole. A data set given by hand drops the recipe's test set, which belongs to the
+    recipe's own data.
 
     Args:
         recipe: a packaged recipe's name or a YAML file's path; None takes the command's default on the
@@ -57,24 +60,72 @@ def load_settings(
         assignments: `section.key=value`, the value read as YAML.
         flags: data, test, init, epochs, seed; None where not given.
         extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
+        run: the run directory that goes on, if it is known.
     Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two
-        values, if the method does not
-        read a key, or if keys or values are wrong: one message that lists every mistake with its key, its
-            value, what is allowed, and
-        where it was given.
+        values, if the method does not read a key, or if keys or values are wrong: one message that lists every
+        mistake with its key, its value, what is allowed, and where it was given.
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
-    of_recipe = list(_cut(read_recipe(recipe), f"recipe {recipe}"))
+    of_recipe = _leaves(read_recipe(recipe), f"recipe {recipe}")
     of_person = [
         *_assigned([assignments] if isinstance(assignments, str) else assignments),
         *(Given(FLAG_KEYS[flag], value, f"--{flag}") for flag, value in flags.items() if value is not None),
-        *(given for key, value in extra.items() for given in _cut({key: value}, f"argument {key}")),
+        *(given for key, value in extra.items() for given in _leaves({key: value}, f"argument {key}")),
     ]
-    if any(given.key == "data.train" for given in of_person):
+    own_keys = {given.key for given in of_person}
+    if "data.train" in own_keys:
         of_recipe = [given for given in of_recipe if given.key != "data.test"]
-    tree, origins = _merge([*of_recipe, *of_person])
+    of_person = [_expanded(given) for given in of_person]
+    init = next((given.value for given in reversed([*of_recipe, *of_person]) if given.key == "init"), None)
+    of_init = [] if "backbone.name" in own_keys else inherited_backbone(init, run)
+    tree, origins = _merge([*map(_expanded, of_recipe), *of_init, *of_person])
     _check_command(tree, origins, command)
     return _validate(tree, origins)
+
+
+def _leaves(values: Mapping[str, Any], origin: str) -> list[Given]:
+    return list(_cut(values, origin))
+
+
+def _expanded(given: Given) -> Given:
+    """Paths that begin with ~ as the shell would give them; it leaves --data=~/x alone."""
+    is_path = given.key in PATH_KEYS and isinstance(given.value, str)
+    return given._replace(value=os.path.expanduser(given.value)) if is_path else given
+
+
+def inherited_backbone(init: Any, run: str | None = None) -> list[Given]:
+    """Name and options of the backbone whose weights a run begins from: those of another would not fit.
+
+    Args:
+        init: a run directory or one of its checkpoints; a file of weights says nothing of its backbone.
+        run: one that began from the same weights says it too, also when they are gone.
+    """
+    if not isinstance(init, str):
+        return []
+    path = Path(os.path.expanduser(init))
+    for folder in (*([Path(os.path.expanduser(run))] if run else []), path, path.parent.parent):
+        if not (folder / "settings.yaml").is_file():
+            continue
+        saved = read_settings(folder / "settings.yaml")
+        if folder in (path, path.parent.parent) or saved.init == str(path):
+            leaves = {"backbone.name": saved.backbone.name, "backbone.options": saved.backbone.options}
+            return [Given(key, value, f"init {init}") for key, value in leaves.items()]
+    return []
+
+
+def backbone_note(recipe: str | None, command: Command, settings: Settings) -> str | None:
+    """A line for the person if the run has the backbone of its `init` and not the recipe's."""
+    of_recipe = Settings().backbone.model_dump() | read_recipe(recipe or DEFAULT_RECIPES[command]).get(
+        "backbone", {}
+    )
+    inherited = {
+        given.key.removeprefix("backbone."): given.value for given in inherited_backbone(settings.init)
+    }
+    now = {key: getattr(settings.backbone, key) for key in inherited}
+    if not inherited or now != inherited or all(of_recipe[key] == value for key, value in now.items()):
+        return None
+    was, now_is = (f"{each['name']} with options {each['options']}" for each in (of_recipe, inherited))
+    return f"the backbone is that of {settings.init}, {now_is}, in place of the recipe's {was}"
 
 
 def read_settings(path: str | Path) -> Settings:

@@ -14,10 +14,9 @@ from vitds.config.names import did_you_mean
 from vitds.config.yaml_text import parse_yaml
 from vitds.errors import SettingsError
 
-DEFAULT_RECIPES = {
-    "pretrain": "idmm_digits",
-    "finetune": "finetune_digits",
-}  # of each command, on the embedded digits
+# Of each command: on the embedded digits, and what to begin with on photographs.
+DEFAULT_RECIPES = {"pretrain": "idmm_digits", "finetune": "finetune_digits"}
+RECIPES_OF_PHOTOGRAPHS = {"pretrain": "idmm_deit_tiny", "finetune": "finetune_deit_tiny_224"}
 
 
 def _packaged() -> dict[str, Path]:
@@ -42,9 +41,10 @@ def find_recipe(recipe: str) -> Path:
     Raises: SettingsError if no recipe has the name (names the nearest), or no file stands at the path.
     """
     if "/" in recipe or recipe.endswith((".yaml", ".yml")):
-        if not Path(recipe).is_file():
+        path = Path(recipe).expanduser()
+        if not path.is_file():
             raise SettingsError(f"recipe {recipe}: no such file")
-        return Path(recipe)
+        return path
     packaged = _packaged()
     if recipe not in packaged:
         raise SettingsError(

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import os
 import shutil
-import sys
 import time
 from typing import Any
 
@@ -24,6 +23,13 @@ from vitds.runs.directory import Run, why_unwritten
 from vitds.runs.metrics import MetricsFile, cut_back
 
 CROPS_ON_A_PAGE = 48
+
+
+class _LastingConsole(Console):
+    """Goes silent where its reader leaves; rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 class Live:
@@ -52,8 +58,8 @@ class Live:
             self.board = SummaryWriter(run.path / "tensorboard")
             for line in kept:
                 self._plot(line)
-        self.console = Console(stderr=True)
-        self.is_terminal = sys.stderr.isatty() and "SLURM_JOB_ID" not in os.environ
+        self.console = _LastingConsole(stderr=True)
+        self.is_terminal = self.console.file.isatty() and "SLURM_JOB_ID" not in os.environ
         self.started = time.perf_counter()
         self.first_step = steps_done
         self.epoch_images = 0.0  # of the steps since the last line about an epoch
@@ -71,7 +77,7 @@ class Live:
             "",
             total=total_steps,
             completed=steps_done,
-            epoch=f"1/{settings.epochs}",
+            epoch=f"{min(steps_done // steps_per_epoch + 1, settings.epochs)}/{settings.epochs}",
             loss=float("nan"),
             speed=0.0,
             probes="",

@@ -13,21 +13,17 @@ from torch import nn
 from vitds import dist
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
-from vitds.data.order import accumulation_steps
+from vitds.data.order import accumulation_steps, steps_per_epoch
 from vitds.engine.memory import largest_micro_on_gpu
 from vitds.errors import ResourceError
 from vitds.methods import method_class
 from vitds.models.build import patch_count
 
-DENSE_WEIGHT_BYTES = (
-    64 << 20
-)  # a dense head's gradient is all-reduced each step; above this the features are cheaper to send
-CPU_PIXELS = (
-    4 << 20
-)  # of a micro batch: its activations stay within a few GB, and more is not faster on a CPU
-COMPILE_PAYS_S = (
-    1200.0  # compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes
-)
+# Of a micro batch: its activations stay within a few GB, and more is not faster on a CPU.
+CPU_PIXELS = 4 << 20
+# Compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes.
+COMPILE_PAYS_S = 1200.0
+MUCH_PADDING = 0.25  # of an epoch: so much of the work teaches nothing
 CPU_FLOPS, GPU_FLOPS = 1e11, 5e13  # rough, for that decision only
 
 
@@ -127,3 +123,27 @@ def resolve_compile(
     flops = 6 * sum(parameter.numel() for parameter in backbone.parameters()) * tokens * rows
     seconds = flops / (GPU_FLOPS if device.type == "cuda" else CPU_FLOPS)
     return "on" if seconds > COMPILE_PAYS_S and zero_stage != 3 else "off"
+
+
+def padding_note(images: int, global_images: int, chunk_images: int) -> str | None:
+    """A line for the person if much of an epoch is padding, with the batch that fits the set.
+
+    Args:
+        images: N, of the training file.
+        global_images: G, of a step.
+        chunk_images: K, of a chunk.
+    """
+    steps = steps_per_epoch(images, global_images)
+    share = 1 - images / (steps * global_images)
+    if share < MUCH_PADDING:
+        return None
+    per_step = -(-images // steps)
+    chunks, ranks = global_images // chunk_images, dist.world_size()
+    counts = [count for count in range(chunks, 0, -1) if chunks % count == 0 and count % ranks == 0]
+    # As many chunks as keep their size; with fewer images than ranks x chunk, smaller ones.
+    count = next((count for count in counts if per_step // count >= chunk_images), counts[-1])
+    chunk = -(-per_step // count)
+    return (
+        f"{share:.0%} of each epoch is padding: {images:,} images in steps of {global_images}. What fits is "
+        f"--set batch.global_images={count * chunk} --set batch.chunk_images={chunk}"
+    )

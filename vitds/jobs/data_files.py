@@ -1,31 +1,95 @@
-"""The files that a run's settings name."""
+"""The files that a run's settings name, and whether its method can use them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from vitds import dist
+from vitds.config.methods import METHODS, Command
+from vitds.config.recipes import DEFAULT_RECIPES, RECIPES_OF_PHOTOGRAPHS, list_recipes, read_recipe
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile, open_beton
+from vitds.data.beton import BetonFile, open_beton, require_same_classes
+from vitds.data.digits import NAME as DIGITS  # as data.train or data.test: the embedded set
 from vitds.data.digits import embedded_digits
-from vitds.errors import SettingsError
+from vitds.errors import DataError, SettingsError
+from vitds.methods import method_class
 
-DIGITS = "digits"  # as data.train or data.test: the embedded set
 DATA_FOLDER = Path("data")  # where the embedded set is built
 
 
-def open_data(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
-    """The training file and the test file, if there is one; the name `digits` stands for the embedded set.
+def open_file(name: str, flag: str, half: str) -> BetonFile:
+    """A .beton by its path, or the embedded digits by their name.
 
-    Raises: SettingsError if no training file is named; DataError if a file is not sound.
+    Args:
+        name: a path, or `digits`.
+        flag: by which a person names this file.
+        half: train or test, of the digits.
+    Raises: DataError if the file is missing or not sound.
+    """
+    if name == DIGITS:
+        train, test = dist.on_main(embedded_digits, DATA_FOLDER)
+        return open_beton(train if half == "train" else test)
+    path = Path(name)
+    if path.exists() or path.is_absolute():
+        return open_beton(path)
+    raise DataError(
+        f"{name}: cannot be opened (No such file or directory) from {Path.cwd()}, the folder you call from. Call from "
+        f"the folder that it is meant from, say where it is with {flag} FILE.beton, or build it with "
+        f"`vitds data build SOURCE --out {name}`."
+    )
+
+
+def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
+    """The training file and the test file, if there is one.
+
+    Raises: SettingsError if no training file is named; DataError if a file is not sound, the method needs labels
+        that it lacks, or nothing could be measured on the test file.
     """
     if settings.data.train is None:
         raise SettingsError(
             "data.train is not set: give --data FILE.beton (`vitds data build IMAGES --out FILE.beton` makes one)"
         )
-    names = [settings.data.train, settings.data.test]
-    if DIGITS in names:
-        embedded = dist.on_main(embedded_digits, DATA_FOLDER)
-        names = [path if name == DIGITS else name for name, path in zip(names, embedded, strict=True)]
-    train_name, test_name = names
-    return open_beton(Path(train_name)), None if test_name is None else open_beton(Path(test_name))
+    train = open_file(settings.data.train, "--data", "train")
+    needs_labels = method_class(settings.method).needs_labels
+    if needs_labels and (lack := _lack_of_classes(train)):
+        raise DataError(
+            f"{train.path} {lack}; training on labels needs two classes or more. Build it from a folder with one "
+            "folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
+        )
+    if settings.data.test is None:
+        return train, None
+    test = open_file(settings.data.test, "--test", "test")
+    for file in (train, test):
+        if lack := _lack_of_classes(file):
+            measured = "top-1 cannot be measured" if needs_labels else "nearest neighbours cannot be counted"
+            raise DataError(
+                f"{file.path} {lack}, so {measured} on {test.path}. Leave --test (data.test) out: training does not "
+                "need it. Or build the file from a folder with one folder a class (`vitds data build`)"
+            )
+    require_same_classes(train, test)
+    return train, test
+
+
+def _lack_of_classes(file: BetonFile) -> str:
+    """What keeps a file from being classified; nothing where it has two classes or more."""
+    classes = file.manifest.classes
+    if not classes:
+        return "has no labels"
+    return f"has one class alone, {classes[0]!r}" if len(classes) == 1 else ""
+
+
+def check_recipe(command: Command, train: BetonFile) -> None:
+    """Whether a command's default recipe is for this file: its crops and its network are made for the digits alone.
+
+    Raises: SettingsError that names the recipes of the command, if it is not.
+    """
+    if train.manifest.sources == (DIGITS,):
+        return
+    own = [name for name, _ in list_recipes() if METHODS[read_recipe(name)["method"]].command == command]
+    fitting = RECIPES_OF_PHOTOGRAPHS[command]
+    others = ", ".join(name for name in own if name != fitting)
+    raise SettingsError(
+        f"{train.path}: --recipe is missing. Without it `vitds {command}` takes {DEFAULT_RECIPES[command]}, which is "
+        f"for the embedded digits alone. For photographs take --recipe {fitting}; there are also {others}, or a YAML "
+        "file of your own"
+    )

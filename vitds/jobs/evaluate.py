@@ -1,8 +1,9 @@
-"""`vitds eval top1|knn|linear RUN`: what a frozen backbone is worth, from its run directory, a checkpoint, or a timm model's name."""
+"""`vitds eval top1|knn|linear RUN`: what a frozen backbone is worth, by a run, a checkpoint, or a timm model's name."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -21,12 +21,15 @@ from vitds.evaluate.classify import top_accuracy
 from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.linear import linear_probe
-from vitds.jobs.data_files import open_data
+from vitds.jobs.data_files import DIGITS, open_file
 from vitds.models.build import build_backbone
-from vitds.runs.backbone import load_backbone, read_weights
+from vitds.report.table import show
+from vitds.runs.backbone import load_backbone, read_class_names, read_weights
 from vitds.runs.directory import Run
+from vitds.terminal import say
 
 Score = dict[str, Any]
+KINDS = ("top1", "knn", "linear")
 
 
 def evaluate(
@@ -35,28 +38,58 @@ def evaluate(
     """Evaluate and print a table, or one JSON object.
 
     Args:
-        kind: top1, knn or linear. model: a run directory, one of its checkpoints, or a timm model's name (with its published weights).
-        data: the images to be classified; by default the run's test file. bank: labelled images that knn and linear learn from; by
-            default the run's training file.
+        kind: top1, knn or linear.
+        model: a run directory, one of its checkpoints, or a timm model's name (with its published weights).
+        data: the images to be classified; by default the run's test file.
+        bank: labelled images that knn and linear learn from; by default the run's training file.
+        as_json: print one JSON object and nothing else.
     Returns: the printed numbers, in percent.
-    Raises: DataError if a file has no labels or their classes differ; RunError if the run cannot be read; UsageError for another kind.
+    Raises: DataError if a file has no labels or their classes differ; RunError if the run cannot be read; UsageError
+        for another kind, or an argument that does nothing.
     """
-    jobs: dict[str, Callable[..., Score]] = {"top1": _top1, "knn": _knn, "linear": _linear}
-    if kind not in jobs:
-        raise UsageError(f"eval {kind}: there is no such evaluation; take one of {', '.join(jobs)}")
+    if kind not in KINDS:
+        raise UsageError(f"eval {kind}: there is no such evaluation; take one of {', '.join(KINDS)}")
+    if kind == "top1" and bank is not None:
+        raise UsageError("`bank` does nothing for top1, whose classes are in the run: leave it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings, run_path, backbone = _open_model(model)
-    train_file, test_file = _open_files(settings, data, bank)
+    settings, run_path, backbone = _open_model(os.path.expanduser(model))
+    query = _labelled("data", data, settings.data.test, "test")
     if kind == "top1":
-        score = _top1(settings, run_path, backbone, test_file, device)
+        score = _top1(settings, run_path, backbone, query, device)
     else:
-        score = jobs[kind](settings, backbone, train_file, test_file, device)
-    score = {"model": model, "data": str(test_file.path), "images": test_file.images, **score}
+        neighbours = _labelled("bank", bank, settings.data.train, "train")
+        require_same_classes(neighbours, query)
+        jobs: dict[str, Callable[..., Score]] = {"knn": _knn, "linear": _linear}
+        score = jobs[kind](settings, backbone, neighbours, query, device)
+    score = {"model": model, "data": str(query.path), "images": query.images, **score}
     if as_json:
-        print(json.dumps(score))
+        say(json.dumps(score))
     else:
         _print_table(kind, score)
     return score
+
+
+def _labelled(argument: str, given: str | None, of_run: str | None, half: str) -> BetonFile:
+    """A file of labelled images: the one that an argument names, or the run's own.
+
+    Raises: DataError if there is none, it cannot be read, or it has no labels.
+    """
+    name = given or of_run
+    if name is None:
+        what = "images to evaluate" if argument == "data" else "labelled images to learn from"
+        raise DataError(f"no {what}: give `{argument}=FILE.beton`, for the run names none")
+    path = os.path.expanduser(name)
+    if given is None and not Path(path).exists() and path != DIGITS:
+        raise DataError(
+            f"{name}, which the run names, is not there, seen from {Path.cwd()}, the folder you call from. Say where "
+            f"it is now with `{argument}=FILE.beton`, or call from the folder that the run was started in"
+        )
+    file = open_file(path, f"`{argument}`", half)
+    if not file.manifest.classes:
+        raise DataError(
+            f"{file.path} has no labels, and an evaluation needs them: build it from a folder with one folder a class"
+        )
+    return file
 
 
 def knn_of_run(run: Run, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
@@ -99,18 +132,6 @@ def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
     return Settings.model_validate({"views": views, "engine": {"precision": "fp32"}}), None, backbone
 
 
-def _open_files(settings: Settings, data: str | None, bank: str | None) -> tuple[BetonFile, BetonFile]:
-    overrides = {key: value for key, value in (("test", data), ("train", bank)) if value is not None}
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update=overrides)})
-    train_file, test_file = open_data(settings)
-    if test_file is None:
-        raise DataError("no images to evaluate: give --data FILE.beton, for the run has no test file")
-    require_same_classes(train_file, test_file)
-    if not test_file.manifest.classes:
-        raise DataError(f"{test_file.path} has no labels, and an evaluation needs them")
-    return train_file, test_file
-
-
 def _knn(
     settings: Settings, backbone: nn.Module, train_file: BetonFile, test_file: BetonFile, device: torch.device
 ) -> Score:
@@ -131,17 +152,29 @@ def _linear(
 
 
 def _top1(
-    settings: Settings, run_path: Path | None, backbone: nn.Module, test_file: BetonFile, device: torch.device
+    settings: Settings, run_path: Path | None, backbone: nn.Module, query: BetonFile, device: torch.device
 ) -> Score:
+    """Accuracy of the run's class head, which knows its classes: no training file is needed.
+
+    Raises: RunError if there is no class head; DataError if the file's classes are others.
+    """
     head = None if run_path is None else run_path / "head.safetensors"
     if head is None or not head.exists():
         raise RunError(
             f"{run_path or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear."
         )
+    ours, theirs = read_class_names(head), query.manifest.classes
+    if ours != theirs:
+        place = next(i for i in range(len(ours) + 1) if ours[: i + 1] != theirs[: i + 1])
+        first, second = (repr(names[place]) if place < len(names) else "nothing" for names in (ours, theirs))
+        raise DataError(
+            f"{query.path}: its {len(theirs)} classes are not the {len(ours)} of {run_path}: class {place} is {second} "
+            f"there, {first} in the run. Build it with the classes of the file that the run was trained on (--classes_from)"
+        )
     weights = read_weights(head)
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)
-    logits = file_features(settings, nn.Sequential(backbone, linear), test_file, device)
+    logits = file_features(settings, nn.Sequential(backbone, linear), query, device)
     return asdict(top_accuracy(logits.rows_MD, logits.label_M))
 
 
@@ -152,4 +185,4 @@ def _print_table(kind: str, score: Score) -> None:
     rows = {f"k = {k}": part for k, part in score["knn"].items()} if kind == "knn" else {kind: score}
     for name, part in rows.items():
         table.add_row(name, f"{part['top1']:.2f}", f"{part['top5']:.2f}")
-    Console().print(table)
+    show(table)

@@ -1,8 +1,7 @@
-"""What every training command does around the training: ranks, run directory, lock, saved settings."""
+"""What every training command does around the training: ranks, data files, run directory, lock, saved settings."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,18 @@ from pathlib import Path
 import torch
 
 from vitds import dist
+from vitds.config.flags import TrainFlags
+from vitds.config.methods import Command
+from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
+from vitds.data.beton import BetonFile
 from vitds.engine.peers import Peers
 from vitds.engine.process import start_ranks
-from vitds.runs.directory import Run, given_settings, next_run_path
-from vitds.runs.lock import RunLock
+from vitds.errors import SettingsError, ShapeError, VitdsError
+from vitds.jobs.data_files import check_recipe, training_files
+from vitds.runs.directory import Run, given_settings, save_inputs
+from vitds.runs.lock import RunLock, next_run
+from vitds.terminal import say
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Session:
     Attributes:
         run: the run directory.
         settings: with which the run goes on; not resolved yet at its first start.
+        files: the training file, and the test file if there is one; None of a finished run.
         device: that trains.
         lock: this process's hold on the run, on rank 0.
         started: time.perf_counter() at the start.
@@ -34,37 +41,78 @@ class Session:
 
     run: Run
     settings: Settings
+    files: tuple[BetonFile, BetonFile | None] | None
     device: torch.device
     lock: RunLock | None
     started: float
     peers: Peers
 
     def say(self, text: str) -> None:
-        """A line for the person, once. A reader that is gone (`| head`) ends no training."""
+        """A line for the person, once."""
         if dist.is_main():
-            with contextlib.suppress(OSError):
-                print(text, flush=True)
+            say(text)
 
 
 @contextmanager
-def open_session(run: str | None, recipe: str, given: Settings) -> Iterator[Session]:
-    """Join the ranks, take the run directory, and go on with its saved settings if it was started before.
+def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterator[Session]:
+    """Join the ranks, open the data, take the run directory, and go on with its settings if it was started before.
+
+    Whatever is refused before the first step leaves no run directory behind.
 
     Args:
-        run: the run directory; None takes runs/RECIPE-N with the next free number.
-        recipe: its name, for that.
+        command: pretrain or finetune.
+        flags: which run; without one runs/RECIPE-N with the next free number.
         given: settings that the person asks for.
-    Raises: RunLockedError if another process writes to it; RunError if it cannot be written or was started with other settings;
-        ResourceError if another rank ends (names it and its cause).
+    Raises: DataError, SettingsError for data that do not fit; RunLockedError if another process writes to the run;
+        RunError if it cannot be written or was started with other settings; ResourceError if another rank ends
+        (names it and its cause).
     """
     started = time.perf_counter()
     device = start_ranks()
-    path = Path(run) if run else dist.on_main(next_run_path, recipe)
-    lock = dist.on_main(RunLock, path)
+    files = None
+    if flags.run is None or not Run(Path(flags.run).expanduser()).is_finished:
+        files = training_files(given)
+        if flags.recipe is None:
+            check_recipe(command, files[0])
+    held: list[RunLock] = []
+
+    def take() -> Path:
+        is_named = flags.run is not None
+        recipe = flags.recipe or DEFAULT_RECIPES[command]
+        held.append(RunLock(Path(flags.run).expanduser()) if is_named else next_run(recipe))
+        return held[0].path.parent
+
+    run = Run(dist.on_main(take))
+    lock = held[0] if held else None
     try:
-        with Peers(path / "log.txt").watched() as peers:
-            settings = given_settings(Run(path), given)
-            yield Session(Run(path), settings, device, lock if dist.is_main() else None, started, peers)
+        with Peers(run.path / "log.txt").watched() as peers:
+            contents = _contents(files)
+            settings = given_settings(run, given, contents)
+            if lock is not None and files is not None:
+                save_inputs(run, settings, contents)
+            session = Session(run, settings, files, device, lock, started, peers)
+            if lock is not None and not lock.has_flock:
+                session.say(
+                    f"the file system of {run.path} has no locks: start no two runs there at one moment with one --run"
+                )
+            yield session
+    except VitdsError as error:
+        # Where one rank alone fails, the others read why in the run's log.
+        if lock is not None and not run.has_begun and (dist.world_size() == 1 or is_refusal(error)):
+            lock.discard()
+        raise
     finally:
-        if dist.is_main():
+        if lock is not None:
             lock.release()
+
+
+def is_refusal(error: VitdsError) -> bool:
+    """Whether every rank meets this error alike."""
+    return isinstance(error, SettingsError | ShapeError)
+
+
+def _contents(files: tuple[BetonFile, BetonFile | None] | None) -> dict[str, str]:
+    """By the setting that names a file: the hash of what is in it."""
+    train, test = files or (None, None)
+    named = {"data.train": train, "data.test": test}
+    return {key: file.manifest.content_hash for key, file in named.items() if file is not None}

@@ -79,11 +79,19 @@ def read_class_head(run: Path, classes: tuple[str, ...]) -> dict[str, Tensor] | 
     path = run / "head.safetensors"
     if not path.exists():
         return None
+    return load_file(path) if read_class_names(path) == classes else None
+
+
+def read_class_names(head: Path) -> tuple[str, ...]:
+    """The classes of a fine-tuned run, in label order, from its head.safetensors.
+
+    Raises: DataError if the file is damaged.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            return load_file(path) if json.loads(file.metadata()["classes"]) == list(classes) else None
+        with safe_open(head, "pt") as file:
+            return tuple(map(str, json.loads(file.metadata()["classes"])))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no readable safetensors file of a class head: {error}") from error
+        raise DataError(f"{head} is no readable safetensors file of a class head: {error}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

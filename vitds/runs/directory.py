@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +21,8 @@ from vitds import dist
 from vitds.config.load import differences, dump_settings, read_settings
 from vitds.config.tree import Settings
 from vitds.errors import ResourceError, RunError
+
+STATES_BYTES = 12  # of a weight in a checkpoint: itself and two moments, in float32
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What the finished run reports: steps, losses, seconds, evaluation."""
         return read_json(self.path / "summary.json")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was trained: a line of metrics, or a checkpoint."""
+        has_line = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return has_line or any(self.checkpoints.glob("step-*"))
 
     @property
     def is_finished(self) -> bool:
@@ -98,6 +109,24 @@ def why_unwritten(path: Path, error: Exception) -> str:
     return f"{path} cannot be written: {error}"
 
 
+def disk_note(path: Path, weights: int, keep: int) -> str | None:
+    """A line for the person if the disk will not hold a run's checkpoints.
+
+    Args:
+        path: the run directory.
+        weights: how many numbers the backbone and the head have.
+        keep: checkpoints that stay; one more is there while it is written.
+    """
+    needed = STATES_BYTES * weights * (keep + 1)
+    free = shutil.disk_usage(path).free
+    if free >= needed:
+        return None
+    return (
+        f"the disk of {path} has {free / 1e6:,.0f} MB free, and {keep} checkpoints with one being written take about "
+        f"{needed / 1e6:,.0f} MB: free some, write elsewhere (--run) or lower checkpoint.keep"
+    )
+
+
 def sync_folder(path: Path) -> None:
     """The folder's entries to the disk: without it a name can be lost whose content was written."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -112,38 +141,38 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def next_run_path(recipe: str, root: Path = Path("runs")) -> Path:
-    """runs/<recipe>-<n> with the next free number."""
-    name = Path(recipe).stem
-    # A start that failed leaves a folder with its lock and what its ranks said last; its number is free.
-    used = [
-        path
-        for path in root.glob(f"{name}-*")
-        if any(child.name not in ("lock", "log.txt") for child in path.iterdir())
-    ]
-    taken = [int(path.name[len(name) + 1 :]) for path in used if path.name[len(name) + 1 :].isdigit()]
-    return root / f"{name}-{max(taken, default=0) + 1}"
-
-
-def given_settings(run: Run, given: Settings) -> Settings:
+def given_settings(run: Run, given: Settings, contents: Mapping[str, str]) -> Settings:
     """The settings a run goes on with: the saved ones where it was started before, else the given.
 
+    A file may have another path than before, if its content is the same.
+
+    Args:
+        run: the run directory.
+        given: what the person asks for.
+        contents: by data.train and data.test, the content hash of the given file.
     Raises: RunError naming every key, with both values, that differs and may not.
     """
     path = run.path / "settings.yaml"
-    if not path.exists() or not (run.metrics.exists() and run.metrics.stat().st_size):
+    if not path.exists() or not run.has_begun:
         return given  # nothing was trained yet: a start that failed may be corrected
     saved = read_settings(path)
-    differing = differences(saved, given)
-    if differing:
-        listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, before, now in differing)
+    known = known_inputs(run, saved)
+    listed = []
+    for key, before, now in differences(saved, given):
+        content = contents.get(key) or (content_of_weights(given.init) if key == "init" else None)
+        if content is None or content != known.get(key):
+            what = f" ({content[:19]} in place of {known[key][:19]})" if content and key in known else ""
+            listed.append(f"{key} was {before!r}, now {now!r}{what}")
+    if listed:
         raise RunError(
-            f"{run.path} was started with other settings: {listed}. Give the run's own values to go on, or "
+            f"{run.path} was started with other settings: {'; '.join(listed)}. Give the run's own values to go on, or "
             f"start a new run (another --run, with --init {run.path} to begin from its weights)."
         )
     # These may differ: they change no number.
-    kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log")}
-    kept["data"] = saved.data.model_copy(update={"workers": given.data.workers})
+    kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log", "data", "init")}
+    kept["data"] = saved.data.model_copy(
+        update={name: getattr(given.data, name) for name in ("train", "test", "workers")}
+    )
     if given.batch.micro_images != "auto":
         kept["batch"] = saved.batch.model_copy(update={"micro_images": given.batch.micro_images})
     elif saved.batch.micro_images != "auto" and saved.batch.global_images % (
@@ -152,6 +181,45 @@ def given_settings(run: Run, given: Settings) -> Settings:
         # Another number of ranks: the saved one does not divide.
         kept["batch"] = saved.batch.model_copy(update={"micro_images": "auto"})
     return saved.model_copy(update=kept)
+
+
+def save_inputs(run: Run, settings: Settings, contents: Mapping[str, str]) -> None:
+    """RUN/inputs.json at the first start: the content of each file, by which a resume knows it under another path.
+
+    Args:
+        run: the run directory.
+        settings: which name the weights to begin from.
+        contents: by data.train and data.test, the files' content hashes.
+    """
+    if run.has_begun:
+        return
+    of_weights = content_of_weights(settings.init)
+    write_json(run.path / "inputs.json", {**contents, **({"init": of_weights} if of_weights else {})})
+
+
+def known_inputs(run: Run, saved: Settings) -> dict[str, str]:
+    """What `save_inputs` wrote; of a run from before it did, what its weights' path holds now."""
+    path = run.path / "inputs.json"
+    if path.exists():
+        return {key: str(value) for key, value in read_json(path).items()}
+    of_weights = content_of_weights(saved.init)
+    return {"init": of_weights} if of_weights else {}
+
+
+def content_of_weights(source: str | None) -> str | None:
+    """SHA-256 of the weights that a run directory, a checkpoint or a file holds; None where none are there."""
+    if source is None:
+        return None
+    path = Path(source)
+    # A checkpoint's manifest has the hashes of its files.
+    for file in (path / "manifest.json", path / "backbone.safetensors", path):
+        if file.is_file():
+            digest = hashlib.sha256()
+            with open(file, "rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+            return f"sha256:{digest.hexdigest()}"
+    return None
 
 
 def save_settings(run: Run, settings: Settings) -> None:

@@ -1,0 +1,15 @@
+"""A table on standard output, whatever is behind that."""
+
+from __future__ import annotations
+
+from rich.console import Console, RenderableType
+
+from vitds.terminal import say
+
+
+def show(what: RenderableType) -> None:
+    """Print a table, or whatever else rich draws; a reader that is gone or an old encoding ends nothing."""
+    console = Console()
+    with console.capture() as drawn:
+        console.print(what)
+    say(drawn.get(), end="")
