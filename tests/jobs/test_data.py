@@ -118,7 +118,7 @@ IDLE = [  # sources, what would do nothing with them, the message
         {"quality": 80, "storage": "raw"},
         r"`quality=80`: the storage is raw, so no JPEG is encoded\. It goes with `storage=jpg`",
     ),
-    (["folder"], {"quality": 90}, r"`quality=90`: this set is small, so `storage=auto` keeps raw pixels"),
+    (["folder"], {"quality": 90}, r"`quality=90`: this set is small and `storage=auto` keeps raw pixels"),
     (["digits"], {"quality": 90}, r"`quality=90`: this set is small"),
 ]
 

@@ -140,7 +140,7 @@ def build_set(
         findings.require_none()
     storage = _choose_storage(images.images, options)
     if storage == "raw":
-        _refuse_quality(options.quality, "this set is small, so `storage=auto` keeps raw pixels")
+        _refuse_quality(options.quality, "this set is small and `storage=auto` keeps raw pixels")
     storing = Storing(storage, options.side_px, options.quality or QUALITY)
     seen: dict[bytes, str] = {}
     built = []

@@ -122,8 +122,10 @@ def _check_tiff(picture: TiffImagePlugin.TiffImageFile) -> None:
             "a camera's raw file (DNG, NEF, ARW, ...), of which only the preview could be read: "
             "convert it to TIFF, PNG or JPEG first",
         )
-    if not set(tags.get(SAMPLE_FORMAT, (UNSIGNED,))) <= {UNSIGNED, UNDEFINED}:
-        raise Refused("range_unknown", "signed or floating-point samples, by the tag SampleFormat")
+    for sample_format in tags.get(SAMPLE_FORMAT, (UNSIGNED,)):
+        if sample_format not in (UNSIGNED, UNDEFINED):
+            kind = {2: "signed", 3: "floating-point"}.get(sample_format, "complex")
+            raise Refused("range_unknown", f"{kind} samples, by the tag SampleFormat")
     if tags.get(PLANAR) == ONE_PLANE_A_CHANNEL and picture.mode in ("LA", "La", "PA", "LAB"):
         raise Refused(
             "no_decoder", f"TIFF with a plane a channel in mode {picture.mode}: save it interleaved"
