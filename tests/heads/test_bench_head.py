@@ -29,21 +29,21 @@ def test_rows_are_one_json_object(no_compiler: None, capsys: pytest.CaptureFixtu
     assert [row["name"] for row in rows] == [
         "four bare products",
         "three bare products",
-        "naive: linear, cross_entropy",
-        "chunked: 256 rows under checkpoint",
+        "torch's linear and cross_entropy",
+        "tiles of 256 rows under checkpoint",
         "Liger: not run, not installed: pip install liger-kernel",
         "Cut Cross-Entropy's torch_compile: not run, not installed: pip install cut-cross-entropy",
-        "ours dense",
-        "ours sharded",
-        "ours sharded, 2 ranks",
+        "ours, dense",
+        "ours, sharded",
+        "ours, sharded, 2 ranks",
     ]
     for row in rows:
         did_run = "not run" not in row["name"]
         assert all(
             (row[key] is not None) == did_run
-            for key in ("ms", "ratio", "to_three", "to_naive", "to_chunked", "sent_mb")
+            for key in ("ms", "ratio", "to_three", "to_torch", "to_tiles", "sent_mb")
         )
-    assert rows[0]["ratio"] == rows[1]["to_three"] == rows[2]["to_naive"] == rows[3]["to_chunked"] == 1.0
+    assert rows[0]["ratio"] == rows[1]["to_three"] == rows[2]["to_torch"] == rows[3]["to_tiles"] == 1.0
     assert [row["sent_mb"] for row in rows[-2:]] == [0.0, 0.0]  # 0.0 MB: 10,624 bytes
 
 
@@ -65,9 +65,9 @@ def test_what_does_not_fit_into_memory_is_left_out(
     monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: free)
     rows = bench_head(rows=3000, dim=16, batch=64, rounds=1, as_json=True)
     assert rows[2] == {
-        "name": "naive: linear, cross_entropy: not run, its logits take 0.0 GB"
+        "name": "torch's linear and cross_entropy: not run, its logits take 0.0 GB"
     } | dict.fromkeys(list(rows[2])[1:])
-    assert rows[-1]["ms"] > 0 and rows[-1]["to_naive"] is None
+    assert rows[-1]["ms"] > 0 and rows[-1]["to_torch"] is None
 
 
 def test_rows_in_bfloat16_are_measured_too(no_compiler: None) -> None:

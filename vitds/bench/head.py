@@ -1,7 +1,8 @@
 """`vitds bench head`: a head's loss and gradients, ours beside others, in time, memory and bytes sent.
 
-All have the same features, rows and targets, no bias and no smoothing (which not all of them know), forward and backward; they take
-turns, and the best of the rounds counts, for another process can only make one slower.
+All have the same features, rows and targets, no bias and no smoothing (which not all of them know), forward
+and backward. They take turns, and the best of the rounds counts, for another process can only make one
+slower.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ from vitds.heads import DenseHead, ShardedHead
 from vitds.heads.sharded import bytes_sent
 from vitds.models.precision import AUTOCAST
 
-PRODUCT_BYTES = 1 << 30  # the bare products' logits lie in memory at once up to this
-CHECKPOINT_ROWS = 256
+# The bare products' logits lie in memory at once up to this.
+PRODUCT_BYTES = 1 << 30
+NOT_RUN = {"ms": None, "extra_mb": None, "sent_mb": None}
+TILE_ROWS = 256  # of the plain way with tiles; ours choose their own
+COMPARISONS = ("ratio", "to_three", "to_torch", "to_tiles")
 PROC = Path("/proc/self")
 
 
@@ -44,7 +48,10 @@ class Contender:
     """One way to the loss and its gradients.
 
     Attributes:
-        logits: how many (M, N) matrices it holds at once. makes_gradient: whether each step makes the weight's gradient's memory anew.
+        name: in the table.
+        step: forward and backward pass.
+        logits: how many (M, N) matrices it holds at once.
+        makes_gradient: whether each step makes the memory of the weight's gradient anew.
     """
 
     name: str
@@ -71,53 +78,73 @@ class Case(NamedTuple):
 
 
 def bench_head(
-    *, rows: int, dim: int, batch: int, ranks: int = 1, precision: Literal["fp32", "bf16"] = "fp32", bf16_rows: bool = False,
-    rounds: int = 3, keep_mb: int = 64, as_json: bool = False,
-) -> list[dict[str, Any]]:  # fmt: skip
+    *,
+    rows: int,
+    dim: int,
+    batch: int,
+    ranks: int = 1,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    bf16_rows: bool = False,
+    rounds: int = 3,
+    keep_mb: int = 64,
+    as_json: bool = False,
+) -> list[dict[str, Any]]:
     """Milliseconds, extra memory and bytes sent of one step of a head.
 
     Args:
-        rows: N. dim: D. batch: M, the features of all ranks together. ranks: processes of a sharded head, on this machine.
-        bf16_rows: rows and their gradient are bfloat16, as with `head.row_dtype`. keep_mb: the heads' own `keep_bytes`, in MiB.
-    Returns: a dict a contender: ms; ratio to the four bare products; to_three, to_naive and to_chunked; extra_mb, the peak beyond the
-        process's memory before and the weight's gradient; sent_mb a rank. None where a contender did not run, which its name explains.
-    Raises: SettingsError if the ranks do not divide the batch, a number is below 1, or rows of bfloat16 meet other products.
+        rows: N.
+        dim: D.
+        batch: M, the features of all ranks together.
+        ranks: processes of a sharded head, on this machine.
+        precision: of the products.
+        bf16_rows: rows and their gradient are bfloat16, as with `head.row_dtype`.
+        rounds: of every way, in turn.
+        keep_mb: the heads' own `keep_bytes`, in MiB.
+        as_json: print one JSON object and nothing else.
+    Returns: a dict a contender: ms; the ratio of that to the four bare products, to_three of them, to_torch
+        and to_tiles; extra_mb, the peak beyond the process's memory before and the weight's gradient; sent_mb
+        a rank. None where a contender did not run, which its name explains.
+    Raises: SettingsError if the ranks do not divide the batch, a number is below 1, or rows of bfloat16 meet
+        other products.
     """
     if min(rows // ranks if ranks > 0 else 0, dim, batch, rounds) < 1 or batch % ranks or keep_mb < 0:
         raise SettingsError(
-            f"--rows {rows} --dim {dim} --batch {batch} --ranks {ranks} --rounds {rounds} --keep_mb {keep_mb}: each from 1 on (keep_mb "
-            "from 0), a row a rank at least, and ranks that divide the batch"
+            f"--rows {rows} --dim {dim} --batch {batch} --ranks {ranks} --rounds {rounds} --keep_mb {keep_mb}"
+            ": each from 1 on (keep_mb from 0), a row a rank at least, and ranks that divide the batch"
         )
     if bf16_rows and precision != "bf16":
         raise SettingsError(
-            f"--bf16_rows goes with --precision bf16, not {precision}: the other ways multiply in one type alone"
+            f"--bf16_rows goes with --precision bf16, not {precision}: the other ways multiply in one type "
+            "alone"
         )
     case = Case(rows, dim, batch, precision, bf16_rows, rounds, keep_mb << 20)
     measured = _measure_alone(case)
     if ranks > 1:
-        measured[f"ours sharded, {ranks} ranks"] = _measure_ranks(ranks, case)
-    four, three, naive, chunked = (measured[name]["ms"] for name in list(measured)[:4])
-    table = []
-    for name, facts in measured.items():
-        ms = facts["ms"]
-        row = {"name": name, "ms": ms and round(ms, 1)}
-        for key, other in (
-            ("ratio", four),
-            ("to_three", three),
-            ("to_naive", naive),
-            ("to_chunked", chunked),
-        ):
-            row[key] = round(ms / other, 3) if ms and other else None
-        table.append(
-            row | {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")}
-        )
+        measured[f"ours, sharded, {ranks} ranks"] = _measure_ranks(ranks, case)
+    table = _table(measured)
     kind = f"{precision}, rows too" if bf16_rows else precision
     print_rows(f"head of {rows:,} rows x {dim}, {batch:,} features, {kind}", table, as_json=as_json)
     return table
 
 
+def _table(measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a contender; the first four are what all are compared with."""
+    others = dict(zip(COMPARISONS, (facts["ms"] for facts in measured.values()), strict=False))
+    table = []
+    for name, facts in measured.items():
+        ms = facts["ms"]
+        row = {"name": name, "ms": ms and round(ms, 1)}
+        row |= {key: round(ms / other, 3) if ms and other else None for key, other in others.items()}
+        row |= {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")}
+        table.append(row)
+    return table
+
+
 def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
-    """All contenders in this process; name -> ms, extra_mb and sent_mb, both in bytes."""
+    """All contenders in this process.
+
+    Returns: by name ms, extra_mb and sent_mb, the latter two still in bytes.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = DenseHead(
         case.rows, case.dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=case.keep_bytes
@@ -129,15 +156,14 @@ def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
         held = contender.logits * case.batch * case.rows * 4
         free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
         if held > 0.8 * free:
-            found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict.fromkeys(
-                ("ms", "extra_mb", "sent_mb")
-            )
+            found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict(NOT_RUN)
             continue
         try:
             contender.step()
-        except Exception as error:  # another package's: whatever it is, the others are still measured
+        except Exception as error:
+            # Another package's: whatever it is, the others are still measured.
             reason = str(error).partition("\n")[0][:80]
-            found[f"{contender.name}: not run, {reason}"] = dict.fromkeys(("ms", "extra_mb", "sent_mb"))
+            found[f"{contender.name}: not run, {reason}"] = dict(NOT_RUN)
             continue
         steps[contender.name] = contender.step
         gradient = contender.makes_gradient * dense.weight.numel() * dense.weight.element_size()
@@ -172,14 +198,15 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
     products = _bare_products(features.detach(), weight.detach(), dtype or torch.float32)
     yield Contender("four bare products", partial(products, 4), makes_gradient=False)
     yield Contender("three bare products", partial(products, 3), makes_gradient=False)
-    # Logits, their logarithms of shares and the gradient of these; bfloat16 ones and their float32 copies come to the same.
+    # Three matrices: logits, their log-softmax and its gradient. Those of bfloat16 have float32 copies, which
+    # comes to the same.
     yield Contender(
-        "naive: linear, cross_entropy",
+        "torch's linear and cross_entropy",
         backward_of(lambda: _cross_entropy(nn.functional.linear(features, weight), target)),
         3,
     )
     yield Contender(
-        f"chunked: {CHECKPOINT_ROWS} rows under checkpoint",
+        f"tiles of {TILE_ROWS} rows under checkpoint",
         backward_of(lambda: _checkpointed(features, weight, target)),
     )
     liger = _peer("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", "liger-kernel")
@@ -190,20 +217,25 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
     else:
         compiled = backward_of(lambda: cce(features, weight, target, impl="torch_compile"))
         yield Contender("Cut Cross-Entropy's torch_compile", compiled, 3)
-    yield Contender("ours dense", backward_of(lambda: dense(features, targets).sum()))
+    yield Contender("ours, dense", backward_of(lambda: dense(features, targets).sum()))
     sharded = ShardedHead(
         rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0, keep_bytes=dense.keep_bytes
     )
     sharded.weight = weight
     yield Contender(
-        "ours sharded",
+        "ours, sharded",
         backward_of(lambda: sharded(features, targets).sum()),
         makes_gradient=False,
     )
 
 
 def _bare_products(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Callable[[int], None]:
-    """The floor: features by rows, twice of four; shares by rows, shares by features; on memory that is there, and nothing between."""
+    """The floor of any head: its products alone, on memory that is there, with nothing between them.
+
+    Returns: a function of their number. Three are features by rows, shares by rows and shares by features;
+        four
+    have the first one twice, as where logits are not kept.
+    """
     x_MD, w_ND = features.to(dtype), weight.to(dtype)
     block = min(len(w_ND), max(1, PRODUCT_BYTES // (len(x_MD) * x_MD.element_size())))
     logits, g_x_MD, g_w_ND = x_MD.new_zeros(len(x_MD), block), torch.zeros_like(x_MD), torch.zeros_like(w_ND)
@@ -225,15 +257,14 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _checkpointed(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Chunks of rows, each one's logits made again in the backward pass."""
+    """Tiles of rows, each one's logits made again in the backward pass."""
 
     def part(rows: Tensor) -> Tensor:
         return nn.functional.linear(features, rows).float().logsumexp(1)
 
-    parts = [checkpoint(part, rows, use_reentrant=False) for rows in weight.split(CHECKPOINT_ROWS)]
-    return (
-        torch.stack(parts).logsumexp(0) - (features * nn.functional.embedding(target, weight)).sum(1)
-    ).mean()
+    parts = [checkpoint(part, rows, use_reentrant=False) for rows in weight.split(TILE_ROWS)]
+    own = (features * nn.functional.embedding(target, weight)).sum(1)
+    return (torch.stack(parts).logsumexp(0) - own).mean()
 
 
 def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
@@ -248,12 +279,13 @@ def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
         return missing
 
 
-# Ranks ----------------------------------------------------------------------------------------------------------------------------
+# Ranks ---------------------------------------------------------------------------------------------------
 
 
 def _measure_ranks(ranks: int, case: Case) -> dict[str, Any]:
-    """The sharded head on R processes: the slowest rank's time, the largest extra memory, the bytes that a rank sends.
+    """The sharded head on R processes.
 
+    Returns: the slowest rank's time, the largest extra memory, the bytes that a rank sends.
     Raises: ResourceError if a rank ends without an answer, which is what running out of memory looks like.
     """
     context = multiprocessing.get_context("spawn")
@@ -270,7 +302,8 @@ def _measure_ranks(ranks: int, case: Case) -> dict[str, Any]:
             answers = [pipe.recv() for _, pipe in started]
         except EOFError as error:
             raise ResourceError(
-                f"one of {ranks} ranks ended without an answer: not enough memory for {case.rows:,} rows x {case.dim}?"
+                f"one of {ranks} ranks ended without an answer: not enough memory for {case.rows:,} rows x "
+                f"{case.dim}?"
             ) from error
         finally:
             for process, _ in started:
@@ -308,20 +341,22 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
         loss.backward()
 
     step()
-    extra = _extra_bytes(
-        step, [features, head.weight], device
-    )  # its gradient's memory stays with it and is no part of this
+    # The memory of its gradient stays with the head, so it is no part of this.
+    extra = _extra_bytes(step, [features, head.weight], device)
     dist.barrier()
     answer.send((_best_seconds({"": step}, [features, head.weight], case.rounds, device)[""], extra))
 
 
-# Measuring ------------------------------------------------------------------------------------------------------------------------
+# Measuring -----------------------------------------------------------------------------------------------
 
 
 def _best_seconds(
     steps: dict[str, Callable[[], None]], leaves: list[Tensor], rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """The best of the rounds, all taking turns; gradients are dropped before each step, as between a trainer's steps."""
+    """The best of the rounds, all taking turns.
+
+    Gradients are dropped before each step, as between a trainer's steps.
+    """
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
         for name, step in steps.items():
@@ -335,7 +370,7 @@ def _best_seconds(
 
 
 def _extra_bytes(step: Callable[[], None], leaves: list[Tensor], device: torch.device) -> int | None:
-    """The highest memory during a step beyond that before it; None where the system does not tell."""
+    """The highest memory during a step beyond that before it; None where the system does not say."""
     _drop_gradients(leaves)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -344,7 +379,8 @@ def _extra_bytes(step: Callable[[], None], leaves: list[Tensor], device: torch.d
         return torch.cuda.max_memory_allocated() - before
     if not (PROC / "clear_refs").exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed would hide what this one takes
+    # What earlier steps freed would hide what this one takes.
+    ctypes.CDLL(None).malloc_trim(0)
     (PROC / "clear_refs").write_text("5")  # VmHWM starts anew
     before = _status_bytes("VmRSS")
     step()
