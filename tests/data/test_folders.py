@@ -133,6 +133,14 @@ def test_ordinary_classes_are_not_asked_about(scan, case):
     assert set(scan(tree(*CLASSES[case]))[1]) == {folder.split("/")[0] for folder in CLASSES[case]}
 
 
+@pytest.mark.parametrize("name", ["test", "thumbnails", "unlabeled", "train"])
+def test_a_class_named_like_a_part_of_a_data_set_among_others_is_built_and_named(scan, name):
+    _, classes, findings = scan(tree("cat", "dog", name))
+    assert classes == ("cat", "dog", name)
+    assert list(findings.counts) == ["part_name"] and findings.names["part_name"][0].endswith(f"/{name}")
+    assert scan(tree("cat", "dog", name), name="sure", classes_are_folders=True)[2].counts == {}
+
+
 WRAPPED = tree("images/bike", "images/pack")
 
 

@@ -36,10 +36,13 @@ KINDS = {
     "rotated": "turned upright as its EXIF tag says",
     "animated": "several frames, the first taken",
 }
-# What is no image, so that nothing is wrong with any image: counted, but no error under `strict`.
-OTHER_FILE, LEFT_BEHIND = "other_file", "left_behind"
+# Of folders and of what is no image; nothing is wrong with any image, so these are no error under `strict`.
+OTHER_FILE = "other_file"
+LEFT_BEHIND = "left_behind"
+PART_NAME = "part_name"
 TEXTS = {
     **KINDS,
+    PART_NAME: "a class by its folder, whose name is that of a part of a data set",
     LEFT_BEHIND: "passed over: a hidden folder, or one that a system left behind",
     OTHER_FILE: "passed over: no picture, by name and content",
 }

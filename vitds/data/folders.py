@@ -42,13 +42,15 @@ def is_left_behind(name: str) -> bool:
     return (name.startswith(".") and name != "..") or name.lower() in LEFT_BEHIND
 
 
-def require_classes(paths: Iterable[Parts], source: Path, below: str | None) -> None:
+def require_classes(paths: Iterable[Parts], source: Path, below: str | None) -> list[str]:
     """Check that the first folders of a source can be classes.
 
     Args:
         paths: of all images, below the source or below the split that was taken of it.
         source: for the message.
         below: the split that was taken, for the message.
+    Returns: the folders among others that alone are named like a part of a data set: `test` beside `cat` and
+        `dog` may be a class or not, as `train` beside `bus` and `tram`.
     Raises: DataError if they look like splits or parts of a data set, or if one folder is wrapped around all
         others (names the folders and both ways on).
     """
@@ -59,7 +61,7 @@ def require_classes(paths: Iterable[Parts], source: Path, below: str | None) -> 
             inner.setdefault(parts[0], set()).add(parts[1:-1])
     tops = sorted(inner)
     if not tops:
-        return
+        return []
     if len(tops) == 1 and inner[tops[0]] != {()}:
         wrapper = os.path.commonprefix([parts[:-1] for parts in paths if len(parts) > 1])
         raise DataError(
@@ -82,6 +84,7 @@ def require_classes(paths: Iterable[Parts], source: Path, below: str | None) -> 
             f"{source}: its folders {_listed(tops)} hold folders of the same names ({_listed(repeated)}), as "
             f"splits do. Take one of them with `split={chosen}`. {way_on}"
         )
+    return [top for top in tops if _is_part(top)]
 
 
 def _words(name: str) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitds.data.archives import TAR_SUFFIXES, Member, read_archive
-from vitds.data.findings import LEFT_BEHIND, OTHER_FILE, Findings, shown
+from vitds.data.findings import LEFT_BEHIND, OTHER_FILE, PART_NAME, Findings, shown
 from vitds.data.folders import Parts, is_left_behind, require_classes
 from vitds.data.formats import HEAD_BYTES, IMAGE_SUFFIXES, format_of
 from vitds.errors import DataError
@@ -100,6 +100,9 @@ def scan_sources(
         tree = _take_images(
             _read_source(Path(source), findings, workspace), Path(source), split, classes_are_folders
         )
+        if not classes_are_folders:
+            for folder in require_classes(tree.files, Path(source), split):
+                findings.add(PART_NAME, f"{source}/{folder}")
         images = _label(tree, Path(source), findings)
         flat.setdefault(next(iter(images.values())).class_name is None, source)
         found += [(image.class_name or "", parts, number, image) for parts, image in images.items()]
@@ -151,8 +154,6 @@ def _take_images(tree: SourceTree, source: Path, split: str | None, classes_are_
         if classes_are_folders and all(len(parts) == 2 for parts in tree.files):
             break
         tree = _below(tree, next(iter(tree.files))[0])
-    if not classes_are_folders:
-        require_classes(tree.files, source, split)
     return tree
 
 
