@@ -1,0 +1,168 @@
+"""Every command and snippet in README and docs, as it stands there.
+
+Quick commands run in a folder that has what they name. Of a training, which takes hours, the words and the
+settings are checked, as its first second would.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from tests.engine.training import small_run
+from vitds.cli import COMMANDS, main
+from vitds.config.deepspeed import load_ds_config
+from vitds.config.load import load_settings
+from vitds.console import find_command
+from vitds.jobs.train import FLAG_SETTINGS, pretrain
+from vitds.words import checked_words
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:(?<=\n\n)(?:    .*\n)+)|(?:(?<=```)(?:\w*)\n(?:.*\n)*?(?=```))")
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+QUICK = (
+    "data info",
+    "data preview",
+    "data verify",
+    "data build digits",
+    "recipes",
+    "plan",
+    "checkpoint",
+    "eval",
+)
+# What cannot be had in a test: a download, a set that its publisher ships, a model with its published
+# weights.
+WORDS_ONLY = ("--download", "/data", "deit_tiny_patch16_224 --data", "photos/", ".tar")
+
+
+class Line(NamedTuple):
+    page: str
+    command: str
+
+
+def commands() -> list[Line]:
+    """Every line of a code block that begins with vitds, comments left out; forms with placeholders are no
+    commands."""
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for block in BLOCK.findall(text):
+            for line in block.splitlines():
+                line = line.strip().removeprefix("$ ").partition("  #")[0].strip()
+                is_form = "..." in line or "[" in line or re.search(r"\b(RUN|FILE|COMMAND)\b", line)
+                if line.startswith("vitds ") and not is_form and ":" not in line.partition(" --")[0]:
+                    found.append(Line(page.name, line))
+    return sorted(set(found))
+
+
+@pytest.fixture(scope="module")
+def folder(digit_files, tmp_path_factory, rank_pool) -> Path:
+    """What the pages' commands name: .beton files, photographs, a recipe, a pretrained and a fine-tuned
+    run."""
+    root = tmp_path_factory.mktemp("docs")
+    names = {"train": ("my-train", "train", "my"), "test": ("my-test", "test", "other-test")}
+    for split, source in zip(("train", "test"), digit_files, strict=True):
+        for name in names[split]:
+            for suffix in (".beton", ".beton.json"):
+                shutil.copy(Path(source).with_suffix(suffix), root / f"{name}{suffix}")
+    shutil.copy(ROOT / "vitds" / "recipes" / "idmm_digits.yaml", root / "mine.yaml")
+    for label in ("cat", "dog"):
+        (root / "photos" / label).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (40, 30), (40 * number, 90, 10)).save(root / "photos" / label / f"{number}.png")
+    data = (str(root / "train.beton"), str(root / "test.beton"))
+    small_run(str(root / "runs" / "pre"), data, epochs=1)
+    small_run(str(root / "runs" / "fine"), data, epochs=1, method="supervised")
+    saved = root / "runs" / "pre" / "checkpoints"
+    shutil.copytree(next(saved.glob("step-*")), saved / "step-00012000")
+    pretrain(
+        recipe="idmm_digits",
+        run=str(root / "runs" / "idmm_digits-1"),
+        epochs=1,
+        set=["log.tensorboard=false"],
+    )
+    return root
+
+
+def is_quick(command: str) -> bool:
+    words = command.removeprefix("vitds ")
+    return words.startswith(QUICK) and not any(part in command for part in WORDS_ONLY)
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(commands()) > 30 and {line.page for line in commands()} >= {
+        "README.md",
+        "running.md",
+        "data.md",
+    }
+
+
+@pytest.mark.parametrize("line", commands(), ids=lambda line: f"{line.page}: {line.command}")
+def test_a_command_of_the_pages_has_words_and_settings_that_are_taken(
+    line: Line, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    name, function, rest = find_command(COMMANDS, shlex.split(line.command)[1:])
+    checked = checked_words(function, rest, name)
+    if name not in ("vitds pretrain", "vitds finetune") or "epochs=0" in line.command:
+        return
+    flags = dict(word.removeprefix("--").split("=", 1) for word in checked)
+    settings = {
+        key: int(value) if value.isdigit() else value for key, value in flags.items() if key in FLAG_SETTINGS
+    }
+    for key in ("data", "test", "init"):
+        assert key not in settings or (folder / settings[key]).exists(), f"{settings[key]} is named by {line}"
+    given = load_settings(
+        recipe=flags.get("recipe"),
+        command=name.removeprefix("vitds "),
+        assignments=json.loads(flags.get("set", "[]")),
+        flags=settings,
+    )
+    load_ds_config(flags.get("ds_config"))
+    assert given.epochs > 0
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in commands() if is_quick(line.command)], ids=lambda line: line.command
+)
+def test_a_quick_command_of_the_pages_runs(
+    line: Line, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    if "digits-train.beton" in line.command and not Path("digits-train.beton").exists():
+        main(["data", "build", "digits", "--out", "digits.beton"])
+    assert main(shlex.split(line.command)[1:]) == 0, capsys.readouterr().err
+
+
+def test_the_wrong_settings_of_the_pages_are_refused_in_the_words_shown(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    shown = re.search(
+        r"    \$ (vitds pretrain --set epochs=0.*)\n((?:    .*\n)+)", (ROOT / "README.md").read_text("utf-8")
+    )
+    assert main(shlex.split(shown[1])[1:]) == 2
+    expected = "".join(line.removeprefix("    ") + "\n" for line in shown[2].splitlines())
+    assert capsys.readouterr().err == expected
+
+
+def snippets() -> list[tuple[str, str]]:
+    return [(page.name, code) for page in PAGES for code in PYTHON.findall(page.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "code"), snippets(), ids=[page for page, _ in snippets()])
+def test_a_python_snippet_of_the_pages_runs(
+    page: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    if "vitds.pretrain(" in code:  # of the paper's length
+        compile(code, page, "exec")
+        return
+    exec(compile(code, page, "exec"), {"__name__": page})
