@@ -95,13 +95,13 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(
     ranks[1].kill()
     pids = [str(rank.pid) for rank in ranks]
     _, said = ranks[0].communicate(timeout=60)
-    told = said.splitlines()[-1]
+    last = said.splitlines()[-1]
     assert (
         ranks[0].returncode == 6
-        and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a message" in told
+        and f" steps rank 1 (process {pids[1]} on {socket.gethostname()}) is gone without a message" in last
     ), said
     assert (
-        told.startswith("vitds pretrain (rank 0): after ")
+        last.startswith("vitds pretrain (rank 0): after ")
         and "Traceback" not in said
         and "fault of vitds" not in said
     )
@@ -287,7 +287,7 @@ def test_a_second_ctrl_c_ends_at_once(digit_files, start_rank, tmp_path: Path) -
     assert not list_checkpoints(run / "checkpoints")
 
 
-def test_memory_that_runs_out_is_told_with_what_to_lower(digit_files, start_rank, tmp_path: Path) -> None:
+def test_memory_that_runs_out_is_reported_with_what_to_lower(digit_files, start_rank, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start_rank(0, free_port(), words_of(run, digit_files, **HEAVY), ranks=1)
     wait_for_lines(run, 1, process)
@@ -319,7 +319,7 @@ def test_a_disk_that_fills_up_in_a_save_ends_all_and_the_run_goes_on(
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
-def test_a_disk_too_full_for_a_line_of_metrics_is_told(small_disk: Path) -> None:
+def test_a_disk_too_full_for_a_line_of_metrics_is_reported(small_disk: Path) -> None:
     live = Live(Run(small_disk), Settings(), steps_done=0, total_steps=9, steps_per_epoch=3)
     with pytest.raises(OSError, match="No space left"):
         (small_disk / "filler").write_bytes(bytes(1 << 20))

@@ -12,11 +12,12 @@ import pytest
 from vitds import dist
 from vitds.engine.peers import Peer, Peers
 from vitds.errors import ResourceError
+from vitds.runs import lock
 
 CLOSED = "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:41234"
 
 
-def told_of(
+def words_about(
     log: str, *, error: str = CLOSED, words: str = "", word_type: type[Exception] = ValueError
 ) -> str:
     """What rank 0 says when a collective fails, after rank 1, as if on another host, has ended by an error with these words, if any."""
@@ -34,15 +35,15 @@ def told_of(
     return said
 
 
-def test_a_rank_on_another_host_is_not_guessed_at_but_its_address_told(rank_pool, tmp_path: Path) -> None:
-    said = rank_pool(2).run(told_of, str(tmp_path / "log.txt"))[0]
-    told = "before the first step a rank at [10.0.0.2]:41234 ended; those elsewhere cannot be looked at from here: 1 on n1. This rank ends"
-    assert said.startswith(told)
+def test_a_rank_on_another_host_is_not_guessed_at_but_its_address_named(rank_pool, tmp_path: Path) -> None:
+    said = rank_pool(2).run(words_about, str(tmp_path / "log.txt"))[0]
+    expected = "before the first step a rank at [10.0.0.2]:41234 ended; those elsewhere cannot be looked at from here: 1 on n1. This rank ends"
+    assert said.startswith(expected)
 
 
-def test_a_rank_on_another_host_that_ended_by_an_error_is_told_with_it(rank_pool, tmp_path: Path) -> None:
+def test_a_rank_on_another_host_that_ended_by_an_error_is_quoted(rank_pool, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("rank 1, process 1, last words: of an earlier start\n")
-    said = rank_pool(2).run(told_of, str(tmp_path / "log.txt"), words="image 3 is\nbroken.")[0]
+    said = rank_pool(2).run(words_about, str(tmp_path / "log.txt"), words="image 3 is\nbroken.")[0]
     assert (
         said.startswith("before the first step rank 1 (process ")
         and " on n1) ended: image 3 is broken. This rank ends" in said
@@ -51,7 +52,7 @@ def test_a_rank_on_another_host_that_ended_by_an_error_is_told_with_it(rank_pool
 
 def test_what_a_rank_elsewhere_knows_of_the_one_that_ended_is_passed_on(rank_pool, tmp_path: Path) -> None:
     said = rank_pool(2).run(
-        told_of, str(tmp_path / "log.txt"), words="Broken pipe [10.0.0.3]:7", word_type=RuntimeError
+        words_about, str(tmp_path / "log.txt"), words="Broken pipe [10.0.0.3]:7", word_type=RuntimeError
     )[0]
     assert " on n1) says: a rank at [10.0.0.3]:7 ended; those elsewhere" in said
 
@@ -59,16 +60,15 @@ def test_what_a_rank_elsewhere_knows_of_the_one_that_ended_is_passed_on(rank_poo
 def test_the_error_of_a_collective_that_no_end_of_a_rank_explains_stays_itself(
     rank_pool, tmp_path: Path
 ) -> None:
-    said = rank_pool(2).run(told_of, str(tmp_path / "log.txt"), error="sizes differ")
+    said = rank_pool(2).run(words_about, str(tmp_path / "log.txt"), error="sizes differ")
     assert said[0] == "sizes differ"
 
 
 def test_a_process_is_gone_as_a_zombie_and_when_another_has_its_number() -> None:
     with subprocess.Popen(["sleep", "99"]) as process:
-        peer = dataclasses.replace(
-            Peer.own(), pid=process.pid, started=psutil.Process(process.pid).create_time()
-        )
-        assert not peer.is_gone() and dataclasses.replace(peer, started=peer.started - 60).is_gone()
+        ticks = lock._start_ticks(process.pid)
+        peer = dataclasses.replace(Peer.own(), pid=process.pid, ticks=ticks)
+        assert not peer.is_gone() and dataclasses.replace(peer, ticks=ticks - 1).is_gone()
         process.kill()
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
             pass

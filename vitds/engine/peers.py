@@ -1,55 +1,54 @@
-"""Which rank ended, and why, told by those that its end leaves behind.
+"""Which rank ended, and why, as those that it leaves behind can say.
 
-Each rank knows the others' processes from the start. Whoever ends by an error leaves it in the run's log.txt, which all hosts see; a
-killed one leaves nothing, and those on its host see that it is gone.
+Each rank knows the others' processes from the start. Whoever ends by an error writes it into the run's log.txt,
+which all hosts see; a killed one writes nothing, and those on its host see that it is gone.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from vitds import dist
 from vitds.errors import ResourceError
+from vitds.runs.lock import is_running, own_process
 
 PEER_IS_GONE = re.compile(
     "connection (closed|reset) by peer|broken pipe|remote process exited", re.IGNORECASE
 )
 ENDS_WITH = "ends with another:"
-TIME_TO_END_S = (
-    2.0  # a process's connections end, by which the others notice, a moment before it does; and words travel
-)
+# A process's connections end, by which the others notice, a moment before it does; and words travel.
+TIME_TO_END_S = 2.0
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One rank's process. A pid says nothing outside its host, or its container there."""
+    """One rank's process. A pid says nothing outside its host, or its container there.
+
+    Attributes:
+        rank: its rank.
+        host: the machine's name.
+        space: see runs/lock.process_space.
+        pid: in that space.
+        ticks: see runs/lock.own_process.
+    """
 
     rank: int
     host: str
-    pid_space: str
+    space: str | None
     pid: int
-    started: float
+    ticks: int | None
 
     @classmethod
     def own(cls) -> Peer:
         """This process."""
-        process = psutil.Process()
-        return cls(
-            dist.rank(),
-            socket.gethostname(),
-            os.readlink("/proc/self/ns/pid"),
-            process.pid,
-            process.create_time(),
-        )
+        process = own_process()
+        return cls(dist.rank(), process["host"], process["space"], process["pid"], process["ticks"])
 
     @property
     def name(self) -> str:
@@ -58,15 +57,11 @@ class Peer:
 
     def is_beside(self, other: Peer) -> bool:
         """Whether one can be looked at from the other."""
-        return (self.host, self.pid_space) == (other.host, other.pid_space)
+        return self.space is not None and (self.host, self.space) == (other.host, other.space)
 
     def is_gone(self) -> bool:
         """Ended, also if its parent has not fetched its status yet."""
-        try:
-            process = psutil.Process(self.pid)
-            return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - self.started) > 1.0
-        except psutil.NoSuchProcess:
-            return True
+        return not is_running(self.pid, self.ticks)
 
 
 class Peers:
@@ -74,9 +69,8 @@ class Peers:
 
     def __init__(self, log: Path) -> None:
         self.log, self.own = log, Peer.own()
-        self.log_began = (
-            log.stat().st_size if log.exists() else 0
-        )  # what earlier starts left is not of these processes
+        # What earlier starts left there is not of these processes.
+        self.log_began = log.stat().st_size if log.exists() else 0
         self.others = [peer for peer in dist.gather_objects(self.own) if peer != self.own]
         self.when: Callable[[], str] = lambda: "before the first step"
 
