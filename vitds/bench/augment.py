@@ -1,4 +1,7 @@
-"""`vitds bench augment`: each kernel beside PIL, torchvision v2 and, where it is installed, kornia, at one parameter, on the same crops."""
+"""`vitds bench augment`: each kernel beside PIL, torchvision v2 and, where it is installed, kornia.
+
+All get the same crops and the same parameter.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,15 @@ except ImportError:  # not a dependency: its column is left out
     ke = None
 
 CROPS, CROP_PX = 64, 112
-REPEATS, SECONDS = 5, 0.3  # each is run so often, and so long, at least; the fastest run counts
-GREY, SIGMA, SHEAR, SHIFT, DEGREES = (128, 128, 128), 1.0, 0.15, 0.2, 15.0
+# Each operation is run so often, and so long, at least; the fastest run counts.
+REPEATS = 5
+SECONDS = 0.3
+# What is compared: pixels beyond an edge, and the parameters of the operations.
+GREY = (128, 128, 128)
+SIGMA = 1.0
+SHEAR = 0.15
+SHIFT = 0.2
+DEGREES = 15.0
 _SIZE = (CROP_PX, CROP_PX)
 _AFFINE, _BICUBIC = Image.Transform.AFFINE, Image.Resampling.BICUBIC
 _TAPS = 2 * math.ceil(3 * SIGMA) + 1
@@ -41,7 +51,14 @@ _TAPS = 2 * math.ceil(3 * SIGMA) + 1
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One operation four times. spec: fields of VIEW_SPEC. pil: of one picture. torchvision: of uint8 (B, 3, S, S). kornia: of float32."""
+    """One operation four times.
+
+    Attributes:
+        spec: fields of VIEW_SPEC.
+        pil: of one picture.
+        torchvision: of uint8 (B, 3, S, S).
+        kornia: of float32 (B, 3, S, S).
+    """
 
     spec: dict[str, Any]
     pil: Callable[[Image.Image], Image.Image]
@@ -51,7 +68,17 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Milliseconds a crop; ratio: how many times as fast as PIL ours is, ratio_torchvision: as torchvision."""
+    """Milliseconds a crop.
+
+    Attributes:
+        name: of the operation.
+        ms: ours.
+        pil_ms: PIL's.
+        torchvision_ms: torchvision's.
+        kornia_ms: kornia's, where it has the operation and is installed.
+        ratio: how many times as fast as PIL ours is.
+        ratio_torchvision: how many times as fast as torchvision.
+    """
 
     name: str
     ms: float
@@ -98,68 +125,105 @@ def _cutout(picture: Image.Image) -> Image.Image:
 _PIXELS = round(SHIFT * CROP_PX)
 KERNELS = {
     "brightness": Kernel(
-        _colour("brightness", 1.4), lambda p: ImageEnhance.Brightness(p).enhance(1.4), lambda x: F.adjust_brightness(x, 1.4),
+        _colour("brightness", 1.4),
+        lambda p: ImageEnhance.Brightness(p).enhance(1.4),
+        lambda x: F.adjust_brightness(x, 1.4),
         lambda x: ke.adjust_brightness_accumulative(x, 1.4),
     ),
     "contrast": Kernel(
-        _colour("contrast", 1.4), lambda p: ImageEnhance.Contrast(p).enhance(1.4), lambda x: F.adjust_contrast(x, 1.4),
+        _colour("contrast", 1.4),
+        lambda p: ImageEnhance.Contrast(p).enhance(1.4),
+        lambda x: F.adjust_contrast(x, 1.4),
         lambda x: ke.adjust_contrast_with_mean_subtraction(x, 1.4),
     ),
     "saturation": Kernel(
-        _colour("saturation", 1.4), lambda p: ImageEnhance.Color(p).enhance(1.4), lambda x: F.adjust_saturation(x, 1.4),
+        _colour("saturation", 1.4),
+        lambda p: ImageEnhance.Color(p).enhance(1.4),
+        lambda x: F.adjust_saturation(x, 1.4),
         lambda x: ke.adjust_saturation_with_gray_subtraction(x, 1.4),
     ),
     "hue": Kernel(
-        _colour("hue", 0.1), lambda p: F.adjust_hue(p, 0.1), lambda x: F.adjust_hue(x, 0.1), lambda x: ke.adjust_hue(x, 0.2 * math.pi)
+        _colour("hue", 0.1),
+        lambda p: F.adjust_hue(p, 0.1),
+        lambda x: F.adjust_hue(x, 0.1),
+        lambda x: ke.adjust_hue(x, 0.2 * math.pi),
     ),
     "grey": Kernel({"grey": 1}, lambda p: F.rgb_to_grayscale(p, 3), lambda x: F.rgb_to_grayscale(x, 3)),
     "blur": Kernel(
-        {"blur_sigma": SIGMA}, lambda p: p.filter(ImageFilter.GaussianBlur(SIGMA)), lambda x: F.gaussian_blur(x, [_TAPS] * 2, [SIGMA] * 2),
+        {"blur_sigma": SIGMA},
+        lambda p: p.filter(ImageFilter.GaussianBlur(SIGMA)),
+        lambda x: F.gaussian_blur(x, [_TAPS] * 2, [SIGMA] * 2),
         lambda x: kf.gaussian_blur2d(x, (_TAPS, _TAPS), (SIGMA, SIGMA)),
     ),
     "solarise": Kernel({"solarise": 1}, lambda p: ImageOps.solarize(p, 128), lambda x: F.solarize(x, 128)),
     "policy invert": Kernel(_policy("invert"), ImageOps.invert, F.invert, lambda x: ke.invert(x)),
     "policy cutout": Kernel(
-        _policy("cutout", 20.0), _cutout, lambda x: F.erase(x, 46, 46, 20, 20, torch.tensor([125, 122, 113]).view(3, 1, 1).to(x.dtype))
+        _policy("cutout", 20.0),
+        _cutout,
+        lambda x: F.erase(x, 46, 46, 20, 20, torch.tensor([125, 122, 113]).view(3, 1, 1).to(x.dtype)),
     ),
     "policy sharpness": Kernel(
-        _policy("sharpness", 1.5), lambda p: ImageEnhance.Sharpness(p).enhance(1.5), lambda x: F.adjust_sharpness(x, 1.5),
+        _policy("sharpness", 1.5),
+        lambda p: ImageEnhance.Sharpness(p).enhance(1.5),
+        lambda x: F.adjust_sharpness(x, 1.5),
         lambda x: ke.sharpness(x, 1.5),
     ),
     "policy autocontrast": Kernel(_policy("autocontrast"), ImageOps.autocontrast, F.autocontrast),
     "policy posterize": Kernel(
-        _policy("posterize", 5.0), lambda p: ImageOps.posterize(p, 5), lambda x: F.posterize(x, 5), lambda x: ke.posterize(x, 5)
+        _policy("posterize", 5.0),
+        lambda p: ImageOps.posterize(p, 5),
+        lambda x: F.posterize(x, 5),
+        lambda x: ke.posterize(x, 5),
     ),
     "policy shear_x": Kernel(
-        _policy("shear_x", SHEAR), lambda p: _affine(p, 1, SHEAR, 0, 0, 1, 0, resample=_BICUBIC),
+        _policy("shear_x", SHEAR),
+        lambda p: _affine(p, 1, SHEAR, 0, 0, 1, 0, resample=_BICUBIC),
         lambda x: _move(x, shear=(SHEAR, 0.0), mode="bilinear"),
     ),
     "policy shear_y": Kernel(
-        _policy("shear_y", SHEAR), lambda p: _affine(p, 1, 0, 0, SHEAR, 1, 0, resample=_BICUBIC),
+        _policy("shear_y", SHEAR),
+        lambda p: _affine(p, 1, 0, 0, SHEAR, 1, 0, resample=_BICUBIC),
         lambda x: _move(x, shear=(0.0, SHEAR), mode="bilinear"),
     ),
     "policy translate_x": Kernel(
-        _policy("translate_x", SHIFT), lambda p: _affine(p, 1, 0, _PIXELS, 0, 1, 0), lambda x: _move(x, shift=(-_PIXELS, 0))
+        _policy("translate_x", SHIFT),
+        lambda p: _affine(p, 1, 0, _PIXELS, 0, 1, 0),
+        lambda x: _move(x, shift=(-_PIXELS, 0)),
     ),
     "policy translate_y": Kernel(
-        _policy("translate_y", SHIFT), lambda p: _affine(p, 1, 0, 0, 0, 1, _PIXELS), lambda x: _move(x, shift=(0, -_PIXELS))
+        _policy("translate_y", SHIFT),
+        lambda p: _affine(p, 1, 0, 0, 0, 1, _PIXELS),
+        lambda x: _move(x, shift=(0, -_PIXELS)),
     ),
     "policy rotate": Kernel(
-        _policy("rotate", DEGREES), lambda p: p.rotate(DEGREES, fillcolor=GREY), lambda x: F.rotate(x, DEGREES, fill=[128.0]),
+        _policy("rotate", DEGREES),
+        lambda p: p.rotate(DEGREES, fillcolor=GREY),
+        lambda x: F.rotate(x, DEGREES, fill=[128.0]),
         lambda x: kg.rotate(x, torch.full((len(x),), DEGREES)),
     ),
     "policy equalize": Kernel(_policy("equalize"), ImageOps.equalize, F.equalize, lambda x: ke.equalize(x)),
     "policy contrast": Kernel(
-        _policy("contrast", 1.4), lambda p: ImageEnhance.Contrast(p).enhance(1.4), lambda x: F.adjust_contrast(x, 1.4)
+        _policy("contrast", 1.4),
+        lambda p: ImageEnhance.Contrast(p).enhance(1.4),
+        lambda x: F.adjust_contrast(x, 1.4),
     ),
-    "policy colour": Kernel(_policy("colour", 1.4), lambda p: ImageEnhance.Color(p).enhance(1.4), lambda x: F.adjust_saturation(x, 1.4)),
+    "policy colour": Kernel(
+        _policy("colour", 1.4),
+        lambda p: ImageEnhance.Color(p).enhance(1.4),
+        lambda x: F.adjust_saturation(x, 1.4),
+    ),
     "policy solarize": Kernel(
-        _policy("solarize", 128.0), lambda p: ImageOps.solarize(p, 128), lambda x: F.solarize(x, 128), lambda x: ke.solarize(x, 0.5)
+        _policy("solarize", 128.0),
+        lambda p: ImageOps.solarize(p, 128),
+        lambda x: F.solarize(x, 128),
+        lambda x: ke.solarize(x, 0.5),
     ),
     "policy brightness": Kernel(
-        _policy("brightness", 1.4), lambda p: ImageEnhance.Brightness(p).enhance(1.4), lambda x: F.adjust_brightness(x, 1.4)
+        _policy("brightness", 1.4),
+        lambda p: ImageEnhance.Brightness(p).enhance(1.4),
+        lambda x: F.adjust_brightness(x, 1.4),
     ),
-}  # fmt: skip
+}
 
 
 def bench_augment(data: str | None = None, as_json: bool = False) -> list[Row]:
@@ -167,6 +231,7 @@ def bench_augment(data: str | None = None, as_json: bool = False) -> list[Row]:
 
     Args:
         data: see bench_images; the first of them give the crops.
+        as_json: the object in place of the table.
     Raises: DataError if the file is not sound.
     """
     file = bench_images(data)
@@ -191,7 +256,7 @@ def _pictures(file: BetonFile) -> list[NDArray[np.uint8]]:
 
 
 def _resampling(file: BetonFile) -> list[Row]:
-    """Random boxes of the pretraining recipe's small scale, resized to CROP_PX: each library's antialiased filters."""
+    """Random boxes of the pretraining recipe's small scale, resized by each library's antialiased filters."""
     pictures, rows = _pictures(file), []
     sizes = np.array([picture.shape[:2] for picture in pictures], np.int32)
     for name, resample in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", _BICUBIC)):
@@ -219,23 +284,20 @@ def _resampling(file: BetonFile) -> list[Row]:
 
 
 def _operations(file: BetonFile) -> list[Row]:
-    """Each operation on the same CROPS crops of CROP_PX; ours without the time of a spec that does nothing else."""
+    """Each operation on the same CROPS crops of CROP_PX; ours without the time of a spec that only copies."""
     crops = [np.asarray(Image.fromarray(picture).resize(_SIZE, _BICUBIC)) for picture in _pictures(file)]
-    opened, planes = (
-        [Image.fromarray(crop) for crop in crops],
-        torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous(),
-    )
-    floats, rows = planes.float() / 255, []
+    opened = [Image.fromarray(crop) for crop in crops]
+    planes = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    floats = planes.float() / 255
+    rows = []
     without = _milliseconds(lambda: _cut(crops, {}))
     for name, kernel in KERNELS.items():
         ours = _milliseconds(lambda kernel=kernel: _cut(crops, kernel.spec)) - without
         pil = _milliseconds(lambda kernel=kernel: [kernel.pil(picture) for picture in opened])
         theirs = _milliseconds(lambda kernel=kernel: kernel.torchvision(planes))
-        kornia = (
-            _milliseconds(lambda kernel=kernel: kernel.kornia(floats))
-            if ke is not None and kernel.kornia
-            else None
-        )
+        kornia = None
+        if ke is not None and kernel.kornia:
+            kornia = _milliseconds(lambda kernel=kernel: kernel.kornia(floats))
         rows.append(_row(name, ours, pil, theirs, kornia))
     return rows
 
@@ -262,6 +324,6 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 
 def _row(name: str, ours: float, pil: float, torchvision: float, kornia: float | None) -> Row:
-    ours = max(ours, 1e-4)  # less than 0.1 microseconds cannot be told from the noise of the call
+    ours = max(ours, 1e-4)  # below 0.1 microseconds the call's own noise is larger
     times = [None if value is None else round(value, 5) for value in (ours, pil, torchvision, kornia)]
     return Row(name, *times, ratio=round(pil / ours, 1), ratio_torchvision=round(torchvision / ours, 1))

@@ -9,9 +9,8 @@ from vitds.data.build import build_beton
 from vitds.data.digits import embedded_digits
 
 FOLDER = Path("data")  # where files are built, as for every other command
-PHOTOGRAPHS = Path(
-    "../shared/data/flowers102-256/train.tar"
-)  # Flowers-102, training and validation part, short side 256
+# Flowers-102, training and validation part, short side 256.
+PHOTOGRAPHS = Path("../shared/data/flowers102-256/train.tar")
 
 
 def bench_images(data: str | None) -> BetonFile:
@@ -27,7 +26,6 @@ def bench_images(data: str | None) -> BetonFile:
     if source.suffix == ".beton":
         return open_beton(source)
     built = FOLDER / f"bench-{source.stem}.beton"
-    build_beton(
-        [source], built, storage="jpg", classes_are_folders=True
-    )  # no bench asks what the labels mean
+    # No bench asks what the labels mean.
+    build_beton([source], built, storage="jpg", classes_are_folders=True)
     return open_beton(built)

@@ -1,4 +1,4 @@
-"""`vitds bench loader`: the input pipeline beside what it replaces, on the same images of one file, in one process."""
+"""`vitds bench loader`: the input pipeline beside what it replaces, on the same images, in one process."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ from vitds.errors import UsageError
 
 IMAGES = 512  # at most so many of the file are used
 BATCH_IMAGES = 64
-PASSES, SECONDS = (
-    3,
-    2.0,
-)  # a row is measured for at least so many passes over the images, and so long; the fastest pass counts
+# A row is measured for at least so many passes over the images, and so long; the fastest pass counts.
+PASSES = 3
+SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,12 @@ class Row:
     """One pipeline's speed.
 
     Attributes:
-        images_per_s: of all workers together. crops_per_s_core: of one of them. ratio: of images_per_s to the reference's.
-        cpu_ms: processor time an image, all threads and processes. peak_mb: resident memory added to this process.
+        name: of the pipeline.
+        images_per_s: of all workers together.
+        crops_per_s_core: of one of them.
+        cpu_ms: processor time an image, all threads and processes.
+        peak_mb: resident memory added to this process.
+        ratio: of images_per_s to the reference's.
     """
 
     name: str
@@ -56,8 +59,10 @@ def bench_loader(
     """Measure the pipelines, the reference first, and print a table or one JSON object.
 
     Args:
-        data: see bench_images. recipe: whose views are made; None: idmm_deit_tiny, for the embedded digits their own.
+        data: see bench_images.
+        recipe: whose views are made; None: idmm_deit_tiny, for the embedded digits their own.
         workers: threads of our loader and of FFCV's, processes of the reference.
+        as_json: the object in place of the table.
     Raises: UsageError if workers < 1. DataError, SettingsError as open_beton and load_settings.
     """
     if workers < 1:
@@ -75,7 +80,8 @@ def bench_loader(
     finally:
         torch.set_num_threads(threads)
     rows = [dataclasses.replace(row, ratio=round(row.images_per_s / rows[0].images_per_s, 2)) for row in rows]
-    title = f"{file.images} images of {file.path}, {settings.views.count} views each, recipe {recipe}, workers {workers}"
+    images = f"{file.images} images of {file.path}, {settings.views.count} views each"
+    title = f"{images}, recipe {recipe}, workers {workers}"
     print_rows(title, [dataclasses.asdict(row) for row in rows], as_json=as_json)
     return rows
 
@@ -88,11 +94,10 @@ def first_images(file: BetonFile, count: int) -> BetonFile:
 
 
 def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Iterator[None]]]:
-    """By name, what makes an endless iterator over passes: each step of it makes every view of every image once."""
+    """By name, what makes an endless iterator over passes; a pass makes every view of every image once."""
     views = settings.views
-    boxes = tuple(
-        ViewGroup(name=group.name, views=group.views, scale=group.scale) for group in views.groups
-    )  # without a group's own probabilities
+    # Without the groups' own probabilities: these crops have no flip and no colour.
+    boxes = tuple(ViewGroup(name=group.name, views=group.views, scale=group.scale) for group in views.groups)
     crops = Views(crop_px=views.crop_px, filter=views.filter, groups=boxes)
     plain = settings.model_copy(update={"views": crops})
     return {
@@ -119,13 +124,12 @@ def measure(name: str, make_passes: Callable[[], Iterator[None]], images: int, s
         cpus.append(_cpu_s() - cpu)
     passes.close()
     rate = images / min(walls)
-    crops = rate * settings.views.count / settings.data.workers
     return Row(
-        name,
-        round(rate, 1),
-        round(crops, 1),
-        round(1000 * min(cpus) / images, 4),
-        round(_peak_mb() - memory_before, 1),
+        name=name,
+        images_per_s=round(rate, 1),
+        crops_per_s_core=round(rate * settings.views.count / settings.data.workers, 1),
+        cpu_ms=round(1000 * min(cpus) / images, 4),
+        peak_mb=round(_peak_mb() - memory_before, 1),
     )
 
 
@@ -168,10 +172,8 @@ def ffcv_per_view(file: BetonFile, settings: Settings) -> Iterator[None]:
 
 def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
     """FFCV's decoder once an image, then torch's own uint8 antialiased kernel: crops only."""
-    views, mapped = (
-        settings.views,
-        np.memmap(file.path, np.uint8, "c"),
-    )  # torch warns of memory that it cannot write to
+    views = settings.views
+    mapped = np.memmap(file.path, np.uint8, "c")  # copied on writing: torch warns of memory that is read-only
     out = torch.empty(BATCH_IMAGES, views.count, 3, views.crop_px, views.crop_px, dtype=torch.uint8)
 
     def cut(image: int, epoch: int) -> None:
@@ -183,14 +185,12 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
         picture = torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)[None]
         specs = draw_views(
             views, [height], [width], seed=settings.seed, epoch=epoch, images=np.array([image])
-        )[0]
-        for view, (top, left, box_height, box_width) in enumerate(
-            specs[["top", "left", "height", "width"]].tolist()
-        ):
+        )
+        boxes = specs[0][["top", "left", "height", "width"]].tolist()
+        for view, (top, left, box_height, box_width) in enumerate(boxes):
             box = picture[:, :, top : top + box_height, left : left + box_width]
-            out[image % BATCH_IMAGES, view] = interpolate(
-                box, out.shape[-2:], mode=views.filter, antialias=True
-            )[0]
+            resized = interpolate(box, out.shape[-2:], mode=views.filter, antialias=True)
+            out[image % BATCH_IMAGES, view] = resized[0]
 
     with ThreadPoolExecutor(settings.data.workers) as pool:
         epoch = 0
@@ -208,7 +208,8 @@ def ours(file: BetonFile, settings: Settings, dtype: torch.dtype | None = None) 
     loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=batch_images)
     for number, made in enumerate(loader.batches(0, 2**40), start=1):
         if dtype is not None:
-            normalise(made.crops.flatten(0, 1), settings.views).to(dtype)
+            for crops in made.crops:  # an image at a time: it stays in the processor's cache
+                normalise(crops, settings.views).to(dtype)
         if number % loader.steps_per_epoch == 0:
             yield
 

@@ -1,4 +1,4 @@
-"""What a person would write without vitds: torchvision and PIL, one transform a view. Complete: all that the recipe asks for."""
+"""What a person would write without vitds: a whole recipe by torchvision and PIL, one transform a view."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GaussianBlur:
 
 
 class RandAugment:
-    """The variant of METHOD 4.3: two of 135 (operation, magnitude 1..9) pairs, each applied with probability 1/2."""
+    """The paper's code's: two of 135 (operation, magnitude 1..9) pairs, each applied with probability 1/2."""
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         for _ in range(2):

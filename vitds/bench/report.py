@@ -14,7 +14,10 @@ WIDTH = 120  # at least: in fewer columns numbers would be cut off
 
 
 def print_rows(title: str, rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """Print rows that all have the keys of the first; a name without numbers, which says why, stands below the table."""
+    """Print rows that all have the keys of the first.
+
+    A name without numbers, which says why there are none, stands below the table.
+    """
     if as_json:
         print(json.dumps({"rows": list(rows)}))
         return

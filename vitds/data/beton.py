@@ -4,11 +4,12 @@ A .beton is FFCV's file, format version 2, little-endian, with the fields image,
 
     header       version, number of fields, page size, number of samples N, where the allocation table lies
     fields       3 descriptors: type and name
-    samples      N rows: image (mode, width, height, pointer), index, label; space for rows that fell out may follow
+    samples      N rows: image (mode, width, height, pointer), index, label; there may be space for more
     data         each sample's bytes, JPEG or raw (H, W, 3) uint8, none across a page's border
     allocations  N rows: sample, pointer, size; to the end of the file
 
-Beside x.beton lies x.beton.json, its manifest: what the numbers mean to a person. The file is of no use without it.
+Beside x.beton lies x.beton.json, its manifest: what the numbers mean to a person. The file is of no use
+without it.
 """
 
 from __future__ import annotations
@@ -64,13 +65,22 @@ class Manifest:
     """What x.beton.json says of x.beton.
 
     Attributes:
-        version: of this record. images: N. file_bytes: size of the .beton it belongs to.
+        version: of this record.
+        images: N.
+        file_bytes: size of the .beton it belongs to.
         classes: names in label order, () where the images have no labels.
-        storage: "raw" pixels, or "jpg": a file's own bytes where they needed no change, else encoded at `quality`.
-        side_px: short side that larger images were reduced to. width_px, height_px: smallest and largest stored.
-        mean, std: per channel over all stored pixels, 0..1.
-        content_hash: SHA-256 over the decoded samples and labels in index order; neither storage layout nor workers enter.
-        sources: as given to the build. split: which part of them. findings: what was odd, by kind (vitds/data/findings.py).
+        storage: "raw" pixels, or "jpg": a file's own bytes where they needed no change, else encoded.
+        side_px: short side that larger images were reduced to.
+        quality: of what was encoded.
+        width_px: smallest and largest stored.
+        height_px: likewise.
+        mean: per channel over all stored pixels, 0..1.
+        std: likewise.
+        content_hash: SHA-256 over the decoded samples and labels in index order; neither the file's layout
+            nor the number of workers enters.
+        sources: as given to the build.
+        split: which part of them.
+        findings: what was odd, by kind (vitds/data/findings.py).
     """
 
     version: int
@@ -98,11 +108,15 @@ class BetonFile:
     """A .beton whose tables were found sound. All arrays are in index order and read-only.
 
     Attributes:
+        path: of the file.
         images: N.
-        heights, widths: (N,) int32, pixels.
-        offsets, sizes: (N,) int64, where each sample's bytes lie in the file, and how many they are.
+        heights: (N,) int32, pixels.
+        widths: (N,) int32, pixels.
+        offsets: (N,) int64, where each sample's bytes begin in the file.
+        sizes: (N,) int64, how many they are.
         is_jpeg: (N,) bool; else the bytes are the (H, W, 3) uint8 pixels.
         labels: (N,) int64, position in `manifest.classes`; -1 where there are none.
+        manifest: what x.beton.json says.
     """
 
     path: Path
@@ -124,7 +138,8 @@ def manifest_path(path: Path) -> Path:
 def load_manifest(path: str | Path) -> Manifest:
     """The manifest of the .beton at `path`.
 
-    Raises: DataError if it is missing, unreadable, of another version, or lacks a field (names the file and the field).
+    Raises: DataError if it is missing, unreadable, of another version, or lacks a field (names the file and
+        the field).
     """
     sidecar = manifest_path(Path(path))
     try:
@@ -153,8 +168,9 @@ def load_manifest(path: str | Path) -> Manifest:
 def open_beton(path: str | Path) -> BetonFile:
     """Read and check the header, the tables and the manifest of a .beton; the pixels are not touched.
 
-    Raises: DataError if the file is missing, not a .beton, truncated, of another format version, lacks a field, holds a
-        pointer, size or label out of bounds, or does not fit its manifest (names the file, the place and the way out).
+    Raises: DataError if the file is missing, not a .beton, truncated, of another format version, lacks a
+        field, holds a pointer, size or label out of bounds, or does not fit its manifest (names the file, the
+        place and the way out).
     """
     path = Path(path)
     try:
@@ -164,7 +180,8 @@ def open_beton(path: str | Path) -> BetonFile:
             samples, allocations = _read_tables(path, file, size, header)
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be opened ({error.strerror}). Build it with `vitds data build SOURCE --out {path}`."
+            f"{path}: cannot be opened ({error.strerror}). "
+            f"Build it with `vitds data build SOURCE --out {path}`."
         ) from None
     manifest = load_manifest(path)
     sizes = _check_samples(path, header, samples, allocations)
@@ -184,7 +201,10 @@ def open_beton(path: str | Path) -> BetonFile:
 
 
 def require_same_classes(train: BetonFile, test: BetonFile) -> None:
-    """Raises: DataError if the two files number their classes differently (names the first class that differs in each)."""
+    """Whether two files number their classes alike.
+
+    Raises: DataError if they do not (names the first class that differs in each).
+    """
     ours, theirs = train.manifest.classes, test.manifest.classes
     if ours == theirs:
         return
@@ -194,7 +214,8 @@ def require_same_classes(train: BetonFile, test: BetonFile) -> None:
     )
     first, second = (repr(names[place]) if place < len(names) else "nothing" for names in (ours, theirs))
     raise DataError(
-        f"{test.path}: its {len(theirs)} classes are not the {len(ours)} of {train.path}: class {place} is {second} there, {first} here. "
+        f"{test.path}: its {len(theirs)} classes are not the {len(ours)} of {train.path}: "
+        f"class {place} is {second} there, {first} here. "
         f"Build it again with `--classes_from {train.path}`."
     )
 
@@ -226,7 +247,8 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> dict[str, int]:
         )
     if header["version"] != FORMAT_VERSION:
         raise DataError(
-            f"{path}: format version {header['version']}, vitds reads {FORMAT_VERSION} (FFCV 1.0). Build it again with `vitds data build`."
+            f"{path}: format version {header['version']}, vitds reads {FORMAT_VERSION} (FFCV 1.0). "
+            "Build it again with `vitds data build`."
         )
     if size < SAMPLES_START:
         raise _damaged(path, f"truncated: {size} bytes end inside the header")
@@ -245,8 +267,8 @@ def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) 
     if list(found.items()) != list(FIELDS.items()) or header["num_fields"] != len(FIELDS):
         listed = ", ".join(f"{name!r} (type {kind})" for name, kind in found.items())
         raise DataError(
-            f"{path}: its fields are {listed}; vitds needs image, index and label (types 2, 1, 1), in this order. "
-            "Build it with `vitds data build`."
+            f"{path}: its fields are {listed}; vitds needs image, index and label (types 2, 1, 1), in this "
+            "order. Build it with `vitds data build`."
         )
     count, table = header["num_samples"], header["alloc_table_ptr"]
     if count == 0:
@@ -269,7 +291,10 @@ def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) 
 def _check_samples(
     path: Path, header: dict[str, int], samples: NDArray, allocations: NDArray
 ) -> NDArray[np.uint64]:
-    """Sizes (N,) uint64 of the samples' bytes, each inside the data region, inside one page, and overlapping no other."""
+    """Sizes (N,) uint64 of the samples' bytes.
+
+    Raises: DataError if one lies outside the data, crosses a page's border, or overlaps another.
+    """
     count, table, page = len(samples), header["alloc_table_ptr"], header["page_size"]
     ids = allocations["sample_id"]
     if not np.array_equal(np.sort(ids), np.arange(count, dtype=np.uint64)):
@@ -278,7 +303,8 @@ def _check_samples(
     pointers, sizes = np.empty(count, np.uint64), np.empty(count, np.uint64)
     pointers[ids], sizes[ids] = allocations["ptr"], allocations["size"]
     image = samples["image"]
-    # Compared by subtraction from what is known to fit: a sum of two 64-bit numbers from the file could wrap around.
+    # Compared by subtraction from what is known to fit: a sum of two 64-bit numbers from the file could wrap
+    # around.
     inside = (pointers >= start) & (pointers < table)
     inside &= (sizes > 0) & (sizes <= np.where(inside, np.uint64(table) - pointers, np.uint64(0)))
     _require(path, inside, "its bytes lie outside the file's data")
@@ -297,17 +323,18 @@ def _check_samples(
         "its size is not that of its raw pixels",
     )
     order = np.argsort(pointers, kind="stable")
-    apart = np.ones(count, bool)
-    apart[order[1:]] = pointers[order[:-1]] + sizes[order[:-1]] <= pointers[order[1:]]
-    _require(path, apart, "its bytes overlap another image's")
+    is_alone = np.ones(count, bool)
+    is_alone[order[1:]] = pointers[order[:-1]] + sizes[order[:-1]] <= pointers[order[1:]]
+    _require(path, is_alone, "its bytes overlap another image's")
     return sizes
 
 
 def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) -> None:
     if (manifest.images, manifest.file_bytes) != (len(samples), size):
         raise DataError(
-            f"{manifest_path(path)}: written for {manifest.images} images in {manifest.file_bytes} bytes, {path.name} has {len(samples)} "
-            f"in {size}. The two files do not belong together: copy both from one build, or build again with `vitds data build`."
+            f"{manifest_path(path)}: written for {manifest.images} images in {manifest.file_bytes} bytes, "
+            f"{path.name} has {len(samples)} in {size}. The two files do not belong together: copy both from "
+            "one build, or build again with `vitds data build`."
         )
     _require(path, samples["index"] == np.arange(len(samples)), "its index is not its position")
     classes = len(manifest.classes)

@@ -1,8 +1,12 @@
-"""The one door to FFCV: `import ffcv` has side effects on the whole process, which are undone here, once. Import its names from here.
+"""The one door to FFCV: import its names from here.
 
-- It sets torch to one thread, and its loader does so again at each epoch, from a thread: training on a CPU would crawl, and
-  torch's thread number decides the last bits of sums. `Compiler.set_num_threads` is replaced by one that leaves torch alone.
-- It keeps two constants in a numba dictionary, which takes 2.6 s to compile at every start. A plain one serves them as well.
+`import ffcv` has side effects on the whole process, which are undone here, once.
+
+- It sets torch to one thread, and its loader does so again at each epoch, from a thread. Training on a CPU
+  would crawl, and torch's thread number decides the last bits of sums. `Compiler.set_num_threads` is replaced
+  by one that leaves torch alone.
+- It keeps two constants in a numba dictionary, which takes 2.6 s to compile at every start. A plain one
+  serves them as well.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Work through many images on all cores: results in order, a bounded number of them in memory, a progress bar."""
+"""Work through many images on all cores: results in order, few of them in memory, a progress bar."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def work_through(
 
     Args:
         function: importable by name, for it runs in other processes.
-        workers: processes; 1 for none but this; None for one a usable core, or none where the items are few.
+        items: what it is called with, one at a time.
+        workers: processes. 1: this one alone. None: one a usable core, or this one alone where the items are
+            few.
+        title: of the progress bar.
         show_progress: a bar with counts, time gone and time left on standard error, if that is a terminal.
     Raises: what the function raises. ResourceError if a worker process dies (memory).
     """
@@ -88,8 +91,8 @@ def _map_in_order(
             yield under_way.popleft().result()
     except BrokenProcessPool:
         raise ResourceError(
-            "a worker process died: out of memory (try fewer --workers), or, where a script called this, for want of the line "
-            "`if __name__ == '__main__':` above the call."
+            "a worker process died: out of memory (try fewer --workers), or, where a script called this, "
+            "the line `if __name__ == '__main__':` is missing above the call."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,8 @@
 """Writing a .beton, sample by sample in index order, so that its layout is a function of the samples alone.
 
-FFCV's own writer lays samples out as its processes happen to finish, waits for ever when one of them fails, and encodes JPEG files
-again. The format (vitds/data/beton.py) is FFCV's; a test reads what is written here with FFCV's own loader.
+FFCV's own writer lays samples out as its processes happen to finish, waits for ever when one of them fails,
+and encodes JPEG files again. The format (vitds/data/beton.py) is FFCV's; a test reads what is written here
+with FFCV's own loader.
 """
 
 from __future__ import annotations
@@ -38,12 +39,20 @@ class BetonWriter:
     """A .beton in the making, under a hidden name beside its final one until `publish`."""
 
     def __init__(self, path: Path, capacity: int) -> None:
-        """capacity: the most samples that can be added; their rows lie before the data, so room for them is made first."""
+        """Open the hidden file.
+
+        Args:
+            path: the final name.
+            capacity: the most samples that can be added. Their rows lie before the data, so room for them is
+                made first.
+        """
         self.path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-        self._rows, self._allocations = np.zeros(capacity, SAMPLE), np.zeros(capacity, ALLOCATION)
+        self._rows = np.zeros(capacity, SAMPLE)
+        self._allocations = np.zeros(capacity, ALLOCATION)
+        self._count = 0
         self._end = SAMPLES_START + capacity * SAMPLE.itemsize
-        self._page, self._count = PAGE_BYTES, 0
+        self._page = PAGE_BYTES
         with self._named_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("xb")
@@ -60,13 +69,16 @@ class BetonWriter:
     def add(self, data: bytes, *, is_jpeg: bool, height: int, width: int, label: int) -> None:
         """Append one sample.
 
-        Raises: DataError if it has 2 GiB or more, ResourceError if it cannot be written (names the file and the reason).
+        Raises: DataError if it has 2 GiB or more, ResourceError if it cannot be written (names the file and
+            the reason).
         """
         if len(data) > MAX_PAGE_BYTES:
             raise DataError(
-                f"{self.path}: an image of {len(data)} bytes, FFCV's most is {MAX_PAGE_BYTES}. Use --side or --storage jpg."
+                f"{self.path}: an image of {len(data)} bytes, FFCV's most is {MAX_PAGE_BYTES}. "
+                "Use --side or --storage jpg."
             )
-        # A sample lies within one page. Borders of larger pages are borders of smaller ones too, so what is written stays right.
+        # A sample lies within one page. Borders of larger pages are borders of smaller ones too, so what is
+        # written stays right.
         while len(data) > self._page:
             self._page *= 2
         if self._end // self._page != (self._end + len(data) - 1) // self._page:
@@ -80,7 +92,11 @@ class BetonWriter:
         self._count += 1
 
     def finish(self) -> int:
-        """Write the tables and the header; the file's size in bytes. Raises: ResourceError if it cannot be written."""
+        """Write the tables and the header.
+
+        Returns: the file's size in bytes.
+        Raises: ResourceError if it cannot be written.
+        """
         header, fields = np.zeros(1, HEADER), np.zeros(len(FIELDS), FIELD)
         header[0] = (FORMAT_VERSION, len(FIELDS), self._page, self._count, self._end)
         for row, (name, kind) in zip(fields, FIELDS.items(), strict=True):
@@ -95,7 +111,8 @@ class BetonWriter:
         return self._end + self._count * ALLOCATION.itemsize
 
     def publish(self, manifest: Manifest) -> None:
-        """Put the finished file and its manifest under their final names; the manifest first, so a .beton never lacks one."""
+        """Put the finished file and its manifest under their final names."""
+        # The manifest first, so that a .beton never lacks one.
         sidecar = manifest_path(self._partial)
         with self._named_errors():
             try:
@@ -113,7 +130,8 @@ class BetonWriter:
             yield
         except OSError as error:
             raise ResourceError(
-                f"{self.path}: cannot be written ({error.strerror or error}). Free space or permissions there, or choose another --out."
+                f"{self.path}: cannot be written ({error.strerror or error}). "
+                "Free space or permissions there, or choose another --out."
             ) from None
 
 

@@ -1,1 +1,1 @@
-"""What is compiled: pixels on the host (view specs and bytes in, pixels out) and the softmax of logits; no settings, no torch."""
+"""What is compiled: the pixels of views and the softmax of logits. It knows no settings and no torch."""

@@ -13,12 +13,15 @@ from vitds.errors import ResourceError
 def load_library(folder: Path, name: str, signatures: Mapping[str, tuple[Any, Sequence[Any]]]) -> ctypes.CDLL:
     """The library `name*.so` in a folder, with its functions' result and argument types set.
 
+    Args:
+        signatures: by function, the ctypes type of its result and those of its arguments.
     Raises: ResourceError if it was not built or cannot be loaded (names the command that builds it).
     """
     found = sorted(folder.glob(f"{name}*.so"))
     if not found:
         raise ResourceError(
-            f"The compiled kernels are missing: there is no {name}*.so in {folder}. Run `bash launch/setup_env.sh`."
+            f"The compiled kernels are missing: there is no {name}*.so in {folder}. "
+            "Run `bash launch/setup_env.sh`."
         )
     try:
         lib = ctypes.CDLL(str(found[0]))

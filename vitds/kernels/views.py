@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitds.errors import DataError, ResourceError, ShapeError, VitdsError
 from vitds.kernels.library import load_library
 
-# The numbers and orders from here to VIEW_SPEC are those of pixels.c.
+# The numbers and orders from here to VIEW_SPEC are those of pixels.h.
 JPEG, RAW = 0, 1  # how a picture is stored: FFCV's numbers, which a .beton holds
 BILINEAR, BICUBIC = 0, 1
 COLOUR_OPS = ("none", "brightness", "contrast", "saturation", "hue")
@@ -44,7 +44,7 @@ POLICY_OPS = (
 
 VIEW_SPEC = np.dtype(
     [
-        ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # box inside the picture, pixels
+        ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # box in the picture, pixels
         ("resized_height", "<i4"), ("resized_width", "<i4"),  # the whole box is resized to this
         ("out_top", "<i4"), ("out_left", "<i4"),  # and this side x side window of it is kept
         ("filter", "<i4"), ("flip", "<i4"),
@@ -69,8 +69,9 @@ _SIGNATURES = {
     "vitds_views": (_INT, [*[_POINTER] * 6, *[_INT] * 3, _POINTER, _LONG, _POINTER, _POINTER]),
     "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
 }
-_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND, _NO_MEMORY = -2, -3, -4, -5, -8
-_OF_THE_PICTURE = (_BAD_LENGTH, _DAMAGED, _BAD_SIZE, _BAD_KIND)
+# Of the error codes in pixels.h those that are not the caller's fault.
+_OF_THE_PICTURE = range(-5, -1)  # BAD_KIND, BAD_SIZE, DAMAGED, BAD_LENGTH
+_NO_MEMORY = -8
 
 
 @functools.cache
