@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from vitds.config.flags import TrainFlags
-from vitds.console import run_command
-from vitds.errors import ResourceError
-from vitds.words import Command, takes
+from vitds.console import find_command, run_command
+from vitds.errors import ResourceError, UsageError
+from vitds.words import Command, call_command, takes
 
 
 def doctor(*, json: bool = False) -> None:
@@ -281,7 +282,25 @@ def chain(file: str) -> None:
     """
     from vitds.jobs.chain import chain
 
-    chain(file)
+    chain(file, _check_stage)
+
+
+def _check_stage(words: Sequence[str], made: Sequence[Path]) -> None:
+    """Raises: what is wrong with a stage's words, by this table of commands; see jobs/chain.check_stages."""
+    from vitds.jobs.chain import check_training
+
+    name, function, rest = find_command(COMMANDS, words)
+    if function not in (pretrain, finetune):
+        raise UsageError(
+            f"{name} makes no run directory. A stage is `vitds pretrain` or `vitds finetune`; both evaluate at their end"
+        )
+
+    @takes(TrainFlags)
+    def check(flags: TrainFlags) -> None:
+        """Check a training's flags."""
+        check_training("pretrain" if function is pretrain else "finetune", flags, made)
+
+    call_command(check, rest, name)
 
 
 def bench_loader(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from vitds.cli import main
+from vitds.config.flags import TrainFlags
+from vitds.jobs.chain import Stage, check_stages, check_training
 
 # A command that finishes its run as a training does, and notes that it ran.
 DONE = """
@@ -47,7 +49,7 @@ def test_stages_run_in_order_and_a_finished_one_is_skipped(tmp_path: Path, capsy
 def test_a_failed_stage_ends_the_chain_with_its_status(tmp_path: Path, capsys) -> None:
     done, fails = python(tmp_path, "done.py", DONE), python(tmp_path, "fails.py", "raise SystemExit(75)")
     assert main(["chain", stages_file(tmp_path, ("a", done), ("b", fails), ("c", done))]) == 75
-    assert "stage 2 (b) ended with status 75; its log is b/log.txt" in capsys.readouterr().err
+    assert "stage 2 (b) ended with status 75; its message stands above\n" in capsys.readouterr().err
     assert (tmp_path / "ran").read_text() == "a"
 
 
@@ -56,9 +58,77 @@ def test_a_stage_that_leaves_its_run_unfinished_fails(tmp_path: Path, capsys) ->
     assert "stage 1 (a) ended with status 0" in capsys.readouterr().err
 
 
+def test_a_log_is_named_where_there_is_one(tmp_path: Path, capsys) -> None:
+    logs = "import pathlib, sys; pathlib.Path('a').mkdir(); pathlib.Path('a/log.txt').touch(); sys.exit(3)"
+    assert main(["chain", stages_file(tmp_path, ("a", python(tmp_path, "logs.py", logs)))]) == 3
+    assert "ended with status 3; its message stands above, more in a/log.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("vitds pretrain --epochz 3", 2, "unknown flag --epochz; did you mean --epochs?"),
+        ("vitds pretrian", 2, "pretrian: unknown command; did you mean pretrain?"),
+        ("vitds eval knn a", 2, "vitds eval knn makes no run directory. A stage is `vitds pretrain` or"),
+        ("vitds data info x.beton", 2, "vitds data info makes no run directory"),
+        ("vitds pretrain --run b", 2, "--run is given 2 times"),
+        ("vitds pretrain --set epochs=0", 2, "epochs: must be greater than or equal to 1"),
+        ("vitds pretrain --recipe idmm_digit", 2, "recipe idmm_digit is unknown"),
+        ("vitds pretrain --recipe absent.yaml", 2, "recipe absent.yaml: no such file"),
+        ("vitds pretrain --ds_config zero9", 2, "ds_config zero9 is unknown"),
+        ("vitds finetune --init c", 3, "init c is not there"),
+        ("vitds pretrain --data absent.beton", 3, "data.train absent.beton is not there, seen from "),
+        ("python3 -m vitds pretrain --epochz 3", 2, "unknown flag --epochz"),
+        ("env vitds finetune --recipe idmm_digits", 2, "recipe idmm_digits is for `vitds pretrain`"),
+        ("bash launch/pretrain.py --epochz 3", 2, "unknown flag --epochz"),
+        ("no-such-program pretrain", 2, "there is no program no-such-program"),
+    ],
+)
+def test_every_stage_is_checked_before_the_first_runs(
+    tmp_path: Path, capsys, command: str, status: int, said: str
+) -> None:
+    done = python(tmp_path, "done.py", DONE)
+    assert main(["chain", stages_file(tmp_path, ("a", done), ("b", command))]) == status
+    error = capsys.readouterr().err
+    assert error.startswith("vitds chain: stage 2 (b)") and said in error
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_stage_may_begin_from_the_run_of_an_earlier_one(tmp_path: Path) -> None:
+    stages = [
+        Stage(tmp_path / "a", ("vitds", "pretrain")),
+        Stage(tmp_path / "b", ("vitds", "finetune", "--init", "a")),
+    ]
+    checked = []
+    check_stages(stages, lambda words, made: checked.append((words[-1], list(made))))
+    assert checked == [(str(tmp_path / "a"), []), (str(tmp_path / "b"), [tmp_path / "a"])]
+    for init in ("a", "a/checkpoints/step-00000002"):
+        check_training("finetune", TrainFlags(init=init), [Path("a")])
+
+
+def test_two_stages_of_one_run_are_refused(tmp_path: Path, capsys) -> None:
+    done = python(tmp_path, "done.py", DONE)
+    assert main(["chain", stages_file(tmp_path, ("a", done), ("b", done), ("a", done))]) == 2
+    assert "stages 1 and 3 have one run, a; give two" in capsys.readouterr().err
+
+
+def test_a_run_below_home_is_written_with_its_sign(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    done = python(tmp_path, "done.py", DONE)
+    assert main(["chain", stages_file(tmp_path, ("'~/a'", done))]) == 0
+    assert (tmp_path / "home/a/summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("[]", "absent.yaml: must be a list of stages, each with the keys run and command"),
+        (
+            "- {run: a, command: ''}",
+            "absent.yaml: stage 1 must have just the keys run and command, both text",
+        ),
+        ("- {run: a, command: 'x \"y'}", "absent.yaml: stage 1: No closing quotation in the command 'x \"y'"),
         (None, "absent.yaml does not exist; chain takes a YAML list of {run: DIRECTORY, command: COMMAND}"),
         ("run: a", "absent.yaml: must be a list of stages, each with the keys run and command"),
         (

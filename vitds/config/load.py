@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from vitds.config.flags import TrainFlags
 from vitds.config.methods import DEFAULT_METHODS, METHODS, Command, readers
 from vitds.config.names import nearest
 from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe
@@ -81,6 +82,25 @@ def load_settings(
     tree, origins = _merge([*map(_expanded, of_recipe), *of_init, *of_person])
     _check_command(tree, origins, command)
     return _validate(tree, origins)
+
+
+def settings_of(command: Command, flags: TrainFlags, extra: Mapping[str, Any] = {}) -> Settings:  # noqa: B006
+    """The settings that a training command asks for.
+
+    Args:
+        command: pretrain or finetune.
+        flags: its flags.
+        extra: see `load_settings`.
+    Raises: SettingsError as `load_settings`.
+    """
+    return load_settings(
+        recipe=flags.recipe,
+        command=command,
+        assignments=flags.set,
+        flags={name: getattr(flags, name) for name in FLAG_KEYS},
+        extra=extra,
+        run=flags.run,
+    )
 
 
 def _leaves(values: Mapping[str, Any], origin: str) -> list[Given]:

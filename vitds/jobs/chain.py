@@ -1,20 +1,33 @@
 """`vitds chain FILE`: stages one after the other, each a run directory; a finished one is skipped, a stopped one goes on.
 
-FILE is YAML: a list of `{run: DIRECTORY, command: "..."}`. The command gets `--run DIRECTORY` and is run without a shell.
+FILE is YAML: a list of `{run: DIRECTORY, command: "..."}`. The command gets `--run DIRECTORY` and is run without a
+shell. All stages are checked before the first one runs.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitds.config.deepspeed import load_ds_config
+from vitds.config.flags import TrainFlags
+from vitds.config.load import settings_of
+from vitds.config.methods import Command
 from vitds.config.yaml_text import parse_yaml
-from vitds.errors import SettingsError, VitdsError
+from vitds.errors import DataError, SettingsError, VitdsError
 from vitds.runs.directory import Run
+
+TRAINING_SCRIPTS = {"pretrain.py": "pretrain", "finetune.py": "finetune"}  # of launch/, under a launcher
+DIGITS = "digits"
+
+# Words of `vitds` and the run directories of the stages before -> nothing, or an error.
+CheckWords = Callable[[Sequence[str], Sequence[Path]], None]
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,18 @@ class Stage:
 
     run: Path
     command: tuple[str, ...]
+
+    @property
+    def words(self) -> list[str] | None:
+        """What `vitds` is given, also behind a launcher; None of a command in which no `vitds` is found."""
+        names = [Path(word).name for word in self.command]
+        for place, name in enumerate(names):
+            rest = [*self.command[place + 1 :], "--run", str(self.run)]
+            if name in TRAINING_SCRIPTS:
+                return [TRAINING_SCRIPTS[name], *rest]
+            if name == "vitds":
+                return rest
+        return None
 
 
 @dataclass(frozen=True)
@@ -50,9 +75,11 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
             status = subprocess.run(command).returncode
             seconds = time.perf_counter() - started
             if status or not run.is_finished:
-                error = VitdsError(
-                    f"stage {number} ({stage.run}) ended with status {status}; its log is {stage.run / 'log.txt'}"
+                log = stage.run / "log.txt"
+                where = (
+                    f"its message stands above, more in {log}" if log.exists() else "its message stands above"
                 )
+                error = VitdsError(f"stage {number} ({stage.run}) ended with status {status}; {where}")
                 error.exit_code = status if status > 0 else 1
                 raise error
         results.append(StageResult(run, round(seconds, 1)))
@@ -62,7 +89,8 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
 def read_stages(path: Path) -> list[Stage]:
     """The stages of a YAML file.
 
-    Raises: SettingsError if the file is missing or no text, or an entry is not `{run: ..., command: ...}` (names the file and the entry).
+    Raises: SettingsError if the file is missing or no text, or an entry is not `{run: ..., command: ...}` (names the
+        file and the entry).
     """
     if not path.is_file():
         raise SettingsError(
@@ -72,22 +100,76 @@ def read_stages(path: Path) -> list[Stage]:
         entries = parse_yaml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read as text: {error}") from error
-    if not isinstance(entries, list):
+    if not isinstance(entries, list) or not entries:
         raise SettingsError(f"{path}: must be a list of stages, each with the keys run and command")
     stages = []
     for number, entry in enumerate(entries, 1):
         if (
             not isinstance(entry, dict)
             or set(entry) != {"run", "command"}
-            or not all(isinstance(value, str) for value in entry.values())
+            or not all(isinstance(value, str) and value.strip() for value in entry.values())
         ):
             raise SettingsError(
                 f"{path}: stage {number} must have just the keys run and command, both text; got {entry!r}"
             )
-        stages.append(Stage(Path(entry["run"]), tuple(shlex.split(entry["command"]))))
+        try:
+            words = shlex.split(entry["command"])
+        except ValueError as error:
+            raise SettingsError(
+                f"{path}: stage {number}: {error} in the command {entry['command']!r}"
+            ) from None
+        stages.append(Stage(Path(os.path.expanduser(entry["run"])), tuple(words)))
     return stages
 
 
-def chain(file: str) -> list[StageResult]:
-    """Run the stages of a YAML file."""
-    return run_stages(read_stages(Path(file)))
+def check_stages(stages: Sequence[Stage], check_words: CheckWords) -> None:
+    """Look at every stage before the first one runs: hours may lie between them.
+
+    Args:
+        check_words: raises what is wrong with the words of `vitds`.
+    Raises: SettingsError for two stages of one run, or a program that is not there; what `check_words` raises. Each
+        names the stage.
+    """
+    runs = [stage.run for stage in stages]
+    for number, stage in enumerate(stages, 1):
+        if stage.run in runs[: number - 1]:
+            raise SettingsError(
+                f"stages {runs.index(stage.run) + 1} and {number} have one run, {stage.run}; give two"
+            )
+        if shutil.which(stage.command[0]) is None:
+            raise SettingsError(f"stage {number} ({stage.run}): there is no program {stage.command[0]}")
+        if stage.words is None or Run(stage.run).is_finished:
+            continue
+        try:
+            check_words(stage.words, runs[: number - 1])
+        except VitdsError as error:
+            raise type(error)(f"stage {number} ({stage.run}), before anything ran: {error}") from None
+
+
+def check_training(command: Command, flags: TrainFlags, made: Sequence[Path]) -> None:
+    """What can be known of a training before it starts: its settings, and that its files are there.
+
+    Args:
+        command: pretrain or finetune.
+        flags: its flags.
+        made: run directories of the stages before it, which need not be there yet.
+    Raises: SettingsError, DataError.
+    """
+    given = settings_of(command, flags)
+    load_ds_config(flags.ds_config)
+    for key, name in (("data.train", given.data.train), ("data.test", given.data.test), ("init", given.init)):
+        is_made = name is not None and any(Path(name).is_relative_to(run) for run in made)
+        if name not in (None, DIGITS) and not is_made and not Path(name).exists():
+            raise DataError(f"{key} {name} is not there, seen from {Path.cwd()}")
+
+
+def chain(file: str, check_words: CheckWords) -> list[StageResult]:
+    """Check and run the stages of a YAML file.
+
+    Args:
+        file: the YAML file.
+        check_words: see check_stages.
+    """
+    stages = read_stages(Path(file))
+    check_stages(stages, check_words)
+    return run_stages(stages)
