@@ -1,15 +1,15 @@
-"""timm's backbones as built here: sizes, seeds, keyed drop path and patch drop."""
+"""timm's backbones as built here: sizes, seeds, what is refused."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+import timm
 import torch
 
 from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
-from vitds.models.build import build_backbone, feature_width, patch_count
-from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop, StochasticDraws
+from vitds.models.build import build_backbone
+from vitds.models.facts import ModelFacts, model_facts
 
 TINY = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
 
@@ -24,11 +24,25 @@ TINY = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
     ],
 )
 def test_sizes_with_a_102_class_head_are_the_papers(name: str, crop_px: int, millions: float) -> None:
-    backbone = build_backbone(Backbone(name=name), crop_px=crop_px, seed=0)
-    own = sum(parameter.numel() for parameter in backbone.parameters())
-    assert (own + 103 * feature_width(backbone) - feature_width(backbone) + 102) / 1e6 == pytest.approx(
-        millions, abs=0.006
-    )  # METHOD 5
+    facts = model_facts(Backbone(name=name), crop_px)
+    head = 102 * facts.width + 102
+    assert (facts.parameters + head) / 1e6 == pytest.approx(millions, abs=0.006)  # arXiv:2201.10728, table 1
+
+
+def test_a_transformers_facts_are_those_of_its_arithmetic() -> None:
+    """Per token and block: 24 D² in the products of weights, 4 T D in those of attention; a multiply-add is two."""
+    facts = model_facts(Backbone(options=TINY), crop_px=16)
+    tokens, width = 17, 24
+    products = 3 * tokens * (24 * width**2 + 4 * tokens * width) + 16 * 2 * width * 3 * 4**2
+    assert (facts.width, facts.patches, facts.flops) == (24, 16, products)
+
+
+def test_the_backbone_carries_its_facts() -> None:
+    backbone = build_backbone(Backbone(name="mobilenetv3_small_050"), crop_px=64, seed=0).eval()
+    assert isinstance(backbone.facts, ModelFacts)
+    # timm's own attribute is 288: the width before the last layer.
+    assert backbone.facts.width == 1024 == backbone(torch.zeros(1, 3, 64, 64)).shape[1]
+    assert backbone.facts.parameters == sum(weight.numel() for weight in backbone.parameters())
 
 
 def test_weights_are_a_function_of_the_seed_alone() -> None:
@@ -40,80 +54,72 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
-    assert (
-        0.015 < float(first["blocks.0.mlp.fc1.weight"].std()) < 0.025
-    )  # truncated normal 0.02, not torch's default
+    # Truncated normal 0.02, not torch's default.
+    assert 0.015 < float(first["blocks.0.mlp.fc1.weight"].std()) < 0.025
 
 
-def test_unknown_names_options_and_sides_are_refused() -> None:
-    with pytest.raises(
-        SettingsError, match="'deit_tiny_patch16_244' is no timm model; near names: .*deit_tiny_patch16_224"
-    ):
-        build_backbone(Backbone(name="deit_tiny_patch16_244"), crop_px=112, seed=0)
-    with pytest.raises(SettingsError, match="cannot be built: .*colour"):
-        build_backbone(Backbone(options={"colour": 1}), crop_px=112, seed=0)
-    with pytest.raises(
-        SettingsError,
-        match="views.crop_px 100 is not a multiple of deit_tiny_patch16_224's patch of 16 pixels",
-    ):
-        build_backbone(Backbone(), crop_px=100, seed=0)
-    with pytest.raises(
-        SettingsError, match="this model's position embedding needs all patches; set backbone.patch_drop=0"
-    ):
-        build_backbone(
-            Backbone(name="eva02_tiny_patch14_224", patch_drop=0.5, drop_path=0), crop_px=28, seed=0
-        )
+def test_the_callers_generator_is_left_as_it_was() -> None:
+    before = torch.get_rng_state()
+    build_backbone(Backbone(options=TINY), crop_px=16, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def filled(
-    seed: int = 0, step: int = 0, first_chunk: int = 0, chunks: int = 2, **settings: float
-) -> torch.nn.Module:
-    backbone = build_backbone(Backbone(options=TINY, **settings), crop_px=16, seed=0).train()
-    StochasticDraws(backbone, seed=seed, rows_per_chunk=6, patches=patch_count(backbone)).fill(
-        step, first_chunk, chunks
-    )
-    return backbone
+@pytest.mark.parametrize(
+    ("settings", "crop_px", "said"),
+    [
+        (
+            {"name": "deit_tiny_patch16_244"},
+            112,
+            "'deit_tiny_patch16_244' is no timm model; near names: .*_224",
+        ),
+        ({"options": {"colour": 1}}, 112, "cannot be built: .*colour"),
+        (
+            {"options": {"depth": 1}},
+            100,
+            "views.crop_px 100 is not a multiple of deit_tiny_patch16_224's patch of 16 pixels; "
+            "views.crop_px may be 96 or 112$",
+        ),
+        (
+            {"name": "eva02_tiny_patch14_224", "patch_drop": 0.5, "drop_path": 0},
+            28,
+            "this model's position embedding needs all patches; set backbone.patch_drop=0$",
+        ),
+        (
+            {"name": "repvit_m1"},
+            64,
+            "unexpected keyword argument 'drop_path_rate'; set backbone.drop_path=0$",
+        ),
+        (
+            {"name": "dla46x_c", "drop_path": 0},
+            112,
+            r"dla46x_c cannot take crops of 112 pixels \(.*\); views.crop_px may be \d+ or \d+$",
+        ),
+        ({"name": "dla46x_c"}, 112, r"; views.crop_px may be \d+ or \d+ with backbone.drop_path=0$"),
+        ({"name": "efficientformer_l1"}, 112, r"take crops of 112 pixels .*; views.crop_px may be 224$"),
+        (
+            {"name": "mobilevit_xxs", "drop_path": 0, "patch_drop": 0.5},
+            64,
+            "unexpected keyword argument 'patch_drop_rate'; set backbone.patch_drop=0$",
+        ),
+        (
+            {"options": TINY | {"global_pool": ""}},
+            16,
+            r"gives \[17, 24\] for a crop, .* backbone.options.global_pool",
+        ),
+    ],
+)
+def test_what_cannot_train_is_refused_with_what_can(settings: dict, crop_px: int, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        build_backbone(Backbone(**settings), crop_px=crop_px, seed=0)
 
 
-def masks(backbone: torch.nn.Module) -> torch.Tensor:
-    return torch.stack([module.factor for module in backbone.modules() if isinstance(module, KeyedDropPath)])
+def test_a_drop_path_whose_rows_are_not_whole_crops_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model of this timm does so; one is made of a ViT that turns its tokens around."""
 
+    class Turned(timm.models.vision_transformer.Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.transpose(0, 1)).transpose(0, 1)
 
-def test_masks_follow_step_and_chunk_not_the_micro_batch() -> None:
-    both, second = filled(drop_path=0.5), filled(drop_path=0.5, first_chunk=1, chunks=1)
-    assert torch.equal(masks(both)[:, 6:], masks(second))
-    assert not torch.equal(masks(both), masks(filled(drop_path=0.5, step=1)))
-    assert not torch.equal(masks(both), masks(filled(drop_path=0.5, seed=1)))
-
-
-def test_drop_path_leaves_out_whole_rows_at_its_rate_and_scales_the_rest() -> None:
-    module = KeyedDropPath(0.25).train()
-    backbone = torch.nn.Sequential(module)
-    StochasticDraws(backbone, seed=0, rows_per_chunk=4000, patches=0).fill(0, 0, 1)
-    out = module(torch.ones(4000, 2, 3))
-    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
-    assert float((out[:, 0, 0] == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
-    assert torch.all(out == out[:, :1, :1])
-
-
-def test_patch_drop_keeps_the_class_token_and_half_the_patches_in_their_order() -> None:
-    module = KeyedPatchDrop(0.5, prefix_tokens=1).train()
-    StochasticDraws(torch.nn.Sequential(module), seed=0, rows_per_chunk=3, patches=16).fill(0, 0, 2)
-    tokens = torch.arange(17.0).expand(6, 17)[:, :, None]
-    kept = module(tokens)[:, :, 0].numpy()
-    assert kept.shape == (6, 9)
-    assert np.all(kept[:, 0] == 0) and np.all(np.diff(kept, axis=1) > 0)
-    assert len({tuple(row) for row in kept}) > 1
-
-
-def test_nothing_is_dropped_in_evaluation() -> None:
-    backbone = filled(drop_path=0.5, patch_drop=0.5).eval()
-    plain = build_backbone(Backbone(options=TINY, drop_path=0), crop_px=16, seed=0).eval()
-    images = torch.randn(2, 3, 16, 16)
-    assert torch.allclose(backbone(images), plain(images), atol=1e-6)
-
-
-def test_any_timm_name_gives_features_of_its_width() -> None:
-    for name in ("resnet18", "pvt_v2_b0", "deit_tiny_patch16_224"):
-        backbone = build_backbone(Backbone(name=name), crop_px=64, seed=0).eval()
-        assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, feature_width(backbone))
+    monkeypatch.setattr(timm.models.vision_transformer, "Block", Turned)
+    with pytest.raises(SettingsError, match="rows of a crop are not together; set backbone.drop_path=0$"):
+        build_backbone(Backbone(options=TINY | {"block_fn": Turned}), crop_px=16, seed=0)

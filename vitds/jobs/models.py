@@ -13,6 +13,8 @@ from rich.table import Table
 from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
 from vitds.models.facts import model_facts, published_side, side_step, trains
+from vitds.report.table import show
+from vitds.terminal import say
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def print_models(pattern: str, *, side_px: int | None = None, as_json: bool = Fa
         for name in track(names, "asking the models", console=console, transient=True)
     ]
     if as_json:
-        print(json.dumps({"rows": [asdict(row) for row in rows]}))
+        say(json.dumps({"rows": [asdict(row) for row in rows]}))
     else:
         _print_table(rows)
     return rows
@@ -76,7 +78,7 @@ def model_row(name: str, side_px: int | None = None) -> ModelRow:
         width=facts.width,
         side_step=side_step(settings, published_px // 2),
         published_px=published_px,
-        gflop=round(facts.flops / 1e9, 3),
+        gflop=facts.flops / 1e9,
         side_px=side_px or published_px,
         drop_path=trains(settings.model_copy(update={"drop_path": 0.1}), published_px),
     )
@@ -85,7 +87,7 @@ def model_row(name: str, side_px: int | None = None) -> ModelRow:
 def _print_table(rows: list[ModelRow]) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0))  # narrow: timm's names are long
     table.add_column("model", overflow="fold")
-    for column in ("numbers", "width", "sides", "GFLOP", "at px", "drop path"):
+    for column in ("params", "width", "sides", "GFLOP", "at px", "drop path"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -97,7 +99,7 @@ def _print_table(rows: list[ModelRow]) -> None:
             str(row.side_px),
             "yes" if row.drop_path else "no",
         )
-    Console().print(table)
+    show(table)
 
 
 def sides_told(step: int, published_px: int) -> str:

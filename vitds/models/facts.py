@@ -25,8 +25,7 @@ from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop, kept_patches
 # in it.
 CROPS = 211
 # What patches, windows and strides of timm's models come to.
-STEPS = (1, 2, 4, 7, 8, 12, 14, 15, 16, 20, 24, 28, 30, 32, 48, 56, 64, 128, 256)
-SIDES_TRIED = 20  # nearest to the one that was refused; a refusal answers within seconds
+STEPS = (1, 2, 4, 7, 8, 12, 14, 15, 16, 24, 28, 32, 48, 56, 64, 256)
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class ModelFacts:
     flops: int
 
 
+class _NotPooled(SettingsError):
+    """A model that does not end in one row of features a crop."""
+
+
 def model_facts(settings: Backbone, crop_px: int) -> ModelFacts:
     """Ask a model what it makes of crops of this side.
 
@@ -55,6 +58,8 @@ def model_facts(settings: Backbone, crop_px: int) -> ModelFacts:
     check_name(settings.name)
     try:
         return _ask(settings, crop_px)
+    except _NotPooled:
+        raise  # no side and no drop would change that
     except SettingsError as error:
         remedy = _remedy(settings, crop_px)
         raise SettingsError(f"{error}; {remedy}" if remedy else str(error)) from error
@@ -92,8 +97,9 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
                 ) from error
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != CROPS:
         shape = list(features.shape[1:]) if isinstance(features, Tensor) else type(features).__name__
-        raise SettingsError(
-            f"backbone {settings.name} gives {shape} for an image, where one row of features is needed"
+        raise _NotPooled(
+            f"backbone {settings.name} gives {shape} for a crop, where one row of features is needed; "
+            "backbone.options.global_pool says how tokens become one"
         )
     return ModelFacts(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -106,13 +112,13 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
 def _listen(model: nn.Module, name: str, cut: list[int]) -> None:
     """Fill the keyed modules for CROPS crops, and note the patches that the model cuts of one."""
 
-    def note_patches(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def note_patches(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor) and output.dim() == 3:
             cut.append(output.shape[1])
 
     def check_rows(module: KeyedDropPath, args: tuple[Tensor, ...]) -> None:
         if len(args[0]) % CROPS:
-            raise SettingsError(f"backbone.drop_path: in {name} the rows of an image are not together")
+            raise SettingsError(f"backbone.drop_path: in {name} the rows of a crop are not together")
 
     def keep_patches(module: KeyedPatchDrop, args: tuple[Tensor, ...]) -> None:
         cut.append(args[0].shape[1] - module.prefix_tokens)
@@ -149,10 +155,9 @@ def _told(change: dict[str, float]) -> str:
 
 
 def _sides_that_train(settings: Backbone, crop_px: int) -> Iterator[int]:
-    """Sides nearest first, the published one last."""
-    steps = (7, 8, 12)  # patches, windows and strides are made of these
-    sides = {side for step in steps for side in range(step, crop_px + 200, step) if side >= 16}
-    nearest = sorted(sides - {crop_px}, key=lambda side: abs(side - crop_px))[:SIDES_TRIED]
+    """Of each step the multiples below and above, nearest first; the published side last."""
+    around = {side for step in STEPS[3:] for side in (crop_px // step * step, -(-crop_px // step) * step)}
+    nearest = sorted(around - {0, crop_px}, key=lambda side: abs(side - crop_px))
     published = published_side(settings.name)
     for side in (*nearest, *({published} - {*nearest, crop_px})):
         if trains(settings, side):

@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc, resize_rel_pos_bias_table
+from timm.layers import (
+    resample_abs_pos_embed,
+    resample_abs_pos_embed_nhwc,
+    resize_rel_pos_bias_table_simple,
+)
 from timm.models.nest import resize_pos_embed as resample_blocks
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -79,7 +83,7 @@ def _bias_table(value: Tensor, own: Tensor) -> Tensor:
     # BEiT's table ends in three offsets from and to the class token.
     across = own.shape[1] if own.dim() == 3 else math.isqrt(len(own))
     window = (across + 1) // 2
-    return resize_rel_pos_bias_table(value, (window, window), own.shape)
+    return resize_rel_pos_bias_table_simple(value.float(), (window, window), own.shape)
 
 
 def _distance_table(value: Tensor, own: Tensor) -> Tensor:
