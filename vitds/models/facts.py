@@ -25,7 +25,7 @@ from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop, kept_patches
 # in it.
 CROPS = 211
 # What patches, windows and strides of timm's models come to.
-STEPS = (1, 2, 4, 7, 8, 12, 14, 15, 16, 24, 28, 32, 48, 56, 64, 256)
+STEPS = (1, 2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 120, 256)
 
 
 @dataclass(frozen=True)
