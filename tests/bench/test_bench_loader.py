@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like, and their tables have the agreed names. No test here looks at a time."""
+"""The benchmarks compare like with like, and their tables have the agreed names. No test looks at a time."""
 
 import json
 
@@ -158,11 +158,9 @@ def test_the_augment_table_has_every_kernel(tmp_path, short, capsys):
 
 @pytest.mark.parametrize("name", augment.KERNELS)
 def test_what_is_timed_side_by_side_does_the_same(name):
-    """Within rounding: PIL blurs by boxes, and torchvision shears bilinearly where PIL and ours do it bicubically."""
-    kernel, crops = (
-        augment.KERNELS[name],
-        [np.asarray(Image.fromarray(whole).resize((112, 112))) for whole in PHOTOGRAPHS],
-    )
+    """Within rounding; PIL blurs by boxes, and torchvision shears bilinearly, ours and PIL bicubically."""
+    kernel = augment.KERNELS[name]
+    crops = [np.asarray(Image.fromarray(whole).resize((112, 112))) for whole in PHOTOGRAPHS]
     ours = augment._cut((crops * augment.CROPS)[: augment.CROPS], kernel.spec)[: len(crops), 0].astype(int)
     pil = np.stack([np.asarray(kernel.pil(Image.fromarray(crop))) for crop in crops]).transpose(0, 3, 1, 2)
     theirs = kernel.torchvision(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).numpy()

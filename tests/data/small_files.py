@@ -1,4 +1,4 @@
-"""Small .beton files of real photographs (scikit-learn's two), cut to given sizes, and what a loader must deliver from them."""
+"""Small .beton files of real photographs (scikit-learn's two), and what a loader must deliver from them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,11 @@ def write_file(
 
 
 def spoil(file: BetonFile, image: int, part: str = "middle") -> None:
-    """Overwrite a part of an image's JPEG data, as a bad disk would: the head, or the middle of what begins as a sound JPEG of its size."""
+    """Overwrite a part of an image's JPEG data, as a bad disk would.
+
+    Args:
+        part: the head, or the middle of what begins as a sound JPEG of its size.
+    """
     start, size = int(file.offsets[image]), int(file.sizes[image])
     with file.path.open("r+b") as stream:
         stream.seek(start if part == "head" else start + size // 2)
@@ -110,7 +114,7 @@ def settings_for(
 
 
 def expected_views(file: BetonFile, settings: Settings, image: int, epoch: int) -> NDArray[np.uint8]:
-    """(V, 3, S, S): the views of one image of one epoch, cut one at a time from the bytes that lie in the file."""
+    """(V, 3, S, S): the views of one image of one epoch, cut one at a time from the file's bytes."""
     raw = file.path.read_bytes()[int(file.offsets[image]) : int(file.offsets[image] + file.sizes[image])]
     size = (int(file.heights[image]), int(file.widths[image]))
     spec = draw_views(

@@ -1,7 +1,10 @@
-"""Memory over a long run, for a real set: `python -m tests.data.soak_memory x.beton [EPOCHS]`; the quick version is in test_traps.py.
+"""Memory over a long run, for a real set; the quick version is in test_traps.py.
 
-Prints the memory of this process (its own pages, in MB) in the course of so many epochs of the pretraining recipe's crops, and fails if
-it grows by more than one MB once the first twentieth of them has filled the caches.
+    python -m tests.data.soak_memory x.beton [EPOCHS]
+
+Prints the memory of this process (its own pages, in MB) in the course of so many epochs of the pretraining
+recipe's crops, and fails if it grows by more than one MB once the first twentieth of them has filled the
+caches.
 """
 
 from __future__ import annotations

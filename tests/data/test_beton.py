@@ -39,7 +39,7 @@ def sound(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(sound, tmp_path):
-    """copy(change) -> the path of a copy whose bytes `change` has altered in place; the manifest comes along."""
+    """copy(change) -> the path of a copy whose bytes `change` has altered; the manifest comes along."""
 
     def make(change=lambda data: None) -> Path:
         data = bytearray(sound.read_bytes())
@@ -286,7 +286,8 @@ def change_manifest(path: Path, **values: object) -> None:
         ),
         (
             {"images": 6},
-            r"x\.beton\.json: written for 6 images in \d+ bytes, x\.beton has 5 in \d+\. The two files do not belong together",
+            r"x\.beton\.json: written for 6 images in \d+ bytes, x\.beton has 5 in \d+\. "
+            "The two files do not belong together",
         ),
         ({"file_bytes": 7}, r"written for 5 images in 7 bytes"),
     ],
@@ -317,7 +318,8 @@ def test_files_whose_class_lists_differ_are_refused_with_the_first_difference(so
     with pytest.raises(DataError) as caught:
         require_same_classes(open_beton(sound), open_beton(tmp_path / "other.beton"))
     assert str(caught.value) == (
-        f"{tmp_path}/other.beton: its 2 classes are not the 3 of {sound}: class 1 is 'cow' there, 'cat' here. "
+        f"{tmp_path}/other.beton: its 2 classes are not the 3 of {sound}: "
+        "class 1 is 'cow' there, 'cat' here. "
         f"Build it again with `--classes_from {sound}`."
     )
 

@@ -16,9 +16,8 @@ from vitds.data.draws import centre_views, draw_views
 from vitds.kernels.views import BICUBIC, BILINEAR, POLICY_OPS
 
 COUNT = 20_000
-CRITICAL = (
-    1.63 * (2 / COUNT) ** 0.5
-)  # two samples of 20,000 from one distribution are further apart with probability 1 %
+# Two samples of 20,000 from one distribution are further from each other with probability 1 %.
+CRITICAL = 1.63 * (2 / COUNT) ** 0.5
 JITTER = {"colour": 0.8, "brightness": 0.8, "contrast": 0.6, "saturation": 0.4, "hue": 0.2}
 IDMM = Views(
     groups=(

@@ -1,4 +1,4 @@
-"""What the loader delivers: the right pixels of the right images in the right order, for any ranks, workers and starting step."""
+"""The loader delivers the right pixels of the right images in the right order, from any step on any ranks."""
 
 import io
 

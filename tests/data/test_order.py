@@ -1,4 +1,4 @@
-"""The order of an epoch: every image once, ranks apart, resumable, the last step padded; on disk in runs of pages if asked."""
+"""The order of an epoch: every image once, each on one rank, resumable, in runs of pages if asked."""
 
 import numpy as np
 import pytest

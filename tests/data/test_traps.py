@@ -107,7 +107,10 @@ def test_an_exception_in_the_consumer_ends_the_thread(file):
 
 @pytest.fixture(scope="module")
 def fresh_process(file):
-    """What a new process sees of itself: torch's threads after the import and at each batch, shared memory, how often numba compiled."""
+    """What a new process sees of itself.
+
+    Torch's threads after the import and at each batch, shared memory, and how often numba compiled.
+    """
     script = """
 import json, sys, torch
 from numba.core import event
@@ -123,7 +126,8 @@ with event.install_recorder("numba:compile") as recorder:
     compiled = len(recorder.buffer)
     import numba
     numba.njit(lambda x: x + 1)(1)
-print(json.dumps({"threads": threads, "shared": shared, "compiled": compiled, "compiled by us": len(recorder.buffer) - compiled}))
+ours = len(recorder.buffer) - compiled
+print(json.dumps({"threads": threads, "shared": shared, "compiled": compiled, "compiled by us": ours}))
 """
     return json.loads(run_script(script, file.path).stdout)
 
@@ -267,7 +271,7 @@ def test_nothing_goes_stale_over_many_starts_and_collections(file):
 
 
 def stock_batches(loader):
-    """An epoch of a stock loader; where its thread fails, it would wait for ever: after a minute queue.Empty instead."""
+    """An epoch of a stock loader, which waits for ever where its thread fails: after a minute queue.Empty."""
     iterator = iter(loader)
     while (item := iterator.output_queue.get(timeout=60)) is not None:
         ((crops, status),) = item[1]

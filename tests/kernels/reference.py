@@ -1,4 +1,7 @@
-"""What each kernel of pixels.c means, in NumPy floats, as plainly as may be: pictures (H, W, 3), levels 0 to 255, results unrounded."""
+"""What each pixel kernel means, in NumPy floats, as plainly as may be.
+
+Pictures are (H, W, 3), levels 0 to 255, results unrounded.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def resize_matrix(length: int, resized: int, name: str) -> NDArray[np.float64]:
 
 
 def resize(picture: Picture, height: int, width: int, name: str) -> Picture:
-    """Whole levels between the two directions, as in the kernels: bilinear goes down first, bicubic across first."""
+    """Whole levels between the directions, as in the kernels: bilinear goes down first, bicubic across."""
     down, across = resize_matrix(picture.shape[0], height, name), resize_matrix(picture.shape[1], width, name)
     if name == "bilinear":
         return np.einsum("xw,ywc->yxc", across, rounded(np.einsum("yh,hwc->ywc", down, picture)))
@@ -177,7 +180,10 @@ def translate_y(picture: Picture, fraction: float) -> Picture:
 
 
 def rotate(picture: Picture, degrees: float) -> Picture:
-    """Counter-clockwise about the centre, nearest pixel; 128 from outside. Places are whole 65536ths of a pixel, as in PIL."""
+    """Counter-clockwise about the centre, nearest pixel; 128 from outside.
+
+    Places are whole 65536ths of a pixel, as in PIL.
+    """
     side = len(picture)
     angle = np.deg2rad(float(np.float32(degrees)))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # (y, x) to (y, x)

@@ -1,4 +1,4 @@
-"""pixels.c built otherwise: under the sanitizers on fuzzed input, and without wide registers, with the same bytes as the installed one."""
+"""pixels.c built otherwise: clean under the sanitizers on fuzzed input, the same bytes on any processor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ SANITIZED = [
 ]
 NARROW = ["-O2", *(["-mno-avx512f", "-mno-avx2", "-mno-avx"] if platform.machine() == "x86_64" else [])]
 FUSED = ["-O3", "-ffp-contract=fast", *(["-march=native"] if platform.machine() == "x86_64" else [])]
-# The choice that a processor without wide registers makes, and one with 256 bits (`name` is "avx2" or begins with "avx512").
+# The choice that a processor without wide registers makes, and one with 256 bits (`name` is "avx2" or begins
+# with "avx512").
 CHOOSES_128 = ["-O3", "-UVITDS_PLAIN", "-D__builtin_cpu_supports(name)=0"]
 CHOOSES_256 = ["-O3", "-UVITDS_PLAIN", "-D__builtin_cpu_supports(name)=(name[3] == '2')"]
 HAS_AVX2 = Path("/proc/cpuinfo").exists() and " avx2 " in Path("/proc/cpuinfo").read_text()
@@ -80,7 +81,7 @@ def test_fuzzed_pictures_specs_and_jpegs_are_clean_under_the_sanitizers(tmp_path
 
 
 def random_specs(pictures: list[np.ndarray], views: int, side: int) -> np.ndarray:
-    """(B, views) of VIEW_SPEC with everything on: both filters, all colour and policy operations, blur, flips."""
+    """(B, views) of VIEW_SPEC with everything on: both filters, colour, blur, policy, flips."""
     random = np.random.default_rng(side)
     specs = np.zeros((len(pictures), views), VIEW_SPEC)
     shape = specs.shape

@@ -1,4 +1,4 @@
-"""Jitter, grey and blur: against the plain reference and torchvision's float operations, on photographs and on noise of every size."""
+"""Jitter, grey, blur and solarise against the plain reference and torchvision, on photographs and noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JPEG: PIL's pixels, and damage told by sample, never silently grey."""
+"""JPEG: PIL's pixels, and damage named by sample, never silently grey."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ PICTURE = photograph_parts(96)[1]
 STORED = jpeg(PICTURE)
 CASES = {
     "the JPEG data are damaged or end early": [
-        STORED[: len(STORED) // 2], STORED[:-200], STORED[:20], STORED[:300], b"", b"\xff", b"no picture at all", STORED[100:], bytes(1000),
-        STORED[:700] + STORED[900:-2],
+        STORED[: len(STORED) // 2], STORED[:-200], STORED[:20], STORED[:300], STORED[100:],
+        STORED[:700] + STORED[900:-2], b"", b"\xff", b"no picture at all", bytes(1000),
     ],
     "size differs from the one that was recorded": [jpeg(PICTURE[:95]), jpeg(PICTURE[:, :90])],
     "no direct way to RGB (CMYK)": [cmyk_jpeg(PICTURE)],
@@ -71,10 +71,10 @@ CASES = {
 @pytest.mark.parametrize(
     ("reason", "stored"), [(reason, stored) for reason, all_stored in CASES.items() for stored in all_stored]
 )
-def test_unusable_jpeg_is_told_and_the_next_one_decodes(reason: str, stored: bytes) -> None:
-    with pytest.raises(DataError, match="a picture of 96 x 96 px in ") as told:
+def test_unusable_jpeg_is_named_and_the_next_one_decodes(reason: str, stored: bytes) -> None:
+    with pytest.raises(DataError, match="a picture of 96 x 96 px in ") as caught:
         decode(stored, JPEG, (96, 96))
-    assert reason in str(told.value)
+    assert reason in str(caught.value)
     assert (
         np.abs(decode(STORED, JPEG, (96, 96)).astype(int) - np.asarray(Image.open(io.BytesIO(STORED)))).max()
         <= 1

@@ -1,4 +1,4 @@
-"""The fifteen operations of the fine-tuning recipe: against the plain reference, and against PIL or torchvision, whoever has them."""
+"""The fifteen operations of the policy against the plain reference, PIL and torchvision."""
 
 from __future__ import annotations
 
@@ -140,10 +140,22 @@ def test_operation_is_torchvisions_in_float(name: str, value: float, operation: 
 
 
 RANGES = {
-    "invert": (0, 0), "cutout": (0, 60), "sharpness": (0, 3), "autocontrast": (0, 0), "posterize": (0, 8), "shear_x": (-2, 2),
-    "shear_y": (-2, 2), "translate_x": (-2, 2), "translate_y": (-2, 2), "rotate": (-360, 360), "equalize": (0, 0), "contrast": (0, 3),
-    "colour": (0, 3), "solarize": (0, 256), "brightness": (0, 3),
-}  # fmt: skip
+    "invert": (0, 0),
+    "cutout": (0, 60),
+    "sharpness": (0, 3),
+    "autocontrast": (0, 0),
+    "posterize": (0, 8),
+    "shear_x": (-2, 2),
+    "shear_y": (-2, 2),
+    "translate_x": (-2, 2),
+    "translate_y": (-2, 2),
+    "rotate": (-360, 360),
+    "equalize": (0, 0),
+    "contrast": (0, 3),
+    "colour": (0, 3),
+    "solarize": (0, 256),
+    "brightness": (0, 3),
+}
 
 
 def test_every_operation_is_compared_with_the_reference() -> None:

@@ -1,4 +1,4 @@
-"""Resizing: against PIL on photographs, against the plain reference on boxes of every shape, and without a byte outside the buffers."""
+"""Resizing against PIL and the plain reference, for boxes of every shape, and no byte outside the buffers."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def box_of(picture: np.ndarray, spec: np.void) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_crops_of_photographs_are_pils_within_two_levels(name: str) -> None:
-    # Pillow 13 sums bicubic boxes that are higher than wide in the other order, which shows where it overshoots: left out here,
-    # and covered by the comparison with the reference below.
+    # Pillow 13 sums bicubic boxes that are higher than wide in the other order, which shows where it
+    # overshoots: left out here, and covered by the comparison with the reference below.
     got, wanted = [], []
     for picture in photographs():
         specs = random_boxes(picture, 6, flat=name == "bicubic")
@@ -75,7 +75,7 @@ def test_crops_of_photographs_are_torchvisions_float_crops(name: str) -> None:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    """A picture of noise, one spec, and the side of its view: every shape, position, window, filter and flip."""
+    """A picture of noise, one spec, the side of its view: every shape, position, window, filter and flip."""
     height, width = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     picture = np.random.default_rng(draw(st.integers(0, 999))).integers(
         0, 256, (height, width, 3), dtype=np.uint8

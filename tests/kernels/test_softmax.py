@@ -1,4 +1,4 @@
-"""softmax.c against float64: its exponential, both kinds of numbers, what is not finite, threads, and builds for other processors."""
+"""softmax.c against float64: both kinds of numbers, what is not finite, threads, other processors' builds."""
 
 from __future__ import annotations
 
@@ -35,9 +35,16 @@ def run(
     values = logits.clone()
     highest, above = (part.clone() for part in parts) if parts else torch.full((2, len(logits)), 7.0)
     softmax_rows(
-        values.data_ptr(), is_bf16=values.dtype == torch.bfloat16, rows=values.shape[0], columns=values.shape[1],
-        highest=highest.data_ptr(), above=above.data_ptr(), finds=parts is None, stores=stores, threads=threads,
-    )  # fmt: skip
+        values.data_ptr(),
+        is_bf16=values.dtype == torch.bfloat16,
+        rows=values.shape[0],
+        columns=values.shape[1],
+        highest=highest.data_ptr(),
+        above=above.data_ptr(),
+        finds=parts is None,
+        stores=stores,
+        threads=threads,
+    )
     return values, highest, above
 
 
@@ -46,7 +53,7 @@ def make_logits(rows: int, columns: int, dtype: torch.dtype, scale: float = 3.0)
 
 
 def exponentials(x: torch.Tensor) -> torch.Tensor:
-    """e^x of a row, which the kernel stores where it is told that both parts are 0."""
+    """e^x of a row, which the kernel stores where both parts are given as 0."""
     return run(x[None], parts=(torch.zeros(1), torch.zeros(1)))[0][0]
 
 
@@ -143,7 +150,8 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 def test_its_threads_are_those_of_torch() -> None:
     """Two OpenMP libraries would take the cores from each other: their idle threads wait in a loop."""
-    code = "import torch; from vitds.kernels.softmax import library; library(); print(open('/proc/self/maps').read())"
+    code = "import torch; from vitds.kernels.softmax import library; library(); "
+    code += "print(open('/proc/self/maps').read())"
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert len({line.split()[-1] for line in maps.splitlines() if "libgomp" in line}) == 1
 

@@ -42,9 +42,10 @@ def test_spec_has_the_size_that_the_header_asserts() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"top": -1}, {"left": -1}, {"top": 1}, {"left": 1}, {"height": 0}, {"width": 0}, {"height": 49}, {"width": 2**31 - 1},
-        {"top": 2**31 - 1}, {"height": -(2**31)}, {"resized_height": 23}, {"resized_width": 0}, {"resized_width": 65536},
-        {"out_top": 1}, {"out_left": -1}, {"out_left": 2**31 - 1},
+        {"top": -1}, {"left": -1}, {"top": 1}, {"left": 1}, {"height": 0}, {"width": 0}, {"height": 49},
+        {"width": 2**31 - 1}, {"top": 2**31 - 1}, {"height": -(2**31)}, {"resized_height": 23},
+        {"resized_width": 0}, {"resized_width": 65536}, {"out_top": 1}, {"out_left": -1},
+        {"out_left": 2**31 - 1},
     ],
 )  # fmt: skip
 def test_box_or_window_outside_its_picture_is_refused(fields: dict) -> None:
@@ -54,8 +55,9 @@ def test_box_or_window_outside_its_picture_is_refused(fields: dict) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"solarise": 2}, {"solarise": -1},
-        {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1}, {"brightness": np.nan}, {"contrast": 3.1},
+        {"filter": 2}, {"filter": -1}, {"flip": 2}, {"flip": -1}, {"grey": 2}, {"solarise": 2},
+        {"solarise": -1}, {"colour_order": (1, 2, 3, 5)}, {"brightness": -0.1}, {"brightness": np.nan},
+        {"contrast": 3.1},
         {"saturation": np.inf}, {"hue": 0.51}, {"hue": np.nan}, {"blur_sigma": -1}, {"blur_sigma": 10.7},
         {"policy_op": (16, 0)}, {"policy_op": (0, -1)}, {"policy_op": (10, 0), "policy_value": (361, 0)},
         {"policy_op": (0, 5), "policy_value": (0, 9)}, {"policy_op": (3, 0), "policy_value": (np.nan, 0)},

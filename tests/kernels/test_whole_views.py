@@ -1,4 +1,4 @@
-"""Whole views as a recipe draws them, from box to blur, against torchvision's float operations on photographs."""
+"""Whole views as a recipe draws them, from box to flip, against torchvision's float operations."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ try:
 except ImportError:  # not a dependency: its column is left out
     ke = None
 
-CROPS, CROP_PX = 64, 112
+CROPS = 64
+CROP_PX = 112
 # Each operation is run so often, and so long, at least; the fastest run counts.
 REPEATS = 5
 SECONDS = 0.3

@@ -1,5 +1,4 @@
-"""The FFCV decoder operation: an image is decoded once, or read from the map, and all its views are cut in
-C."""
+"""The FFCV decoder operation: an image is decoded once, or read from the map, and all its views are cut."""
 
 from __future__ import annotations
 
@@ -110,8 +109,7 @@ class CutViews(Operation):
             pixels[row] = FILLING
 
     def _cut_addresses(self, indices: int, count: int, base: int, pixels: int, status: int) -> int:
-        """What the compiled code calls. ctypes takes the GIL for it, and gives it back while the kernels
-        work."""
+        """What the compiled code calls. ctypes takes the GIL for it, and frees it while the kernels work."""
         try:
             self.cut(
                 _array_at(indices, np.int64, (count,)),

@@ -46,8 +46,7 @@ INLINE void add_margin(uint8_t *restrict out, const uint8_t *restrict in, int si
     }
 }
 
-/* True Gaussian: each plane, with its margin, is summed down as one long row, then across row by row into its
- * place. */
+/* True Gaussian: a plane with its margin is summed down as one long row, then across into its place. */
 INLINE void blur(const View *view) {
     int16_t half[MAX_RADIUS + 1], weight[2 * MAX_RADIUS + 1];
     int radius = gaussian(view->spec->blur_sigma, half), taps = 2 * radius + 1;

@@ -8,7 +8,7 @@
 
 #include "view.h"
 
-/* Two neighbouring pixels of a plane as one 16-bit word. Even and odd byte are worked on apart, so that the
+/* Two neighbouring pixels of a plane as one 16-bit word. Even and odd byte are worked on in turn, so that the
  * compiler's vectors have 16-bit lanes from load to store. */
 typedef uint16_t Pair __attribute__((aligned(1), may_alias));
 
@@ -108,8 +108,7 @@ INLINE void mix_with_grey(const View *view, double own, double grey) {
 INLINE void saturation(const View *view, double f) { mix_with_grey(view, f, 1 - f); }
 INLINE void greyscale(const View *view) { mix_with_grey(view, 0, 1); }
 
-/* Channel n of a colour whose hue is `turn` (in 1/16 of a level, 0 .. 6 * chroma): the top level less a
- * trapezium of the hue. */
+/* Channel n of a colour of hue `turn` (1/16 of a level, 0 .. 6 * chroma): top less a trapezium of the hue. */
 INLINE uint16_t hue_channel(uint16_t turn, uint16_t top, uint16_t chroma, int n) {
     uint16_t moved = (uint16_t)(turn + 16 * n * chroma), less = (uint16_t)(moved - 96 * chroma);
     int16_t at = (int16_t)(moved < less ? moved : less), back = (int16_t)(64 * chroma - at);

@@ -9,9 +9,10 @@
 /* More taps than these need finer weights than 256ths. */
 enum { NARROW_TAPS = 12 };
 
-/* The filter at n / d, times a positive number that is the same for all n: exact, and the same on every
- * machine. Bilinear: 1 - |x| below 1. Bicubic (a = -1/2): 1.5|x|^3 - 2.5x^2 + 1 below 1, -0.5|x|^3 + 2.5x^2 -
- * 4|x| + 2 below 2. */
+/* The filter at x = n / d, times a positive number that is the same for all n: exact on every machine.
+ *   bilinear: 1 - |x| below 1
+ *   bicubic (a = -1/2): 1.5|x|^3 - 2.5x^2 + 1 below 1, -0.5|x|^3 + 2.5x^2 - 4|x| + 2 below 2
+ */
 static int64_t filter_at(int filter, int64_t n, int64_t d) {
     n = n < 0 ? -n : n;
     if (filter == BILINEAR) return n < d ? d - n : 0;
@@ -20,8 +21,8 @@ static int64_t filter_at(int filter, int64_t n, int64_t d) {
 }
 
 /* PIL's antialiased resize: output pixel i looks at (i + 1/2) * length / resized, through the filter
- * stretched by the reduction. With d = 2 * max(length, resized), source pixel x stands ((2x + 1) * resized -
- * centre) / d from there. */
+ * stretched by the reduction. With d = 2 * max(length, resized), source pixel x stands
+ * ((2x + 1) * resized - centre) / d from there. */
 static int fill_taps(Taps *table, int length, int resized, int filter) {
     int64_t d = 2 * (int64_t)(length > resized ? length : resized), reach = filter == BICUBIC ? 2 * d : d;
     int64_t widest = (reach + resized - 1) / resized;
@@ -79,8 +80,7 @@ INLINE void sum_across(const View *view, const uint8_t *rows, ptrdiff_t stride, 
         transpose(out + c * plane_stride, side, columns + deep * c, strip, side, deep);
 }
 
-/* Output rows y .. y + count - 1 as vertical sums of rows of n bytes, which begin at source row `from` of the
- * box. */
+/* Output rows y .. y + count - 1 as vertical sums of rows of n bytes, from row `from` of the box on. */
 INLINE void sum_down(const View *view, const uint8_t *rows, ptrdiff_t stride, int n, int from, int y,
                      int count, uint8_t *out, ptrdiff_t out_stride) {
     const Taps *down = view->down;

@@ -84,8 +84,7 @@ INLINE float highest_float(const float *row, int64_t columns) {
     return most;
 }
 
-/* The bits of bfloat16 numbers are in their order as whole numbers, once those below a minus sign are turned
- * over; and back. */
+/* Bits of bfloat16 numbers are in order as whole numbers, once those below a minus sign are turned over. */
 INLINE int16_t in_order(int16_t bits) { return bits ^ (bits >> 15 & 0x7fff); }
 
 INLINE float highest_bf16(const int16_t *row, int64_t columns) {
@@ -141,8 +140,7 @@ static Row *best(int is_bf16) {
 static Row *best(int is_bf16) { return is_bf16 ? bf16_any : float_any; }
 #endif
 
-/* logits: rows x columns, one after the other. highest, above: a number a row, found or read as `does`
- * says. */
+/* logits: rows x columns, without gaps. highest, above: a number a row, found or read as `does` says. */
 void vitds_softmax(void *logits, int is_bf16, int64_t rows, int64_t columns, int does, float *highest,
                    float *above, int threads) {
     Row *row = best(is_bf16);

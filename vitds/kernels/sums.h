@@ -1,5 +1,4 @@
-/* The two primitives of resizing and blur: sums of rows of bytes, and the transposition that makes columns
- * rows.
+/* The two primitives of resizing and blur: sums of rows of bytes, and the transposition of rows and columns.
  *
  * No intrinsics: the compiler's own vector types, so that one text serves every processor. docs/kernels.md
  * derives both with pictures (parts 1 and 2).

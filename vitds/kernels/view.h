@@ -1,5 +1,4 @@
-/* What the stages share: a view in the making, the memory it is made in, and the small arithmetic of all of
- * them. */
+/* What the stages share: a view in the making, the memory it is made in, and some small arithmetic. */
 #ifndef VITDS_VIEW_H
 #define VITDS_VIEW_H
 
