@@ -291,7 +291,7 @@ def jobs_called() -> list[tuple[str, str, int, list[str]]]:
     """(module, function, positional arguments, keywords) of every job that cli.py calls."""
     calls = []
     for function in ast.parse(Path(cli.__file__).read_text()).body:
-        if not isinstance(function, ast.FunctionDef):
+        if not isinstance(function, ast.FunctionDef) or function.name.startswith("_"):
             continue
         origin = {
             name.name: node.module

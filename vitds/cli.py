@@ -444,6 +444,21 @@ def checkpoint_verify(run: str, *, json: bool = False) -> None:
     verify_run(run, as_json=json)
 
 
+def checkpoint_prune(run: str, *, keep: int = 1, json: bool = False) -> None:
+    """Remove a run's checkpoints but the newest sound ones.
+
+    A finished run needs none to be evaluated or to begin another from. The rows of its instance head are in them alone.
+
+    Args:
+        run: a run directory
+        keep: how many stay
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.checkpoints import prune_run
+
+    prune_run(run, keep=keep, as_json=json)
+
+
 COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "data build": data_build,
@@ -462,6 +477,7 @@ COMMANDS: dict[str, Command] = {
     "plan": plan,
     "checkpoint list": checkpoint_list,
     "checkpoint verify": checkpoint_verify,
+    "checkpoint prune": checkpoint_prune,
     "bench loader": bench_loader,
     "bench augment": bench_augment,
     "bench step": bench_step,

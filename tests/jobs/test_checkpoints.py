@@ -1,4 +1,4 @@
-"""`vitds checkpoint list` and `verify` on the checkpoints of a real run."""
+"""`vitds checkpoint list`, `verify` and `prune`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.training import small_run
 from vitds.cli import main
+from vitds.runs.checkpoint import write_checkpoint
+from vitds.runs.lock import RunLock
 
 
 def run_with_checkpoints(run: str, data: tuple[str, str]) -> str:
@@ -38,7 +41,40 @@ def test_checkpoints_are_listed_and_verified_and_a_damaged_one_is_named(run: str
     )
 
 
+def names(run: str) -> list[str]:
+    return sorted(path.name for path in (Path(run) / "checkpoints").iterdir())
+
+
+def test_pruning_keeps_the_newest_sound_ones(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    for step in range(1, 6):
+        write_checkpoint(run / "checkpoints", step, {"model": {"a": torch.ones(9)}}, {}, keep=9)
+    (run / "checkpoints/step-00000005/manifest.json").write_text("{")
+    assert main(["checkpoint", "prune", str(run), "--keep", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["state"] for row in rows] == ["removed", "removed", "kept", "kept", "removed"]
+    assert names(run) == ["step-00000003", "step-00000004"]
+    assert main(["checkpoint", "prune", str(run)]) == 0 and names(run) == ["step-00000004"]
+    assert "kept" in capsys.readouterr().out
+
+
+def test_pruning_spares_a_run_that_trains_and_one_without_a_sound_checkpoint(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2):
+        write_checkpoint(run / "checkpoints", step, {"model": {"a": torch.ones(9)}}, {}, keep=9)
+    lock = RunLock(run)
+    assert main(["checkpoint", "prune", str(run)]) == 5 and "is in use by process" in capsys.readouterr().err
+    lock.release()
+    assert main(["checkpoint", "prune", str(run), "--keep", "0"]) == 2
+    assert "--keep 0: must be 1 or more" in capsys.readouterr().err
+    for path in (run / "checkpoints").iterdir():
+        (path / "manifest.json").unlink()
+    assert main(["checkpoint", "prune", str(run)]) == 5
+    assert "is sound, so all stay; the newest: " in capsys.readouterr().err
+    assert len(names(run)) == 2
+
+
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path, capsys) -> None:
-    for command in ("list", "verify"):
+    for command in ("list", "verify", "prune"):
         assert main(["checkpoint", command, str(tmp_path)]) == 5
         assert f"{tmp_path} has no checkpoints; is it a run directory?" in capsys.readouterr().err

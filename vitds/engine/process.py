@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deepspeed.ops
@@ -58,11 +58,11 @@ def start_ranks() -> torch.device:
     if not td.is_initialized():
         adopt_slurm_step()
     place = read_place(os.environ)
+    device = _device(place)
     os.environ["LOCAL_RANK"] = str(place.local_rank)  # DeepSpeed insists on it, also for one rank
     os.environ.pop(
         "OMPI_COMM_WORLD_LOCAL_RANK", None
     )  # and on this being the same, also where it is left over
-    device = _device(place)
     if td.is_initialized():
         return device
     if place.is_launched:
@@ -81,6 +81,29 @@ def start_ranks() -> torch.device:
             hook  # torch puts [rank0] before every line of every traceback to come, also of a caller's
         )
     return device
+
+
+@contextlib.contextmanager
+def joined_ranks() -> Iterator[torch.device]:
+    """`start_ranks` for as long as a run lasts; gives the device that trains.
+
+    What a run sets in this process for itself is set back at its end: a caller's own code may come after it.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    threads = torch.get_num_threads()
+    local_rank = os.environ.get("LOCAL_RANK")
+    try:
+        device = start_ranks()
+        with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+            yield device
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+        torch.set_num_threads(threads)
+        if local_rank is None:
+            os.environ.pop("LOCAL_RANK", None)
 
 
 def _device(place: Place) -> torch.device:
@@ -224,20 +247,29 @@ def noise_into(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log)
     handler.setFormatter(logging.Formatter(f"[rank {dist.rank()}] %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("DeepSpeed", "torch", "vitds", "py.warnings")]
+    loggers = [logging.getLogger(name) for name in ("DeepSpeed", "torch", "vitds")]
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:
-        logger.handlers, logger.propagate = [handler], False
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
+        logger.handlers = [handler]
+        logger.propagate = False
     try:
-        with contextlib.redirect_stdout(_ToLog(handler)):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(_ToLog(handler)):
+            warnings.simplefilter("default")
+            warnings.showwarning = _warning_into(handler)
             yield
     finally:
-        logging.captureWarnings(False)
         for logger, (handlers, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
+            logger.handlers = handlers
+            logger.propagate = propagate
         handler.close()
+
+
+def _warning_into(handler: logging.FileHandler) -> Callable[..., None]:
+    def show(message: Warning | str, category: type, file: str, line: int, *_: object) -> None:
+        text = warnings.formatwarning(message, category, file, line)
+        handler.handle(logging.LogRecord("py.warnings", logging.WARNING, file, line, text, None, None))
+
+    return show
 
 
 class _ToLog(io.TextIOBase):

@@ -23,7 +23,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+            # Under nohup a terminal may close: it has HUP ignored, which stays so.
+            is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            heard = [number for number in STOPPING if not (number == signal.SIGHUP and is_ignored)]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

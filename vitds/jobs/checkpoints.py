@@ -1,30 +1,63 @@
-"""`vitds checkpoint list|verify RUN`: what a run could go on from."""
+"""`vitds checkpoint list|verify|prune RUN`: what a run could go on from, and what of it may go."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from vitds.errors import RunError
-from vitds.runs.checkpoint import list_checkpoints, verify_checkpoint
+from vitds.errors import RunError, UsageError
+from vitds.report.table import show
+from vitds.runs.checkpoint import list_checkpoints, prune, verify_checkpoint
 from vitds.runs.directory import Run, read_json
+from vitds.runs.lock import RunLock
+from vitds.terminal import say
 
 
 def list_run(run: str, *, as_json: bool = False) -> list[dict[str, object]]:
     """Print each checkpoint's step, ranks' files and bytes, oldest first.
 
+    Args:
+        run: the run directory.
+        as_json: print one JSON object and nothing else.
     Raises: RunError if the run has none.
     """
     rows = []
     for path in _checkpoints(run):
         manifest = read_json(path / "manifest.json")
-        size = sum(facts["bytes"] for facts in manifest["files"].values())
         rows.append(
-            {"path": str(path), "step": manifest["step"], "files": len(manifest["files"]), "bytes": size}
+            {
+                "path": str(path),
+                "step": manifest["step"],
+                "files": len(manifest["files"]),
+                "bytes": sum(facts["bytes"] for facts in manifest["files"].values()),
+            }
         )
+    _print(rows, as_json)
+    return rows
+
+
+def prune_run(run: str, *, keep: int, as_json: bool = False) -> list[dict[str, object]]:
+    """Remove a run's checkpoints but the newest sound ones, and print what stays and what went.
+
+    Args:
+        run: the run directory.
+        keep: how many stay.
+        as_json: print one JSON object and nothing else.
+    Raises: UsageError for less than one; RunError if the run has no checkpoint or no sound one; RunLockedError while
+        it trains.
+    """
+    if keep < 1:
+        raise UsageError(f"--keep {keep}: must be 1 or more, for a run goes on from its newest checkpoint")
+    sizes = {path: _bytes(path) for path in _checkpoints(run)}
+    lock = RunLock(Path(run))
+    try:
+        kept, removed = prune(Run(Path(run)).checkpoints, keep)
+    finally:
+        lock.release()
+    states = dict.fromkeys(kept, "kept") | dict.fromkeys(removed, "removed")
+    rows = [{"path": str(path), "state": states[path], "bytes": size} for path, size in sizes.items()]
     _print(rows, as_json)
     return rows
 
@@ -32,6 +65,9 @@ def list_run(run: str, *, as_json: bool = False) -> list[dict[str, object]]:
 def verify_run(run: str, *, as_json: bool = False) -> list[dict[str, object]]:
     """Hash every file of every checkpoint and print what is wrong.
 
+    Args:
+        run: the run directory.
+        as_json: print one JSON object and nothing else.
     Raises: RunError if the run has no checkpoint, or one is damaged (after all were looked at; names the first).
     """
     rows, first = [], None
@@ -55,13 +91,17 @@ def _checkpoints(run: str) -> list[Path]:
     return found
 
 
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
 def _print(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"rows": rows}))
+        say(json.dumps({"rows": rows}))
         return
     table = Table()
     for key in rows[0]:
         table.add_column(key, overflow="fold")
     for row in rows:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    Console().print(table)
+    show(table)

@@ -17,7 +17,7 @@ from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.engine.peers import Peers
-from vitds.engine.process import start_ranks
+from vitds.engine.process import joined_ranks
 from vitds.errors import SettingsError, ShapeError, VitdsError
 from vitds.jobs.data_files import check_recipe, training_files
 from vitds.runs.directory import Run, given_settings, save_inputs
@@ -68,34 +68,38 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
         (names it and its cause).
     """
     started = time.perf_counter()
-    device = start_ranks()
-    files = None
-    if flags.run is None or not Run(Path(flags.run).expanduser()).is_finished:
-        files = training_files(given)
-        if flags.recipe is None:
-            check_recipe(command, files[0])
+    with joined_ranks() as device:
+        files = None
+        if flags.run is None or not Run(Path(flags.run).expanduser()).is_finished:
+            files = training_files(given)
+            if flags.recipe is None:
+                check_recipe(command, files[0])
+        contents = _contents(files)
+        with _held_run(flags.run, flags.recipe or DEFAULT_RECIPES[command]) as (run, lock):
+            with Peers(run.path / "log.txt").watched() as peers:
+                settings = given_settings(run, given, contents)
+                if lock is not None and files is not None:
+                    save_inputs(run, settings, contents)
+                yield Session(run, settings, files, device, lock, started, peers)
+
+
+@contextmanager
+def _held_run(path: str | None, recipe: str) -> Iterator[tuple[Run, RunLock | None]]:
+    """The run directory and, on rank 0, the lock on it; a new one is removed where nothing was trained in it."""
     held: list[RunLock] = []
 
     def take() -> Path:
-        is_named = flags.run is not None
-        recipe = flags.recipe or DEFAULT_RECIPES[command]
-        held.append(RunLock(Path(flags.run).expanduser()) if is_named else next_run(recipe))
+        held.append(next_run(recipe) if path is None else RunLock(Path(path).expanduser()))
         return held[0].path.parent
 
     run = Run(dist.on_main(take))
     lock = held[0] if held else None
     try:
-        with Peers(run.path / "log.txt").watched() as peers:
-            contents = _contents(files)
-            settings = given_settings(run, given, contents)
-            if lock is not None and files is not None:
-                save_inputs(run, settings, contents)
-            session = Session(run, settings, files, device, lock, started, peers)
-            if lock is not None and not lock.has_flock:
-                session.say(
-                    f"the file system of {run.path} has no locks: start no two runs there at one moment with one --run"
-                )
-            yield session
+        if lock is not None and not lock.has_flock:
+            say(
+                f"the file system of {run.path} has no locks: start no two runs there at one moment with one --run"
+            )
+        yield run, lock
     except VitdsError as error:
         # Where one rank alone fails, the others read why in the run's log.
         if lock is not None and not run.has_begun and (dist.world_size() == 1 or is_refusal(error)):

@@ -118,6 +118,33 @@ def _remove_old(root: Path, newest: Path, keep: int, keep_every_steps: int) -> N
             shutil.rmtree(path, ignore_errors=True)
 
 
+def prune(root: Path, keep: int) -> tuple[list[Path], list[Path]]:
+    """Remove all checkpoints but the newest sound ones, damaged ones too.
+
+    Args:
+        root: RUN/checkpoints.
+        keep: how many sound ones stay.
+    Returns: what stays, and what was removed, each newest first.
+    Raises: RunError if none is sound; then all stay.
+    """
+    kept: list[Path] = []
+    removed: list[Path] = []
+    problem = ""
+    for path in reversed(list_checkpoints(root)):
+        try:
+            if len(kept) < keep:
+                kept.append(verify_checkpoint(path).path)
+                continue
+        except RunError as error:
+            problem = problem or str(error)
+        removed.append(path)
+    if not kept:
+        raise RunError(f"none of the checkpoints in {root} is sound, so all stay; the newest: {problem}")
+    for path in removed:
+        shutil.rmtree(path)
+    return kept, removed
+
+
 def _hash_and_sync(path: Path) -> str:
     with open(path, "rb") as file:
         digest = (

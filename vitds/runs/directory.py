@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -245,4 +246,30 @@ def save_environment(run: Run, facts: dict[str, Any]) -> None:
     machine["torch_threads"] = torch.get_num_threads()
     machine["vector_width"] = torch.backends.cpu.get_cpu_capability()
     machine["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    write_json(run.path / "environment.json", {"versions": versions, "machine": machine, **facts})
+    values = {"versions": versions, "commit": _commit(), "machine": machine, **facts}
+    write_json(run.path / "environment.json", values)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that vitds runs from, with -dirty where its files were changed; None elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    # Without the lock of git's index, which a checkout that cannot be written to has no place for.
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):  # no git, or a checkout that git refuses as another user's
+        return None
+    return done.stdout.strip()
