@@ -30,7 +30,7 @@ def test_sizes_with_a_102_class_head_are_the_papers(name: str, crop_px: int, mil
 
 
 def test_a_transformers_facts_are_those_of_its_arithmetic() -> None:
-    """Per token and block: 24 D² in the products of weights, 4 T D in those of attention; a multiply-add is two."""
+    """Per token and block 24 D² in the products of weights, 4 T D in those of attention."""
     facts = model_facts(Backbone(options=TINY), crop_px=16)
     tokens, width = 17, 24
     products = 3 * tokens * (24 * width**2 + 4 * tokens * width) + 16 * 2 * width * 3 * 4**2

@@ -1,4 +1,4 @@
-"""A dozen of timm's families that behave differently: each trains at small sides. tests/models/walk.py takes all."""
+"""A dozen of timm's families that behave differently; tests/models/walk.py takes all."""
 
 from __future__ import annotations
 

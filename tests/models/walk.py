@@ -2,7 +2,8 @@
 
     python -m tests.models.walk [FAMILY ...] > table.md
 
-About an hour and 8 GB. docs/models.md holds the table; tests/models/test_families.py does the same with a dozen models.
+About an hour and 8 GB. docs/models.md holds the table; tests/models/test_families.py does the same with a
+dozen models.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def assert_masks_are_of_crops(backbone: nn.Module, side: int) -> None:
 
 
 def walk(family: str, name: str) -> Walked:
-    """All sides, with and without drop path and patch drop; what is refused is not asked for again elsewhere."""
+    """All sides, with and without drop path and patch drop; what is refused once is not asked again."""
     result = Walked(family, name)
     refused_drops: set[str] = set()
     for side in SIDES:
@@ -159,10 +160,9 @@ def line(result: Walked) -> str:
 def main() -> None:
     """Print the table; what went wrong, and each refusal, goes to standard error."""
     faults = 0
-    print(
-        "| family | smallest model | M parameters | width | sides | trained at | drop path | patch drop | weights |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ("family", "smallest model", "M parameters", "width", "sides", "trained at", "drop path")
+    columns += ("patch drop", "weights")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for family, name in smallest_members(sys.argv[1:]):
         began = time.monotonic()
         result = walk(family, name)

@@ -20,21 +20,24 @@ class TopScore:
 
 
 def top_accuracy(logit_MC: Float[Tensor, "M C"], label_L: Int[Tensor, "L"]) -> TopScore:
-    """Share of images whose class has the highest logit, and whose class is among the five highest; ties go to the lower class.
+    """Share of images whose class has the highest logit, and of those whose class is among the five highest.
 
-    With five classes or fewer, top-5 is 100 by definition.
+    Ties go to the lower class. With five classes or fewer, top-5 is 100 by definition.
 
-    Raises: ValueError if there are no images, or a label is outside 0..C-1. ShapeError if the lengths differ. NumericsError if
-        a logit is not finite. Each names the image.
+    Raises: ValueError if there are no images, or a label is outside 0..C-1. ShapeError if the lengths differ.
+        NumericsError if a logit is not finite. Each names the image.
     """
     check_labelled("logits", logit_MC, label_L, logit_MC.shape[1])
     return TopScore(*as_percent(count_hits(logit_MC, label_L), len(logit_MC)))
 
 
 def count_hits(score_MC: Float[Tensor, "M C"], label_M: Int[Tensor, "M"]) -> Int[Tensor, "2"]:
-    """Number of rows whose label has the highest score, and whose label is among the five highest; int64, on the host.
+    """Number of rows whose label has the highest score, and of those whose label is among the five highest.
 
-    Ties go to the lower class, so that the count does not depend on a sorting routine. A score of -inf is never a hit.
+    Ties go to the lower class, so that the count does not depend on a sorting routine. A score of -inf is
+    never a hit.
+
+    Returns: int64, on the host.
     """
     label_M1 = label_M.to(score_MC.device)[:, None].long()
     own_M1 = score_MC.gather(1, label_M1)

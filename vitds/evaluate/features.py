@@ -1,4 +1,4 @@
-"""A frozen model over batches of images -> one row an image: features, or logits where the model ends in a classifier."""
+"""A frozen model over batches of images -> one row an image: features, or logits of a classifier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitds.errors import NumericsError, ShapeError
 
 @runtime_checkable
 class ImageBatch(Protocol):
-    """What evaluation reads of a batch: one uint8 crop an image, its class (-1: none), and its position in the file."""
+    """What evaluation reads of a batch: an image's uint8 crop, class (-1: none), and position in the file."""
 
     @property
     def crops(self) -> UInt8[Tensor, "B 3 S S"]: ...
@@ -46,15 +46,18 @@ def extract_features(
     device: torch.device | str,
     autocast: torch.dtype | None = None,
 ) -> Features:
-    """Run `model` in evaluation mode, without gradients, over all batches; its training mode is restored, also after an error.
+    """Run `model` in evaluation mode, without gradients, over all batches.
+
+    Its training mode is restored, also after an error.
 
     Args:
         model: on `device`; images (B, 3, S, S) float32 -> rows (B, D).
         mean, std: a channel, of pixels in 0..1.
         autocast: dtype of the forward pass; None computes in the model's own.
     Returns: float32 rows, whatever `autocast` is.
-    Raises: ValueError if there is no batch. ShapeError if crops are not (B, 3, S, S), or the model does not return one row an
-        image (gives the shapes). NumericsError if a row is not finite (names the image index).
+    Raises: ValueError if there is no batch. ShapeError if crops are not (B, 3, S, S), or the model does not
+        return one row an image (gives the shapes). NumericsError if a row is not finite (names the image
+        index).
     """
     channels, device = Views(mean=mean, std=std), torch.device(device)
     rows, labels, indices = [], [], []
@@ -62,14 +65,15 @@ def extract_features(
         for batch in batches:
             if batch.crops.ndim != 4 or batch.crops.shape[1] != 3:
                 raise ShapeError(
-                    f"evaluation takes one crop an image, (B, 3, S, S); this batch has {tuple(batch.crops.shape)}"
+                    "evaluation takes one crop an image, (B, 3, S, S); this batch has "
+                    f"{tuple(batch.crops.shape)}"
                 )
             with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 output = model(normalise(batch.crops.to(device, non_blocking=True), channels))
             if output.ndim != 2 or len(output) != len(batch.crops):
                 raise ShapeError(
-                    f"the model returned {tuple(output.shape)} for {len(batch.crops)} images, where one row an image (B, D) is needed; "
-                    "use a backbone that pools its tokens"
+                    f"the model returned {tuple(output.shape)} for {len(batch.crops)} images, where one row "
+                    "an image (B, D) is needed; use a backbone that pools its tokens"
                 )
             check_finite("the model's output", output, batch.index)
             rows.append(output.float().cpu())
@@ -82,7 +86,7 @@ def extract_features(
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """A part that was frozen in evaluation mode before stays so after: each module's mode is kept, not the root's alone."""
+    """Each module's own mode is kept, not the root's alone: a part that was in evaluation mode stays so."""
     was_training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -105,16 +109,16 @@ def check_finite(what: str, rows_MD: Float[Tensor, "M D"], index_M: Int[Tensor, 
         first = int(is_bad.int().argmax())
         image = first if index_M is None else int(index_M[first])
         raise NumericsError(
-            f"{what}: image {image} gives values that are not finite ({int(is_bad.sum())} of {len(is_bad)} images here do); "
-            "take an earlier checkpoint, or evaluate with precision fp32"
+            f"{what}: image {image} gives values that are not finite ({int(is_bad.sum())} of {len(is_bad)} "
+            "images here do); take an earlier checkpoint, or evaluate with precision fp32"
         )
 
 
 def check_labelled(what: str, rows_MD: Float[Tensor, "M D"], label_L: Int[Tensor, "L"], classes: int) -> None:
     """Refuse rows that cannot be scored against their labels.
 
-    Raises: ValueError if there are no rows, or a label is outside 0..classes-1 (names the image). ShapeError if the lengths
-        differ. NumericsError if a row is not finite (names the image).
+    Raises: ValueError if there are no rows, or a label is outside 0..classes-1 (names the image). ShapeError
+        if the lengths differ. NumericsError if a row is not finite (names the image).
     """
     if not len(rows_MD):
         raise ValueError(f"{what}: there are no images")
@@ -124,7 +128,8 @@ def check_labelled(what: str, rows_MD: Float[Tensor, "M D"], label_L: Int[Tensor
     if is_outside.any():
         first = int(is_outside.int().argmax())
         raise ValueError(
-            f"{what}: image {first} has label {int(label_L[first])}, labels here are 0 to {classes - 1} (-1 means no label)"
+            f"{what}: image {first} has label {int(label_L[first])}, labels here are 0 to {classes - 1} "
+            "(-1 means no label)"
         )
     check_finite(what, rows_MD)
 
@@ -136,5 +141,6 @@ def check_same_width(bank_MD: Float[Tensor, "M D"], query_QD: Float[Tensor, "Q D
     """
     if bank_MD.shape[1] != query_QD.shape[1]:
         raise ShapeError(
-            f"bank features are {bank_MD.shape[1]} wide, query features {query_QD.shape[1]}; extract both with the same backbone"
+            f"bank features are {bank_MD.shape[1]} wide, query features {query_QD.shape[1]}; extract both "
+            "with the same backbone"
         )

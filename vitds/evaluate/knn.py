@@ -19,7 +19,11 @@ SIMILARITIES_HELD = 2**25
 
 @dataclass(frozen=True)
 class KnnScore:
-    """In percent of the queries. `neighbours` is the number that voted: the k asked for, or the whole bank where that is smaller."""
+    """In percent of the queries.
+
+    Attributes:
+        neighbours: how many voted: the k asked for, or the whole bank where that is smaller.
+    """
 
     top1: float
     top5: float
@@ -38,17 +42,21 @@ def knn_accuracy(
 ) -> dict[int, KnnScore]:
     """Classify each query by its k nearest bank images, for each k asked for.
 
-    Features are L2-normalised; a neighbour of cosine similarity s votes exp(s / temperature) for its class; ties between classes
-    go to the lower one. A class without a vote is no hit, so with fewer than five voted classes top-5 counts those alone (DINO's
-    script fills the places with arbitrary classes). A query that is in the bank finds itself: give disjoint sets.
+    Features are L2-normalised; a neighbour of cosine similarity s votes exp(s / temperature) for its class;
+    ties between classes go to the lower one. A class without a vote is no hit, so with fewer than five voted
+    classes top-5 counts those alone (DINO's script fills the places with arbitrary classes). A query that is
+    in the bank finds itself: give disjoint sets.
 
-    The product runs on the device of the features, a block of queries at a time (`SIMILARITIES_HELD`); votes are summed on the
-    host in float64, so that their order on a device does not matter.
+    The product runs on the device of the features, a block of queries at a time (`SIMILARITIES_HELD`); votes
+    are summed on the host in float64, so that their order on a device does not matter.
 
-    Returns: a score for each k, under the k that was asked for; a k above the bank's size is clipped (see KnnScore.neighbours).
-    Raises: ValueError if k is empty or below 1, temperature is not positive, bank or query is empty, or a label is outside
-        0..classes-1. ShapeError if lengths or widths differ. NumericsError if a feature is not finite (names the image).
-    Source: Wu et al. 2018 (arXiv:1805.01978), as in DINO's eval_knn.py (Caron et al. 2021). Reference: tests/evaluate/test_knn.py.
+    Returns: a score for each k, under the k that was asked for; a k above the bank's size is clipped (see
+        KnnScore.neighbours).
+    Raises: ValueError if k is empty or below 1, temperature is not positive, bank or query is empty, or a
+        label is outside 0..classes-1. ShapeError if lengths or widths differ. NumericsError if a feature is
+        not finite (names the image).
+    Source: Wu et al. 2018 (arXiv:1805.01978), as in DINO's eval_knn.py (Caron et al. 2021). Reference:
+        tests/evaluate/test_knn.py.
     """
     if not k or min(k) < 1:
         raise ValueError(f"k must be one or more numbers of neighbours, each at least 1; got {list(k)}")

@@ -28,7 +28,13 @@ HELD_OUT = 5  # one image in so many chooses the strength
 
 
 class HeldOut(NamedTuple):
-    """One point of the curve: a strength, and top-1 in percent and mean cross-entropy on the held-out part of training."""
+    """One point of the curve.
+
+    Attributes:
+        strength: of the regularisation.
+        top1: in percent, on the held-out part of training.
+        loss: mean cross-entropy there.
+    """
 
     strength: float
     top1: float
@@ -40,7 +46,8 @@ class LinearScore:
     """top1 and top5 in percent of the queries.
 
     Attributes:
-        regularisation: chosen strength s of: mean cross-entropy + s / 2 · |weights|², on standardised features.
+        regularisation: chosen strength s of: mean cross-entropy + s / 2 · |weights|², on standardised
+            features.
         curve: one point a strength, strong to weak; empty if nothing could be held out.
     """
 
@@ -60,16 +67,16 @@ def linear_probe(
 ) -> LinearScore:
     """Fit logistic regression on the bank, score it on the queries; the queries choose nothing.
 
-    The strength with the best top-1 on a held-out fifth of the bank is taken, among equals the one with the lowest cross-entropy
-    there (the strongest of equals would drown classes of few images); then the same path of warm-started fits runs on the whole
-    bank down to it. Of a class, a fifth but at least one image is held out, and none where it has one only; where no class has
-    two, the strength is 1 / M (scikit-learn's C = 1). A query of a class that the bank lacks is a miss. Features of one value
-    throughout are ignored.
+    The strength with the best top-1 on a held-out fifth of the bank is taken, among equals the one with the
+    lowest cross-entropy there (the strongest of equals would drown classes of few images); then the same path
+    of warm-started fits runs on the whole bank down to it. Of a class, a fifth but at least one image is held
+    out, and none where it has one only; where no class has two, the strength is 1 / M (scikit-learn's C = 1).
+    A query of a class that the bank lacks is a miss. Features of one value throughout are ignored.
 
     Args:
         seed: decides, with the row number, which images are held out.
-    Raises: ValueError if bank or query is empty, a label is negative, or the bank has a single class. ShapeError if lengths or
-        widths differ. NumericsError if a feature is not finite (names the image).
+    Raises: ValueError if bank or query is empty, a label is negative, or the bank has a single class.
+        ShapeError if lengths or widths differ. NumericsError if a feature is not finite (names the image).
     """
     classes = 1 + max(
         (int(labels.max()) for labels in (bank_label_M, query_label_Q) if len(labels)), default=0
@@ -80,7 +87,8 @@ def linear_probe(
     rows_MD, label_M = bank_MD.float().cpu().numpy(), bank_label_M.cpu().numpy()
     if len(np.unique(label_M)) < 2:
         raise ValueError(
-            f"bank: all {len(label_M)} images are of class {label_M[0]}; a linear probe needs two classes or more"
+            f"bank: all {len(label_M)} images are of class {label_M[0]}; a linear probe needs two classes or "
+            "more"
         )
     is_held_out = draw_held_out(label_M, seed)
     if is_held_out.any():
@@ -100,7 +108,10 @@ def linear_probe(
 
 
 def draw_held_out(label_M: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """Which rows choose the strength: of each class of n >= 2 images, max(1, n // 5), by the order of keyed words; bool (M,)."""
+    """Which rows choose the strength: of each class of n >= 2 images max(1, n // 5), by keyed words.
+
+    Returns: bool (M,).
+    """
     word_M = rng.words(Purpose.PROBE, seed, np.arange(len(label_M)))
     is_held_out = np.zeros(len(label_M), bool)
     for label in np.unique(label_M):
@@ -129,14 +140,18 @@ def _new_classifier() -> Pipeline:
 def _fit(
     model: Pipeline, strength: float, rows_MD: NDArray[np.float32], label_M: NDArray[np.integer]
 ) -> None:
-    """Fit from where the model stands. scikit-learn's C weighs the sum of the losses, our strength goes with their mean."""
+    """Fit from where the model stands.
+
+    scikit-learn's C weighs the sum of the losses, our strength goes with their mean.
+    """
     with warnings.catch_warnings():
-        # Weak regularisation of separable classes has its optimum far out; a fit cut short there is judged like any other.
+        # Weak regularisation of separable classes has its optimum far out; a fit cut short there is judged
+        # like any other.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.set_params(logisticregression__C=1 / (strength * len(label_M))).fit(rows_MD, label_M)
 
 
 def _scores(model: Pipeline, rows_QD: NDArray[np.float32]) -> Float[Tensor, "Q seen"]:
-    """One score a class that the bank has; with two classes scikit-learn gives one column, the second class's."""
+    """One score a class that the bank has; of two classes scikit-learn gives one column, the second's."""
     score = torch.from_numpy(model.decision_function(rows_QD)).double()
     return torch.stack([-score, score], 1) if score.ndim == 1 else score

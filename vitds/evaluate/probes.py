@@ -21,13 +21,16 @@ def alignment(first_MD: Float[Tensor, "M D"], second_MD: Float[Tensor, "M2 D2"])
     """Mean squared distance of two views of each image, on the unit sphere: 0 (views agree) to 4.
 
     Args:
-        first_MD, second_MD: row i of each is a view of image i.
-    Raises: ValueError if there are no rows. ShapeError if the shapes differ. NumericsError if a feature is not finite.
+        first_MD: row i is a view of image i.
+        second_MD: row i is another.
+    Raises: ValueError if there are no rows. ShapeError if the shapes differ. NumericsError if a feature is
+        not finite.
     Source: Wang and Isola 2020 (arXiv:2005.10242), alpha = 2.
     """
     if first_MD.shape != second_MD.shape:
         raise ShapeError(
-            f"alignment: the first views are {tuple(first_MD.shape)}, the second {tuple(second_MD.shape)}; row i pairs with row i"
+            f"alignment: the first views are {tuple(first_MD.shape)}, the second {tuple(second_MD.shape)}; "
+            "row i pairs with row i"
         )
     for rows_MD in (first_MD, second_MD):
         _check_rows("alignment", rows_MD, at_least=1)
@@ -36,7 +39,9 @@ def alignment(first_MD: Float[Tensor, "M D"], second_MD: Float[Tensor, "M2 D2"])
 
 
 def uniformity(rows_MD: Float[Tensor, "M D"]) -> float:
-    """Log of the mean, over pairs of different images, of exp(-2 · squared distance) on the unit sphere: 0 (all equal) to near -4.
+    """Log of the mean of exp(-2 · squared distance) over pairs of different images: 0 (all equal) to near -4.
+
+    Distances are on the unit sphere.
 
     Time grows with M²; memory is `BLOCK_ROWS` · M numbers.
 
@@ -74,8 +79,8 @@ def instance_accuracy(parts: Iterable[tuple[Float[Tensor, "M N"], Int[Tensor, "M
 
     Args:
         parts: (logits, index) of some images each, so that no more than one part's M · N logits are held.
-    Raises: ValueError if there are no images, or an index is outside 0..N-1. ShapeError if the lengths differ. NumericsError if
-        a logit is not finite.
+    Raises: ValueError if there are no images, or an index is outside 0..N-1. ShapeError if the lengths
+        differ. NumericsError if a logit is not finite.
     """
     hits, images = torch.zeros(2, dtype=torch.int64), 0
     for logit_MN, index_M in parts:
