@@ -15,7 +15,7 @@ from vitds.config.flags import TrainFlags
 from vitds.config.methods import Command
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile
+from vitds.data.beton import BetonFile, load_manifest, manifest_path
 from vitds.engine.peers import Peers
 from vitds.engine.process import joined_ranks
 from vitds.errors import SettingsError, ShapeError, VitdsError
@@ -74,7 +74,7 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
             files = training_files(given)
             if flags.recipe is None:
                 check_recipe(command, files[0])
-        contents = _contents(files)
+        contents = _contents(given, files)
         with _held_run(flags.run, flags.recipe or DEFAULT_RECIPES[command]) as (run, lock):
             with Peers(run.path / "log.txt").watched() as peers:
                 settings = given_settings(run, given, contents)
@@ -115,8 +115,14 @@ def is_refusal(error: VitdsError) -> bool:
     return isinstance(error, SettingsError | ShapeError)
 
 
-def _contents(files: tuple[BetonFile, BetonFile | None] | None) -> dict[str, str]:
-    """By the setting that names a file: the hash of what is in it."""
-    train, test = files or (None, None)
-    named = {"data.train": train, "data.test": test}
-    return {key: file.manifest.content_hash for key, file in named.items() if file is not None}
+def _contents(given: Settings, files: tuple[BetonFile, BetonFile | None] | None) -> dict[str, str]:
+    """By the setting that names a file: the hash of what is in it; for a finished run, of those that are there."""
+    named = {"data.train": given.data.train, "data.test": given.data.test}
+    if files is not None:
+        opened = {key: file.manifest for key, file in zip(named, files, strict=True) if file is not None}
+    else:
+        there = {
+            key: Path(name) for key, name in named.items() if name and manifest_path(Path(name)).exists()
+        }
+        opened = {key: load_manifest(path) for key, path in there.items()}
+    return {key: manifest.content_hash for key, manifest in opened.items()}
