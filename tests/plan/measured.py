@@ -17,7 +17,7 @@ from vitds.config.load import load_settings
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, open_beton
 from vitds.engine.loop import Trainer
-from vitds.engine.memory import backbone_sizes
+from vitds.engine.memory import module_sizes
 from vitds.engine.process import noise_into, start_ranks
 from vitds.engine.resolve import resolve_settings
 from vitds.jobs.train import build_trainer
@@ -27,45 +27,72 @@ from vitds.plan.totals import MemoryPlan, plan_memory
 from vitds.runs.directory import Run
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
+RECIPE = "idmm_digits"
+# 76 MB of weights.
 WIDE: dict[str, Any] = {
     "patch_size": 8,
     "embed_dim": 512,
     "depth": 6,
     "num_heads": 8,
     "global_pool": "avg",
-}  # 76 MB
-NARROW = WIDE | {"embed_dim": 256}  # 19 MB
+}
+# 19 MB.
+NARROW = WIDE | {"embed_dim": 256}
 TINY = WIDE | {"embed_dim": 24, "depth": 2, "num_heads": 3}
 
 
 def measured_and_planned(
-    data: str, stage: int | str, rows: int, options: dict[str, Any], changes: dict[str, Any]
+    data: str,
+    stage: int | str,
+    rows: int,
+    options: dict[str, Any],
+    changes: dict[str, Any],
+    recipe: str = RECIPE,
 ) -> tuple[int, int, str]:
-    """Bytes that this rank's process grew by from before the model was built, two steps and a checkpoint long; the plan's; its parts.
+    """Train two steps and save a checkpoint.
 
-    What is freed is given back at once meanwhile: glibc would keep freed memory (a fifth of the whole, seen), no part of any plan.
+    What is freed is given back at once meanwhile: glibc would keep freed memory (a fifth of the whole, seen),
+    which is no part of any plan.
+
+    Args:
+        data: the training file.
+        stage: of ZeRO, or the rest of the name of a DeepSpeed JSON.
+        rows: of the classifier; 0 for a method without one.
+        options: of the backbone.
+        changes: settings by their dotted names.
+        recipe: whose other settings are taken.
+    Returns: bytes by which this rank's process grew from before the model was built; the plan's bytes; its
+        largest parts.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     try:
         file = open_beton(Path(data))
-        _train(file, stage, 60, changes, TINY)  # code, threads and libraries' own memory are there before
+        # Code, threads and libraries' own memory are there before what is measured.
+        _train(file, stage, min(rows, 60), changes, TINY, recipe)
         gc.collect()
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         before = _status_bytes("VmRSS")
-        plan = _train(file, stage, rows, changes, options)
+        plan = _train(file, stage, rows, changes, options, recipe)
         return _status_bytes("VmHWM") - before, plan.peak, plan.line()
     finally:
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # what glibc's own rule grows to
+        # What glibc's own rule grows to.
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 def _train(
-    file: BetonFile, stage: int | str, rows: int, changes: dict[str, Any], options: dict[str, Any]
+    file: BetonFile,
+    stage: int | str,
+    rows: int,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+    recipe: str,
 ) -> MemoryPlan:
+    """The plan of a case, after its training."""
     folder = Path(dist.broadcast_object(tempfile.mkdtemp()))
     with noise_into(folder / "log.txt"):
-        trainer, case = built_trainer(file, folder, stage, rows, changes, options)
+        trainer, case = built_trainer(file, folder, stage, rows, changes, options, recipe)
         trainer.rate = replace(trainer.rate, total=2)
         trainer.train()
     shutil.rmtree(folder, ignore_errors=True)
@@ -79,15 +106,18 @@ def built_trainer(
     rows: int,
     changes: dict[str, Any],
     options: dict[str, Any],
+    recipe: str = RECIPE,
 ) -> tuple[Trainer, Case]:
     """A trainer as a training command builds it, and its case."""
-    device, ds, given = start_ranks(), load_ds_config(f"zero{stage}"), _settings(changes, options)
+    device = start_ranks()
+    ds = load_ds_config(f"zero{stage}")
+    given = _settings(recipe, changes, options)
     backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
     settings = resolve_settings(given, backbone, ds=ds, device=device, rows=rows, images=file.images)
     case = make_case(
         settings,
         ds,
-        backbone_sizes(backbone, settings),
+        module_sizes(backbone, settings),
         rows=rows,
         ranks=dist.world_size(),
         on_gpu=False,
@@ -95,18 +125,20 @@ def built_trainer(
     return build_trainer(Run(folder), settings, ds, file, backbone, rows, device), case
 
 
-def _settings(changes: dict[str, Any], options: dict[str, Any]) -> Settings:
+def _settings(recipe: str, changes: dict[str, Any], options: dict[str, Any]) -> Settings:
     own = {
         "views.crop_px": 32,
         "batch.global_images": 8,
         "batch.chunk_images": 2,
+        "backbone.patch_drop": 0.0,
         "engine.compile": "off",
         "log.tensorboard": "false",
     }
-    own |= {"backbone.patch_drop": 0.0, "head.init": "noise"}
+    if recipe == RECIPE:
+        own["head.init"] = "noise"
     words = [f"{key}={value}" for key, value in (own | changes).items()]
     return load_settings(
-        recipe="idmm_digits",
+        recipe=recipe,
         command="pretrain",
         assignments=words,
         flags={},

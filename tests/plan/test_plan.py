@@ -1,4 +1,4 @@
-"""`vitds plan`: its numbers by hand where they are simple, its output, wrong input, and what is said when memory runs out."""
+"""`vitds plan`: its numbers by hand where they are simple, its output, wrong input; and out of memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ import torch
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Backbone, Settings
-from vitds.engine.memory import backbone_sizes, explains_out_of_memory
+from vitds.engine.memory import explains_out_of_memory, module_sizes
 from vitds.errors import ResourceError, SettingsError
 from vitds.jobs.plan import plan
 from vitds.models.build import build_backbone
-from vitds.plan.case import BackboneSizes, Case, make_case, reduce_bucket
+from vitds.plan.case import Case, ModuleSizes, make_case, reduce_bucket
 from vitds.plan.memory import MOMENTS, memory_parts, sums
 from vitds.plan.totals import plan_memory
 from vitds.plan.traffic import step_traffic
 
 ROOT = Path(__file__).parents[2]
-SIZES = BackboneSizes((1_000_000, 1000, 2_000_000), 100, None)  # 3,001,000 numbers
+STATES = [f"backbone: {part}" for part in ("weights", "fp32 masters", "Adam's moments", "gradients")]
+SIZES = ModuleSizes({"backbone": (1_000_000, 1000, 2_000_000)}, 100, None)  # 3,001,000 numbers
 
 
 def case_of(
@@ -60,72 +61,53 @@ def bytes_of(case: Case, *names: str) -> list[int]:
 # memory
 
 
+# Bytes of a number of weights, masters, moments and gradients on two ranks.
 @pytest.mark.parametrize(
-    "stage, numbers",
+    ("stage", "numbers"),
     [(0, (4, 0, 8, 4)), (1, (4, 2, 4, 4)), (2, (4, 2, 4, 2)), (3, (2, 2, 4, 2))],
-    ids=[
-        "weights, masters, moments, gradients in bytes a number at stage 0",
-        "stage 1",
-        "stage 2",
-        "stage 3",
-    ],
 )
 def test_states_are_shared_by_stage(stage: int, numbers: tuple[int, ...]) -> None:
-    names = [f"backbone: {part}" for part in ("weights", "fp32 masters", "Adam's moments", "gradients")]
-    assert bytes_of(case_of(stage), *names) == [3_001_000 * number for number in numbers]
+    assert bytes_of(case_of(stage), *STATES) == [3_001_000 * number for number in numbers]
 
 
-def test_frozen_weights_have_neither_states_nor_gradients() -> None:
-    part, whole = (
-        dataclasses.replace(SIZES, parameters=trained, frozen=3_001_000 - sum(trained))
-        for trained in ((1000, 2_000_000), ())
-    )
-    names = [
-        f"backbone: {part}"
-        for part in ("weights", "frozen weights", "fp32 masters", "Adam's moments", "gradients")
-    ]
-    for sizes, trained in ((part, 2_001_000), (whole, 0)):
-        case = dataclasses.replace(case_of(3), backbone=sizes)
-        assert bytes_of(case, *names) == [
-            trained * 2,
-            (3_001_000 - trained) * 2,
-            trained * 2,
-            trained * 4,
-            trained * 2,
-        ]
-        assert case.weights == 3_501_000 and plan_memory(case).peak < plan_memory(case_of(3)).peak
-        assert step_traffic(case)["gradients reduced"] == (trained + 500_000) * 4 * case.accumulation
+@pytest.mark.parametrize("parameters", [(1000, 2_000_000), ()], ids=["in part", "whole"])
+def test_frozen_weights_have_neither_states_nor_gradients(parameters: tuple[int, ...]) -> None:
+    trained = sum(parameters)
+    frozen = 3_001_000 - trained
+    sizes = dataclasses.replace(SIZES, trained={"backbone": parameters}, frozen={"backbone": frozen})
+    case = dataclasses.replace(case_of(3), sizes=sizes)
+    assert bytes_of(case, *STATES) == [trained * number for number in (2, 2, 4, 2)]
+    assert bytes_of(case, "backbone: frozen weights") == [2 * frozen]
+    assert case.weights == 3_501_000 and plan_memory(case).peak < plan_memory(case_of(3)).peak
+    assert step_traffic(case)["gradients reduced"] == (trained + 500_000) * 4 * case.accumulation
 
 
-def test_backbone_sizes_tell_frozen_numbers_apart() -> None:
+def test_sizes_have_trained_and_frozen_numbers() -> None:
     settings = Settings(backbone=Backbone(frozen=("patch_embed",)))
-    sizes = backbone_sizes(build_backbone(settings.backbone, crop_px=112, seed=0), settings)
-    assert (sum(sizes.parameters) + sizes.frozen, sizes.frozen) == (5_496_192, 192 * 3 * 16 * 16 + 192)
+    sizes = module_sizes(build_backbone(settings.backbone, crop_px=112, seed=0), settings)
+    assert sizes.frozen == {"backbone": 192 * 3 * 16 * 16 + 192}
+    assert sum(sizes.trained["backbone"]) + sizes.frozen["backbone"] == 5_496_192
 
 
 def test_bf16_weights_have_fp32_masters_and_half_the_gradients(tmp_path: Path) -> None:
     (tmp_path / "bf16.json").write_text('{"bf16": {"enabled": true}, "zero_optimization": {"stage": 2}}')
     case = case_of(ds=str(tmp_path / "bf16.json"), engine__precision="bf16")
-    names = [f"backbone: {part}" for part in ("weights", "fp32 masters", "Adam's moments", "gradients")]
-    assert bytes_of(case, *names, "bf16 copies of weights") == [
-        3_001_000 * number for number in (2, 2, 4, 1, 0)
-    ]
+    assert bytes_of(case, *STATES) == [3_001_000 * number for number in (2, 2, 4, 1)]
+    assert bytes_of(case, "bf16 copies of weights") == [0]
 
 
 def test_autocast_keeps_bf16_copies_of_fp32_weights() -> None:
-    assert bytes_of(case_of(0, engine__precision="bf16"), "backbone: weights", "bf16 copies of weights") == [
-        12_004_000,
-        2 * 3_501_000,
-    ]
+    found = bytes_of(case_of(0, engine__precision="bf16"), "backbone: weights", "bf16 copies of weights")
+    assert found == [4 * 3_001_000, 2 * 3_501_000]
 
 
 @pytest.mark.parametrize("optimizer, state", [("adamw", 8 * 100), ("lean", 2 * 100 + 4)])
 def test_sharded_head_has_a_share_of_rows_and_their_states(optimizer: str, state: int) -> None:
     sharded = case_of(2, rows=5001, head__kind="sharded", head__optimizer=optimizer)
     moments = "sharded head: moments" + ", lean" * (optimizer == "lean")
-    assert bytes_of(
-        sharded, "sharded head: weight", "sharded head: gradient", moments, "dense head: weights"
-    ) == [*(2501 * 400, 2501 * 400, 2501 * state, 0)]
+    found = bytes_of(sharded, "sharded head: weight", "sharded head: gradient", moments)
+    assert found == [2501 * 400, 2501 * 400, 2501 * state]
+    assert bytes_of(sharded, "dense head: weights") == [0]
 
 
 def with_bucket(case: Case, numbers: int) -> Case:
@@ -169,9 +151,8 @@ def test_weights_that_are_not_on_the_gpu_come_there_for_a_forward_pass(
     ds: str, ranks: int, number: int
 ) -> None:
     case = case_of(ds=ds, ranks=ranks, engine__precision="bf16")
-    assert bytes_of(case, "gathered weights") == [
-        2 * 3_501_000 * number
-    ]  # all of them, and as many fetched ahead
+    # All of them, and as many fetched ahead.
+    assert bytes_of(case, "gathered weights") == [2 * 3_501_000 * number]
 
 
 def test_peak_is_the_highest_sum_of_what_is_there_at_once() -> None:
@@ -247,7 +228,7 @@ def test_hours_are_measured_by_a_few_real_steps(tmp_path: Path, monkeypatch: pyt
     ],
     ids=str,
 )
-def test_wrong_input_is_told(words: dict[str, Any], message: str) -> None:
+def test_wrong_input_is_refused(words: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         plan(**{"rows": 1000} | words)
     assert message in str(caught.value)
@@ -256,17 +237,15 @@ def test_wrong_input_is_told(words: dict[str, Any], message: str) -> None:
 # out of memory
 
 
-def test_allocation_that_fails_is_told_with_the_plan() -> None:
+def test_an_allocation_that_fails_ends_with_the_plan() -> None:
     case = case_of(0, ranks=1, on_gpu=False)
     with (
         pytest.raises(ResourceError) as caught,
         explains_out_of_memory(SIZES, case.settings, load_ds_config(None), 5000, torch.device("cpu")),
     ):
         torch.empty(1 << 50)
-    expected = plan_memory(case).line()
-    assert f"out of memory on cpu. By the plan this run takes {expected}, beside the libraries; " in str(
-        caught.value
-    )
+    expected = f"By the plan this run takes {plan_memory(case).line()}, beside the libraries; "
+    assert str(caught.value).startswith(f"out of memory on cpu. {expected}")
 
 
 @pytest.mark.parametrize(
@@ -289,19 +268,19 @@ def test_remedy_is_for_the_largest_part(case: Case, remedy: str) -> None:
     assert plan_memory(case).remedy().startswith(remedy)
 
 
-def test_error_that_came_from_a_failed_allocation_is_told_too() -> None:
-    told = explains_out_of_memory(
+def test_an_error_that_came_from_a_failed_allocation_ends_so_too() -> None:
+    explained = explains_out_of_memory(
         SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu")
     )
-    with pytest.raises(ResourceError, match="out of memory on cpu"), told:
+    with pytest.raises(ResourceError, match="out of memory on cpu"), explained:
         raise RuntimeError("compiler") from MemoryError()
 
 
 def test_other_errors_pass() -> None:
-    told = explains_out_of_memory(
+    explained = explains_out_of_memory(
         SIZES, case_of(0, ranks=1).settings, load_ds_config(None), 5000, torch.device("cpu")
     )
-    with pytest.raises(RuntimeError, match="shape"), told:
+    with pytest.raises(RuntimeError, match="shape"), explained:
         raise RuntimeError("shape")
 
 
@@ -318,32 +297,17 @@ sys.exit(main(sys.argv[1:]))
 def test_training_that_runs_out_of_memory_ends_with_one_line(
     digit_files: tuple[str, str], tmp_path: Path
 ) -> None:
-    words = [
-        "--set",
+    settings = [
         "head.kind=sharded",
-        "--set",
         "backbone.options={patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}",
-    ]
-    words += [
-        "--set",
         "views.crop_px=96",
-        "--set",
         "batch.global_images=48",
-        "--set",
         "batch.micro_images=48",
+        "engine.compile=off",
     ]
-    words += ["--set", "engine.compile=off"]
-    command = [
-        sys.executable,
-        "-c",
-        LIMITED,
-        "pretrain",
-        "--data",
-        digit_files[0],
-        "--run",
-        str(tmp_path / "run"),
-        *words,
-    ]
+    words = ["pretrain", "--recipe", "idmm_digits", "--data", digit_files[0], "--run", str(tmp_path / "run")]
+    words += [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-c", LIMITED, *words]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

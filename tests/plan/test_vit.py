@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
+from tests.plan.kept import kept_bytes
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
-from vitds.engine.memory import backbone_sizes
+from vitds.engine.memory import module_sizes
 from vitds.models.build import build_backbone, patch_count
 from vitds.models.stochastic import StochasticDraws
 from vitds.plan.vit import Vit, saved_bytes
 
-ROWS = 8
+CROPS = 8
 
 
 def settings_of(name: str, options: dict[str, Any], **backbone: Any) -> Settings:
@@ -26,36 +26,20 @@ def settings_of(name: str, options: dict[str, Any], **backbone: Any) -> Settings
     return load_settings(recipe="idmm_digits", command="pretrain", flags={}, extra=own)
 
 
-def kept_bytes(backbone: nn.Module, images: torch.Tensor, autocast: torch.dtype | None) -> int:
-    """Bytes of all storages that the forward pass keeps, the images and all that has a weight's shape apart."""
-    shapes = {
-        shape for parameter in backbone.parameters() for shape in (parameter.shape, parameter.shape[::-1])
-    }
-    kept: dict[int, torch.Tensor] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape not in shapes and tensor.shape != images.shape:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            backbone(images)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
 def both(
     settings: Settings, dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None
 ) -> tuple[int, int]:
     """What torch keeps and what the formula says."""
     backbone = build_backbone(settings.backbone, crop_px=32, seed=0).to(dtype).train()
-    StochasticDraws(backbone, seed=0, rows_per_chunk=ROWS, patches=patch_count(backbone)).fill(0, 0, 1)
-    vit = backbone_sizes(backbone, settings).vit
+    StochasticDraws(backbone, seed=0, rows_per_chunk=CROPS, patches=patch_count(backbone)).fill(0, 0, 1)
+    vit = module_sizes(backbone, settings).vit
     residual = dtype.itemsize
     counted = saved_bytes(
-        vit, ROWS, compute=2 if autocast else residual, residual=residual, checkpointing=False
+        vit, CROPS, compute=2 if autocast else residual, residual=residual, checkpointing=False
     )
-    return kept_bytes(backbone, torch.randn(ROWS, 3, 32, 32, dtype=dtype), autocast), counted
+    images = torch.randn(CROPS, 3, 32, 32, dtype=dtype)
+    weights = {shape for weight in backbone.parameters() for shape in (weight.shape, weight.shape[::-1])}
+    return kept_bytes(lambda: backbone(images), {*weights, images.shape}, autocast), counted
 
 
 SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3}
@@ -101,5 +85,5 @@ def test_checkpointing_keeps_block_inputs_and_one_block() -> None:
 def test_other_models_have_no_formula(name: str) -> None:
     settings = settings_of(name, {})
     with torch.device("meta"):
-        sizes = backbone_sizes(build_backbone(settings.backbone, crop_px=224, seed=0), settings)
-    assert sizes.vit is None and sum(sizes.parameters) > 1e7
+        sizes = module_sizes(build_backbone(settings.backbone, crop_px=224, seed=0), settings)
+    assert sizes.vit is None and sum(sizes.trained["backbone"]) > 1e7

@@ -1,4 +1,4 @@
-"""How many images a GPU holds at once, found by trying; and what a person is told when memory runs out: the plan's numbers."""
+"""How many images a GPU holds at once, found by trying; and the message when memory runs out: the plan's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from vitds import dist
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.errors import ResourceError
-from vitds.models.build import patch_count
+from vitds.methods import method_class
+from vitds.methods.base import SetSize
+from vitds.models.build import build_backbone, patch_count
 from vitds.models.stochastic import StochasticDraws
-from vitds.plan.case import BackboneSizes, make_case
+from vitds.plan.case import ModuleSizes, make_case
 from vitds.plan.totals import plan_memory
 from vitds.plan.vit import Vit
 
@@ -26,8 +28,14 @@ MEMORY_SHARE = 0.8  # of the card; the rest is for the optimizer's states, bucke
 def largest_micro_on_gpu(
     backbone: nn.Module, settings: Settings, fits: list[int], device: torch.device, precision: str
 ) -> int:
-    """The first of `fits` (images, descending) whose forward and backward pass stays within MEMORY_SHARE of the card on every rank.
+    """The most images whose forward and backward pass stays within MEMORY_SHARE of the card on every rank.
 
+    Args:
+        backbone: on the host, and there again afterwards.
+        settings: of the run.
+        fits: images of a micro batch that divide the step, the most first.
+        device: the card.
+        precision: resolved.
     Raises: ResourceError if none does.
     """
     backbone.to(device).train()
@@ -42,8 +50,8 @@ def largest_micro_on_gpu(
     smallest = int(-dist.all_reduce_max(torch.tensor(-float(found), device=device)).item())
     if not smallest:
         raise ResourceError(
-            f"not even {fits[-1]} images of {settings.views.count} views fit {device}; lower batch.chunk_images, views.crop_px, "
-            "or set engine.activation_checkpointing=true"
+            f"not even {fits[-1]} images of {settings.views.count} views fit {device}; lower "
+            "batch.chunk_images, views.crop_px, or set engine.activation_checkpointing=true"
         )
     return smallest
 
@@ -70,24 +78,34 @@ def _peak_bytes(
         torch.cuda.empty_cache()
 
 
-def backbone_sizes(
-    backbone: nn.Module, settings: Settings, module: nn.Module | None = None
-) -> BackboneSizes:
-    """The numbers of a backbone that the plan needs; before DeepSpeed takes its weights apart.
+def module_sizes(backbone: nn.Module, settings: Settings) -> ModuleSizes:
+    """What the plan needs of the module that the engine will own, without a classifier.
 
     Args:
-        backbone: on any device, also torch's meta.
+        backbone: before DeepSpeed takes its weights apart; on any device, also torch's meta.
         settings: of the run.
-        module: what the engine owns besides a classifier, where that is more than the backbone: a projector, a teacher.
     """
-    parameters = list((module or backbone).parameters())
-    trained = tuple(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)
-    return BackboneSizes(trained, backbone.num_features, _vit(backbone, settings), frozen)
+    parameters = {f"backbone.{name}": parameter for name, parameter in backbone.named_parameters()}
+    method = method_class(settings.method)
+    if not method.rows(SetSize(images=1, classes=1)):
+        # No classifier of so many rows, but something whose size only the method knows, such as a projector.
+        # It is asked on the meta device, where a teacher's copy of the backbone takes no memory.
+        with torch.device("meta"):
+            twin = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
+            parameters = dict(method(settings, twin, 0).module.named_parameters())
+    trained: dict[str, tuple[int, ...]] = {}
+    frozen: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        part = name.partition(".")[0]
+        if parameter.requires_grad:
+            trained[part] = (*trained.get(part, ()), parameter.numel())
+        else:
+            frozen[part] = frozen.get(part, 0) + parameter.numel()
+    return ModuleSizes(trained, backbone.facts.width, _vit(backbone, settings), frozen)
 
 
 def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:
-    """The sizes of a plain Vision Transformer, whose blocks keep what vitds/plan/vit.py counts; None for any other model."""
+    """The sizes of a plain Vision Transformer, whose blocks keep what vitds/plan/vit.py counts; else None."""
     blocks = list(getattr(backbone, "blocks", []))
     if not isinstance(backbone, VisionTransformer) or not all(map(_is_plain, blocks)):
         return None
@@ -105,32 +123,35 @@ def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:
 
 
 def _is_plain(block: nn.Module) -> bool:
-    if (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None))) != (
-        Block,
-        Attention,
-        Mlp,
-    ):
+    kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
+    if kinds != (Block, Attention, Mlp):
         return False
     return block.attn.fused_attn and isinstance(block.attn.q_norm, nn.Identity)
 
 
 @contextmanager
 def explains_out_of_memory(
-    sizes: BackboneSizes, settings: Settings, ds: DsConfig, rows: int, device: torch.device
+    sizes: ModuleSizes, settings: Settings, ds: DsConfig, rows: int, device: torch.device
 ) -> Iterator[None]:
     """Turn whatever says that memory ran out into one message with the plan of this run.
 
     Args:
-        settings: resolved; no `auto` is left. rows: N or C.
+        sizes: of what the engine will own, without a classifier.
+        settings: resolved; no `auto` is left.
+        ds: the user's DeepSpeed JSON.
+        rows: of the classifier: N, C, or 0 where there is none.
+        device: that trains.
     Raises: ResourceError in place of torch's, NumPy's and Python's errors.
     """
     case = make_case(settings, ds, sizes, rows=rows, ranks=dist.world_size(), on_gpu=device.type == "cuda")
     plan = plan_memory(case)
+    # Made now: when memory has run out there may be none for it.
     message = (
-        f"out of memory on {device}. By the plan this run takes {plan.line()}, beside the libraries; {plan.remedy()}. The same command "
-        f"with a smaller batch.micro_images (now {settings.batch.micro_images}), more ranks, or another --ds_config goes on from the last "
+        f"out of memory on {device}. By the plan this run takes {plan.line()}, beside the libraries; "
+        f"{plan.remedy()}. The same command with a smaller batch.micro_images (now "
+        f"{settings.batch.micro_images}), more ranks, or another --ds_config goes on from the last "
         "checkpoint, other settings need a new run. `vitds plan` has all parts"
-    )  # made now: when memory has run out there may be none for it
+    )
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -140,7 +161,7 @@ def explains_out_of_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's and Python's own classes, and torch's RuntimeError on a CPU; also as what another error came from (Inductor)."""
+    """Whether it is CUDA's or Python's own class, torch's RuntimeError on a CPU, or came from one of these."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "you tried to allocate" in str(error):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)

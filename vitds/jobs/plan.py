@@ -18,14 +18,14 @@ from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.digits import embedded_digits
 from vitds.data.order import steps_per_epoch
-from vitds.engine.memory import backbone_sizes
+from vitds.engine.memory import module_sizes
 from vitds.engine.process import start_ranks
 from vitds.errors import SettingsError
 from vitds.jobs.timed_steps import train_steps
 from vitds.methods import method_class
 from vitds.methods.base import SetSize
 from vitds.models.build import build_backbone
-from vitds.plan.case import BackboneSizes, Case, make_case, micro_choices
+from vitds.plan.case import Case, ModuleSizes, make_case, micro_choices
 from vitds.plan.memory import MOMENTS
 from vitds.plan.totals import GB, MemoryPlan, plan_memory
 from vitds.plan.traffic import step_traffic
@@ -50,23 +50,29 @@ def plan(
     """Plan a pretraining and print it.
 
     Args:
-        model: a timm model in place of the recipe's. rows: N, the images. batch: images a step, over all GPUs.
-        images_per_s: of all GPUs together. hours: measure them here instead, on one device.
+        model: a timm model in place of the recipe's.
+        rows: N, the images.
+        batch: images of a step, over all GPUs.
+        gpus: R.
+        ds_config: name or path of a DeepSpeed JSON.
+        recipe: name or path.
+        set: assignments to settings, KEY=VALUE.
+        images_per_s: throughput of all GPUs together.
+        hours: measure that here instead, on one device.
+        as_json: print one JSON object and nothing else.
     Returns: what --json prints: bytes by part and moment, traffic, steps, hours.
     Raises: SettingsError for an unknown model, what does not divide, a wrong recipe or DeepSpeed JSON.
     """
     _check_words(rows, gpus, images_per_s, hours)
     ds, given = load_ds_config(ds_config), _settings(recipe or RECIPE, model, batch, set)
-    method = method_class(given.method)
-    head_rows = method.rows(SetSize(rows, 0))
+    head_rows = method_class(given.method).rows(SetSize(rows, 0))
     with torch.device("meta"):
         backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
-        # A classifier is counted by its rows; anything else beside the backbone by what the method makes.
-        module = None if head_rows else method(given, backbone, 0).module
-    sizes = backbone_sizes(backbone, given, module)
+    sizes = module_sizes(backbone, given)
     choices = micro_choices(given, gpus)
     settings = _resolve(given, ds, sizes, head_rows, choices[0])
     case = make_case(settings, ds, sizes, rows=head_rows, ranks=gpus, on_gpu=True)
+    # For its errors alone: a run with this JSON and this recipe would end with them.
     resolve_ds_config(
         ds,
         settings,
@@ -76,25 +82,11 @@ def plan(
         precision=settings.engine.precision,
     )
     memory = plan_memory(case)
+    peaks = {str(images): _peak(settings, ds, sizes, head_rows, gpus, images) for images in choices}
     found = {
-        "model": settings.backbone.name,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "rows": rows,
-        "gpus": gpus,
-        "zero_stage": ds.zero_stage,
-        "precision": settings.engine.precision,
-        "head": f"{settings.head.kind} head of {rows:,} rows" if head_rows else "no head of rows",
-        "global_images": settings.batch.global_images,
-        "micro_images": case.images,
-        "accumulation": case.accumulation,
-        "counts_activations": sizes.vit is not None,
-        "parts": [
-            vars(part) | {"moments": list(part.moments)} for part in (*memory.parts, *memory.host_parts)
-        ],
-        "moments": memory.moments,
-        "peak_bytes": memory.peak,
-        "host_bytes": memory.host,
-        "micro_batches": {str(images): _peak(settings, ds, sizes, head_rows, gpus, images) for images in choices},
+        **_facts(case, rows),
+        **_bytes(memory),
+        "micro_batches": peaks,
         "traffic_bytes": step_traffic(case),
         **_time(given, ds, rows, gpus, images_per_s, hours),
     }
@@ -105,10 +97,42 @@ def plan(
     return found
 
 
+def _facts(case: Case, rows: int) -> dict[str, Any]:
+    """What is planned."""
+    settings, sizes = case.settings, case.sizes
+    # Without a classifier: what the method trains, or copies, beside the backbone.
+    others = ", ".join(part for part in sizes.trained | sizes.frozen if part != "backbone")
+    return {
+        "model": settings.backbone.name,
+        "parameters": sum(sizes.trained.get("backbone", ())) + sizes.frozen.get("backbone", 0),
+        "rows": rows,
+        "gpus": case.ranks,
+        "zero_stage": case.stage,
+        "precision": settings.engine.precision,
+        "head": f"{settings.head.kind} head of {rows:,} rows" if case.rows else others,
+        "global_images": settings.batch.global_images,
+        "micro_images": case.images,
+        "accumulation": case.accumulation,
+        "counts_activations": sizes.vit is not None,
+    }
+
+
+def _bytes(memory: MemoryPlan) -> dict[str, Any]:
+    """The parts and their sums."""
+    parts = (*memory.parts, *memory.host_parts)
+    return {
+        "parts": [vars(part) | {"moments": list(part.moments)} for part in parts],
+        "moments": memory.moments,
+        "peak_bytes": memory.peak,
+        "host_bytes": memory.host,
+    }
+
+
 def _check_words(rows: int, gpus: int, images_per_s: float | None, hours: bool) -> None:
     if min(rows, gpus) < 1 or (images_per_s is not None and images_per_s <= 0):
         raise SettingsError(
-            f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, images_per_s above 0"
+            f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, "
+            "images_per_s above 0"
         )
     if hours and images_per_s is not None:
         raise SettingsError("--hours measures what --images_per_s states; leave one out")
@@ -126,8 +150,11 @@ def _settings(recipe: str, model: str | None, batch: int | None, words: Sequence
     return load_settings(recipe=recipe, command="pretrain", assignments=words, flags={}, extra=extra)
 
 
-def _resolve(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, smallest: int) -> Settings:
-    """`auto` as a GPU with bf16 would resolve it; the micro batch, which needs the GPU's size, is the smallest one."""
+def _resolve(settings: Settings, ds: DsConfig, sizes: ModuleSizes, rows: int, smallest: int) -> Settings:
+    """`auto` as a GPU with bf16 would resolve it.
+
+    The micro batch, for which the GPU's size would have to be known, is the smallest one.
+    """
     precision = settings.engine.precision if settings.engine.precision != "auto" else ds.precision or "bf16"
     micro = settings.batch.micro_images if settings.batch.micro_images != "auto" else smallest
     resolved = settings.model_copy(
@@ -139,7 +166,7 @@ def _resolve(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, 
     return method_class(settings.method).resolve(resolved, rows, sizes.width)
 
 
-def _peak(settings: Settings, ds: DsConfig, sizes: BackboneSizes, rows: int, gpus: int, images: int) -> int:
+def _peak(settings: Settings, ds: DsConfig, sizes: ModuleSizes, rows: int, gpus: int, images: int) -> int:
     """Bytes of one GPU with another micro batch."""
     other = settings.model_copy(update={"batch": settings.batch.model_copy(update={"micro_images": images})})
     return plan_memory(make_case(other, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)).peak
@@ -162,17 +189,16 @@ def _time(
 
 
 def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: int) -> float:
-    """Of one GPU's share of a step, on this machine's device and the embedded digits, with a head of all N rows.
+    """Of one GPU's share of a step, on this machine's device and the embedded digits, with all N rows.
 
-    A GPU of G has G times the features, of all GPUs, on an N / G part of the rows: the same work.
+    One of R GPUs has R times the features, those of all GPUs, on 1 / R of the rows: the same work.
     """
     images = settings.batch.global_images // gpus
     batch = settings.batch.model_copy(update={"global_images": images, "micro_images": "auto"})
     file = open_beton(embedded_digits("data")[0])
     epochs = -(-TIMED_STEPS // steps_per_epoch(file.images, images))
-    head = settings.head.model_copy(
-        update={"init": "noise"}
-    )  # of N rows only these have an image whose feature they could be
+    # Rows that start as features would need N images, and the digits are fewer.
+    head = settings.head.model_copy(update={"init": "noise"})
     own = settings.model_copy(update={"batch": batch, "epochs": epochs, "head": head})
     head_rows = method_class(settings.method).rows(SetSize(max(rows, file.images), 0))
     timed = train_steps(own, ds, file, head_rows, start_ranks(), steps=TIMED_STEPS)
@@ -180,26 +206,17 @@ def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: in
 
 
 def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
+    """Print the plan for people."""
     console = Console()
-    table = Table(
-        title=f"Memory of one GPU of {case.ranks}", caption="beside the CUDA context and the libraries"
-    )
-    table.add_column("GB")
-    for moment in MOMENTS:
-        table.add_column(moment, justify="right")
-    for part in memory.parts:
-        table.add_row(
-            part.name, *(f"{part.bytes / GB:.3f}" if moment in part.moments else "" for moment in MOMENTS)
-        )
-    table.add_section()
-    table.add_row("together", *(f"{memory.moments[moment] / GB:.3f}" for moment in MOMENTS))
+    views = case.settings.views
     console.print(
         f"{found['model']} ({found['parameters']:,} parameters), {found['head']}; "
-        f"steps of {found['global_images']:,} images = {case.ranks} GPU(s) x {case.accumulation} micro batch(es) of {case.images} images x "
-        f"{case.settings.views.count} views at {case.settings.views.crop_px} px; ZeRO {found['zero_stage']}, {found['precision']}",
+        f"steps of {found['global_images']:,} images = {case.ranks} GPU(s) x {case.accumulation} micro "
+        f"batch(es) of {case.images} images x {views.count} views at {views.crop_px} px; "
+        f"ZeRO {found['zero_stage']}, {found['precision']}",
         highlight=False,
     )
-    console.print(table)
+    console.print(_table(case, memory))
     lines = [f"highest: {memory.peak / GB:.2f} GB, at the {memory.worst}"]
     if not found["counts_activations"]:
         lines.append(f"activations are not counted: {found['model']} is no plain Vision Transformer")
@@ -212,6 +229,22 @@ def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
     lines.append(f"steps: {found['steps']:,}{_hours_text(found)}")
     for line in lines:
         console.print(line, highlight=False)
+
+
+def _table(case: Case, memory: MemoryPlan) -> Table:
+    """A line a part, a column a moment."""
+    table = Table(
+        title=f"Memory of one GPU of {case.ranks}", caption="beside the CUDA context and the libraries"
+    )
+    table.add_column("GB")
+    for moment in MOMENTS:
+        table.add_column(moment, justify="right")
+    for part in memory.parts:
+        held = f"{part.bytes / GB:.3f}"
+        table.add_row(part.name, *(held if moment in part.moments else "" for moment in MOMENTS))
+    table.add_section()
+    table.add_row("together", *(f"{memory.moments[moment] / GB:.3f}" for moment in MOMENTS))
+    return table
 
 
 def _hours_text(found: dict[str, Any]) -> str:

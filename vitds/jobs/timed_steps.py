@@ -15,7 +15,7 @@ import torch
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
-from vitds.engine.memory import backbone_sizes, explains_out_of_memory
+from vitds.engine.memory import explains_out_of_memory, module_sizes
 from vitds.engine.process import noise_into
 from vitds.engine.resolve import resolve_settings
 from vitds.jobs.train import build_trainer
@@ -74,7 +74,7 @@ def train_steps(
     with tempfile.TemporaryDirectory() as folder, noise_into(Path(folder) / "log.txt"):
         backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
         resolved = resolve_settings(settings, backbone, ds=ds, device=device, rows=rows, images=rows)
-        with explains_out_of_memory(backbone_sizes(backbone, resolved), resolved, ds, rows, device):
+        with explains_out_of_memory(module_sizes(backbone, resolved), resolved, ds, rows, device):
             trainer = build_trainer(Run(Path(folder)), resolved, ds, file, backbone, rows, device)
             trainer.rate = replace(trainer.rate, total=min(trainer.total, steps or trainer.total))
             trainer.method.losses = timed(trainer.method.losses)

@@ -27,7 +27,7 @@ from vitds.data.loader import TrainLoader
 from vitds.engine.build import build_engine
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.loop import Trainer
-from vitds.engine.memory import backbone_sizes, explains_out_of_memory
+from vitds.engine.memory import explains_out_of_memory, module_sizes
 from vitds.engine.probes import Probes
 from vitds.engine.process import leave_ranks_at_exit, noise_into
 from vitds.engine.resolve import padding_note, resolve_settings
@@ -98,7 +98,7 @@ def _trained(
         facts = {"ranks": dist.world_size(), "zero_stage": ds.zero_stage, "device": str(session.device)}
         save_environment(session.run, facts)
     log = session.run.path / "log.txt"
-    sizes = backbone_sizes(backbone, settings)
+    sizes = module_sizes(backbone, settings)
     with explains_out_of_memory(sizes, settings, ds, rows, session.device):
         with noise_into(log):
             began = time.perf_counter()
@@ -121,9 +121,7 @@ def _trained(
             session.say(f"passed over a damaged checkpoint: {problem}")
         session.say(_headline(session, trainer, file, ds))
         if saved is None:
-            _say_what_is_odd(
-                session, settings, file, sum(sizes.parameters) + sizes.frozen + rows * sizes.width
-            )
+            _say_what_is_odd(session, settings, file, sizes.numbers + rows * sizes.width)
         with noise_into(log):
             weights = trainer.train(build_s=build_s)
     method = trainer.method

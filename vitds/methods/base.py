@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vitds.batch import CropBatch, TrainBatch
 from vitds.config.tree import Settings
 from vitds.heads import ShardedHead
+from vitds.heads.bytes import Activations
 
 Forward = Callable[..., Tensor]  # the engine around `module`: called like the module's own forward
 
@@ -97,6 +98,20 @@ class Method(ABC):
     @abstractmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
         """Crops on the host -> normalised images and their targets on the device that trains."""
+
+    @staticmethod
+    def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
+        """What the loss of a micro batch takes on one rank, for `vitds plan`.
+
+        Neither the backbone's part nor a classifier's, which follows from `rows`.
+
+        Args:
+            settings: resolved.
+            width: D of the backbone.
+            product: bytes of a number in matrix products.
+        Returns: by names that the plan prints.
+        """
+        return {}
 
     def start_from(self, features_of: FeaturesOf, device: torch.device) -> None:  # noqa: B027 (most do nothing)
         """Called once by every rank, before the first step of a new run: first values that depend on the

@@ -23,6 +23,7 @@ from vitds import rng
 from vitds.augment.mix import plain_batch
 from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.tree import Settings
+from vitds.heads.bytes import Activations, contrast_bytes, projector_bytes
 from vitds.heads.contrast import among_other_view
 from vitds.heads.projector import Projector
 from vitds.methods import base
@@ -77,6 +78,12 @@ class StudentAndTeacher(nn.Module):
             parameter.lerp_(student[name], 1 - momentum)
 
 
+def _widths(settings: Settings, width: int) -> tuple[list[int], list[int]]:
+    """Of input, hidden layers and output: of the projector, and of the predictor."""
+    own = settings.mocov3
+    return [width, own.hidden, own.hidden, own.width], [own.width, own.hidden, own.width]
+
+
 class Method(base.Method):
     """See the module."""
 
@@ -86,10 +93,10 @@ class Method(base.Method):
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.mocov3
         self.momentum = own.momentum
-        widths = [backbone.num_features, own.hidden, own.hidden, own.width]
+        widths, behind = _widths(settings, backbone.num_features)
         with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
             projector = Projector(widths, last="plain")
-            predictor = Projector([own.width, own.hidden, own.width], last="plain")
+            predictor = Projector(behind, last="plain")
         self.module = StudentAndTeacher(
             Encoder(backbone, projector),
             predictor,
@@ -113,6 +120,22 @@ class Method(base.Method):
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """The contrast of all queries."""
         return forward(batch.images, batch.targets)
+
+    @staticmethod
+    def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
+        """Of the student's projector and predictor, and of the similarities within chunks.
+
+        The teacher's forward pass keeps nothing for a backward pass.
+        """
+        crops = 2 * settings.batch.micro_images
+        names = ("activations of the projector", "activations of the predictor")
+        held = {
+            name: projector_bytes(widths, crops, product=product, last_scales=False)
+            for name, widths in zip(names, _widths(settings, width), strict=True)
+        }
+        # Queries meet the keys of the other view alone.
+        pairs = crops * settings.batch.chunk_images
+        return held | {"similarities": contrast_bytes(pairs, crops, settings.mocov3.width)}
 
     def after_update(self, done: int, total: int) -> None:
         """The teacher follows."""

@@ -16,6 +16,7 @@ from vitds import rng
 from vitds.augment.mix import plain_batch
 from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.tree import Settings
+from vitds.heads.bytes import Activations, contrast_bytes, projector_bytes
 from vitds.heads.contrast import among_all_views
 from vitds.heads.projector import Projector
 from vitds.methods import base
@@ -43,6 +44,12 @@ class Contrasting(nn.Module):
         return targets.part_of_mean(losses_M)[None]
 
 
+def _widths(settings: Settings, width: int) -> list[int]:
+    """Of the projector's input, hidden layers and output."""
+    own = settings.simclr
+    return [width, *[own.hidden] * (own.layers - 1), own.width]
+
+
 class Method(base.Method):
     """See the module."""
 
@@ -50,7 +57,7 @@ class Method(base.Method):
 
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.simclr
-        widths = [backbone.num_features, *[own.hidden] * (own.layers - 1), own.width]
+        widths = _widths(settings, backbone.num_features)
         with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
             projector = Projector(widths, last="scale")
         self.module = Contrasting(
@@ -68,6 +75,17 @@ class Method(base.Method):
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """The contrast of all crops."""
         return forward(batch.images, batch.targets)
+
+    @staticmethod
+    def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
+        """Of the projector, and of the similarities of all crops of each chunk."""
+        widths = _widths(settings, width)
+        crops = 2 * settings.batch.micro_images
+        pairs = crops * 2 * settings.batch.chunk_images
+        return {
+            "activations of the projector": projector_bytes(widths, crops, product=product, last_scales=True),
+            "similarities": contrast_bytes(pairs, crops, widths[-1]),
+        }
 
     @property
     def about(self) -> str:

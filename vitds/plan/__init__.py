@@ -1,1 +1,4 @@
-"""Memory, traffic and hours of a run by arithmetic, before anything runs; docs/plan.md has the formulas and what they were checked on."""
+"""Memory, traffic and hours of a run by arithmetic, before anything runs.
+
+docs/plan.md has the formulas and what they were checked on.
+"""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps
 from vitds.errors import SettingsError
+from vitds.heads.bytes import dense_parameters
 from vitds.plan.vit import Vit
 
 # DeepSpeed 0.19.8's own values of keys that a JSON may leave out, in numbers (not bytes).
@@ -15,23 +16,34 @@ BUCKETS = {"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e7, "stage
 
 
 def reduce_bucket(numbers: int) -> int:
-    """`reduce_bucket_size` where a JSON leaves it out: all numbers that are trained, for on a GPU the bucket is there whole."""
+    """`reduce_bucket_size` where a JSON leaves it out.
+
+    On a GPU the bucket is there whole, so it need not be larger than all numbers that are trained.
+    """
     return min(numbers, int(BUCKETS["reduce_bucket_size"]))
 
 
 @dataclass(frozen=True)
-class BackboneSizes:
-    """What of a backbone enters.
+class ModuleSizes:
+    """What a run's engine owns, without its classifier.
 
     Attributes:
-        parameters: how many numbers each has that trains, in order. width: D. vit: its form, None if it is no plain Vision Transformer.
-        frozen: numbers that have weights and nothing else.
+        trained: how many numbers each parameter that trains has, in order, by the part that it belongs to:
+            the backbone, a projector.
+        width: D of the backbone's features.
+        vit: the backbone's form; None if it is no plain Vision Transformer.
+        frozen: by part, how many numbers have weights and nothing else: a teacher's.
     """
 
-    parameters: tuple[int, ...]
+    trained: dict[str, tuple[int, ...]]
     width: int
     vit: Vit | None
-    frozen: int = 0
+    frozen: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> int:
+        """All of them, trained and frozen."""
+        return sum(map(sum, self.trained.values())) + sum(self.frozen.values())
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,25 @@ class Case:
     """One run on R ranks. Sizes are in numbers, not bytes, where not said otherwise.
 
     Attributes:
-        head: of each parameter of a head inside the engine, none with a sharded one. shard_rows: of a sharded head, the most a rank holds.
-        images: of a micro batch. weight, compute: bytes of a weight in the engine, and of a number in matrix products.
-        on_gpu: on a CPU memory that was allocated but never touched takes none, and the host's memory is the device's.
+        sizes: of what the engine owns, without a classifier.
+        settings: resolved.
+        rows: of the classifier; 0: none.
+        ranks: R.
+        stage: of ZeRO.
+        head: of each parameter of a head inside the engine; none with a sharded one.
+        shard_rows: of a sharded head, the most that a rank holds.
+        images: of a micro batch.
+        accumulation: A, the micro batches of a step.
+        weight: bytes of a weight in the engine.
+        compute: bytes of a number in matrix products.
+        offloads_states: whether masters and moments are in the host's memory.
+        offloads_weights: whether the weights are.
+        buckets: see BUCKETS.
+        on_gpu: on a CPU memory that was allocated but never touched takes none, and the host's memory is the
+            device's.
     """
 
-    backbone: BackboneSizes
+    sizes: ModuleSizes
     settings: Settings
     rows: int
     ranks: int
@@ -66,18 +91,23 @@ class Case:
         return self.images * self.settings.views.count
 
     @property
+    def trained(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of each parameter that DeepSpeed trains, by part; a dense head is one of the parts."""
+        return self.sizes.trained | ({"dense head": self.head} if self.head else {})
+
+    @property
     def engine(self) -> int:
-        """All that DeepSpeed trains: the backbone's numbers and a dense head's."""
-        return sum(self.backbone.parameters) + sum(self.head)
+        """All numbers that DeepSpeed trains."""
+        return sum(sum(parameters) for parameters in self.trained.values())
 
     @property
     def weights(self) -> int:
-        """All that passes forward: these and the frozen."""
-        return self.engine + self.backbone.frozen
+        """All numbers of the engine."""
+        return self.sizes.numbers + sum(self.head)
 
     @property
     def has_masters(self) -> bool:
-        """Whether fp32 copies of the weights are kept beside them: at every stage but 0, and always beside 2-byte weights."""
+        """Whether fp32 copies of the weights are kept: from stage 1 on, and always beside 2-byte weights."""
         return self.stage > 0 or self.weight == 2
 
     @property
@@ -98,18 +128,26 @@ def micro_choices(settings: Settings, ranks: int) -> list[int]:
 
 
 def make_case(
-    settings: Settings, ds: DsConfig, backbone: BackboneSizes, *, rows: int, ranks: int, on_gpu: bool
+    settings: Settings, ds: DsConfig, sizes: ModuleSizes, *, rows: int, ranks: int, on_gpu: bool
 ) -> Case:
     """The numbers of a run.
 
     Args:
-        settings: resolved: no `auto` in engine.precision, batch.micro_images and head.kind. rows: N or C.
-    Raises: SettingsError if the ranks or the micro batch do not divide the step, or a sharded head has fewer rows than ranks.
+        settings: resolved: no `auto` in engine.precision, batch.micro_images and head.kind.
+        ds: the user's DeepSpeed JSON.
+        sizes: of what the engine owns, without a classifier.
+        rows: of the classifier: N, C, or 0 where there is none.
+        ranks: R.
+        on_gpu: see Case.
+    Raises: SettingsError if the ranks or the micro batch do not divide the step, or a sharded head has fewer
+        rows than ranks.
     """
     micro = settings.batch.micro_images
-    chunk = settings.batch.chunk_images
     accumulation = accumulation_steps(
-        settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=micro
+        settings.batch.global_images,
+        chunk_images=settings.batch.chunk_images,
+        ranks=ranks,
+        micro_images=micro,
     )
     is_sharded = settings.head.kind == "sharded"
     if is_sharded and rows < ranks:
@@ -118,16 +156,15 @@ def make_case(
         )
     precision = settings.engine.precision
     has_small_weights = precision == "fp16" or ds.enabled_blocks() == ["bf16"]
-    zero = ds.values.get("zero_optimization", {})
-    head_numbers = () if is_sharded else (rows * backbone.width, *[rows] * settings.head.bias)
-    defaults = BUCKETS | {"reduce_bucket_size": reduce_bucket(sum(backbone.parameters) + sum(head_numbers))}
+    head = dense_parameters(settings.head, rows, sizes.width) if rows and not is_sharded else ()
+    trained = sum(map(sum, (*sizes.trained.values(), head)))
     return Case(
-        backbone=backbone,
+        sizes=sizes,
         settings=settings,
         rows=rows,
         ranks=ranks,
         stage=ds.zero_stage,
-        head=head_numbers,
+        head=head,
         shard_rows=-(-rows // ranks) if is_sharded else 0,
         images=micro,
         accumulation=accumulation,
@@ -135,9 +172,14 @@ def make_case(
         compute=4 if precision == "fp32" else 2,
         offloads_states=ds.offloads_optimizer,
         offloads_weights=ds.offloads_parameters,
-        buckets={
-            key: int(value if zero.get(key, "auto") == "auto" else zero[key])
-            for key, value in defaults.items()
-        },
+        buckets=_buckets(ds, trained),
         on_gpu=on_gpu,
     )
+
+
+def _buckets(ds: DsConfig, trained: int) -> dict[str, int]:
+    """The sizes that the JSON has, or what stands in for them where it has none."""
+    zero = ds.values.get("zero_optimization", {})
+    defaults = BUCKETS | {"reduce_bucket_size": reduce_bucket(trained)}
+    given = {key: zero[key] for key in defaults if zero.get(key, "auto") != "auto"}
+    return {key: int(value) for key, value in (defaults | given).items()}

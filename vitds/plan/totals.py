@@ -9,16 +9,23 @@ from vitds.plan.memory import Part, memory_parts, sums
 
 GB = 1e9
 
-FEWER_CROPS = "lower batch.micro_images (batch.chunk_images is the least), set engine.activation_checkpointing=true, or lower views.crop_px"
+FEWER_CROPS = (
+    "lower batch.micro_images (batch.chunk_images is the least), set engine.activation_checkpointing=true, "
+    "or lower views.crop_px"
+)
 # The start of a part's name -> what makes it smaller; the last one fits all.
 REMEDIES = {
     "activations": FEWER_CROPS,
     "gradients of activations": FEWER_CROPS,
     "crops": FEWER_CROPS,
+    "similarities": "lower batch.chunk_images",
     "head at work": "lower batch.micro_images",
     "sharded head": "start more ranks, or set head.optimizer=lean",
     "reduce_bucket_size": "lower zero_optimization.reduce_bucket_size in the DeepSpeed JSON",
-    "": "start more ranks with a higher ZeRO stage, as --ds_config zero3, or with zero2_offload or zero3_offload",
+    "": (
+        "start more ranks with a higher ZeRO stage, as --ds_config zero3, or with zero2_offload or "
+        "zero3_offload"
+    ),
 }
 
 
@@ -27,8 +34,10 @@ class MemoryPlan:
     """What one rank holds.
 
     Attributes:
-        parts: on the device. moments: their sums at each of memory.MOMENTS, bytes.
-        host_parts: of a run on GPUs, in the host's memory. host: the highest sum of these, bytes.
+        parts: on the device.
+        moments: their sums at each of memory.MOMENTS, in bytes.
+        host_parts: of a run on GPUs, in the host's memory.
+        host: the highest sum of these, in bytes.
     """
 
     parts: tuple[Part, ...]

@@ -1,4 +1,4 @@
-"""Bytes that one rank hands to collectives in a step, by kind. Counted on 2 real ranks: tests/plan/test_traffic.py."""
+"""Bytes that one rank hands to collectives in a step, by kind; tests/plan/test_traffic.py counts them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from vitds.plan.case import Case
 
 
 def step_traffic(case: Case) -> dict[str, int]:
-    """Kind -> bytes a rank and step, R - 1 of R of what an all-reduce of them moves apart; nothing on one rank.
+    """Kind -> bytes that a rank gives in a step, whatever its collectives make of them; nothing on one rank.
 
-    Under autocast stages 1 to 3 send gradients, and stage 3 gathers weights, in bf16, norms and biases apart (counted as bf16).
+    Under autocast stages 1 to 3 send gradients in bf16, and stage 3 gathers weights in bf16. (Norms and
+    biases stay float32, but are few: they are counted as the rest.)
     """
-    p, ranks, micro_steps = case.engine, case.ranks, case.accumulation
+    p = case.engine
+    ranks = case.ranks
+    micro_steps = case.accumulation
     if ranks == 1:
         return {}
     sent = case.weight if case.stage == 0 else case.compute
@@ -24,6 +27,6 @@ def step_traffic(case: Case) -> dict[str, int]:
         traffic["weights gathered"] = case.weights * sent // ranks * micro_steps * passes
     if case.shard_rows:
         traffic["sharded head: features, targets, gradients"] = micro_steps * bytes_sent(
-            case.crops * ranks, case.backbone.width, ranks
+            case.crops * ranks, case.sizes.width, ranks
         )
     return traffic

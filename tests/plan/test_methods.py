@@ -1,0 +1,151 @@
+"""Plans of methods without a classifier: what trains or follows beside the backbone, what losses keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.plan.kept import kept_bytes
+from vitds.config.deepspeed import load_ds_config
+from vitds.config.load import load_settings
+from vitds.config.tree import Settings
+from vitds.engine.memory import module_sizes
+from vitds.heads.bytes import contrast_bytes, projector_bytes
+from vitds.heads.contrast import among_all_views, among_other_view
+from vitds.heads.projector import Projector
+from vitds.jobs.plan import plan
+from vitds.methods import method_class
+from vitds.models.build import build_backbone
+from vitds.plan.case import Case, make_case
+from vitds.plan.memory import MOMENTS, memory_parts
+from vitds.plan.traffic import step_traffic
+
+CHUNKS, IMAGES, WIDTH = 2, 64, 32
+CROPS = CHUNKS * 2 * IMAGES
+
+
+def settings_of(method: str, chunk_images: int = 64) -> Settings:
+    own = ["engine.precision=bf16", f"batch.chunk_images={chunk_images}", "batch.micro_images=256"]
+    return load_settings(recipe=f"{method}_deit_tiny", command="pretrain", assignments=own, flags={})
+
+
+def case_of(method: str, stage: int, *, ranks: int = 1, chunk_images: int = 64) -> Case:
+    settings = settings_of(method, chunk_images)
+    with torch.device("meta"):
+        backbone = build_backbone(settings.backbone, crop_px=112, seed=0)
+    sizes = module_sizes(backbone, settings)
+    return make_case(settings, load_ds_config(f"zero{stage}"), sizes, rows=0, ranks=ranks, on_gpu=True)
+
+
+def bytes_by_name(case: Case) -> dict[str, int]:
+    return {part.name: part.bytes for part in memory_parts(case)}
+
+
+def numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# sizes
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+def test_sizes_are_those_of_the_module_that_the_method_builds(method: str) -> None:
+    settings = settings_of(method)
+    with torch.device("meta"):
+        backbone = build_backbone(settings.backbone, crop_px=112, seed=0)
+        module = method_class(method)(settings, backbone, 0).module
+    sizes = module_sizes(backbone, settings)
+    for name, part in module.named_children():
+        assert sum(sizes.trained.get(name, ())) + sizes.frozen.get(name, 0) == numbers(part), name
+    trained = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+    assert [size for part in sizes.trained.values() for size in part] == trained
+
+
+def test_a_teacher_has_weights_and_nothing_else() -> None:
+    case = case_of("mocov3", 1, ranks=2)
+    held = bytes_by_name(case)
+    student = sum(sum(case.sizes.trained[part]) for part in ("backbone", "projector"))
+    teacher = student + case.sizes.frozen["backbone"]  # a copy of both, frozen patch projection included
+    of_teacher = [part for part in memory_parts(case) if part.name.startswith("teacher")]
+    assert [(part.bytes, part.moments) for part in of_teacher] == [(4 * teacher, MOMENTS)]
+    # Autocast keeps copies of the weights that a backward pass goes through.
+    predictor = sum(case.sizes.trained["predictor"])
+    assert held["bf16 copies of weights"] == 2 * (teacher + predictor)
+    assert step_traffic(case)["gradients reduced"] == 2 * (student + predictor)
+
+
+def test_a_teacher_is_shared_and_gathered_at_stage_3() -> None:
+    case = case_of("mocov3", 3, ranks=2)
+    assert bytes_by_name(case)["teacher: frozen weights"] == 4 * case.sizes.frozen["teacher"] // 2
+    assert step_traffic(case)["weights gathered"] == case.weights * 2 // 2 * case.accumulation
+
+
+# losses
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("widths", "last"), [((48, 192, 192, WIDTH), "scale"), ((48, 192, WIDTH), "plain")])
+def test_formula_counts_what_a_projector_keeps(
+    widths: tuple[int, ...], last: str, autocast: torch.dtype | None
+) -> None:
+    projector = Projector(widths, last=last)
+    features = torch.randn(CROPS, widths[0], requires_grad=True)
+    is_real = torch.ones(CHUNKS, 2 * IMAGES, dtype=torch.bool)
+    weights = {shape for weight in projector.parameters() for shape in (weight.shape, weight.shape[::-1])}
+    kept = kept_bytes(lambda: projector(features, is_real), weights, autocast)
+    product = 4 if autocast is None else 2
+    counted = projector_bytes(widths, CROPS, product=product, last_scales=last == "scale").kept
+    assert counted == pytest.approx(kept, rel=0.02)
+
+
+def test_formula_counts_what_a_contrast_of_all_views_keeps() -> None:
+    z = torch.randn(CROPS, WIDTH, requires_grad=True)
+    is_real = torch.ones(CHUNKS, 2 * IMAGES, dtype=torch.bool)
+    kept = kept_bytes(lambda: among_all_views(z, is_real, 0.2), (), None)
+    counted = contrast_bytes(CHUNKS * (2 * IMAGES) ** 2, CROPS, WIDTH).kept
+    assert counted == pytest.approx(kept, rel=0.04)
+
+
+def test_formula_counts_what_a_contrast_with_the_other_view_keeps() -> None:
+    query, key = torch.randn(CROPS, WIDTH, requires_grad=True), torch.randn(CROPS, WIDTH)
+    is_real = torch.ones(CHUNKS, 2, IMAGES, dtype=torch.bool)
+    kept = kept_bytes(lambda: among_other_view(query, key, is_real, 0.2), (), None)
+    counted = contrast_bytes(CHUNKS * 2 * IMAGES**2, CROPS, WIDTH).kept
+    assert counted == pytest.approx(kept, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+def test_similarities_grow_with_the_chunk_and_the_rest_with_the_crops(method: str) -> None:
+    small, large = (bytes_by_name(case_of(method, 0, chunk_images=images)) for images in (64, 256))
+    names = set(small) - {"similarities"}
+    assert {name: small[name] for name in names} == {name: large[name] for name in names}
+    crops, width = 512, 256
+    compared = 2 * 4 * crops * width
+    assert (large["similarities"] - compared) == 4 * (small["similarities"] - compared)
+
+
+# the command
+
+
+@pytest.mark.parametrize(
+    ("method", "beside"),
+    [("simclr", {"projector"}), ("mocov3", {"projector", "predictor", "teacher"})],
+)
+def test_plan_of_a_contrastive_recipe_names_its_parts(
+    method: str, beside: set[str], capsys: pytest.CaptureFixture
+) -> None:
+    found: dict[str, Any] = plan(recipe=f"{method}_deit_tiny", rows=2040)
+    assert set(found["head"].split(", ")) == beside
+    parts = {part["name"]: part["bytes"] for part in found["parts"]}
+    assert {name.partition(":")[0] for name in parts if "weights" in name} - {"bf16 copies of weights"} == {
+        "backbone",
+        *beside,
+    }
+    assert {"activations of the projector", "similarities"} < parts.keys()
+    assert "head at work" not in parts
+    assert found["parameters"] == 5_496_192  # of the backbone, as in other plans
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("projector: weights", "activations of the projector"))
