@@ -1,4 +1,4 @@
-"""`vitds models [PATTERN]`: timm's models, what they make of an image and which sides they take. Nothing is trained."""
+"""`vitds models [PATTERN]`: timm's models, what they make of a crop, and which sides they take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ModelRow:
     Attributes:
         parameters: how many numbers it trains.
         width: D, of the features.
-        side_step: crops may have any multiple of it as side, in pixels; 0 where only the published side works.
+        side_step: crops may have any multiple of it as side, in pixels; 0 where only the published side
+            works.
         published_px: side of its published weights.
         gflop: of one forward pass of one crop, a multiply-add counted as two.
         side_px: of that crop.

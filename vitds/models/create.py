@@ -74,5 +74,5 @@ def takes_side(name: str) -> bool:
 
 
 def own_words(error: Exception) -> str:
-    """The beginning of what an error of timm's or torch's says, or its class where it says nothing (a bare assert)."""
+    """The beginning of what an error of timm's or torch's says, or its class where it is a bare assert."""
     return textwrap.shorten(str(error), 120, placeholder=" ...") or type(error).__name__

@@ -129,7 +129,7 @@ class StochasticDraws:
 
 
 def _write(module: nn.Module, name: str, values: np.ndarray) -> None:
-    """Copy into the module's buffer; only a new shape makes a new one, for a compiled model keeps addresses."""
+    """Copy into the module's buffer; only a new shape makes a new one: a compiled model keeps addresses."""
     buffer = getattr(module, name)
     if buffer.shape != values.shape:
         buffer = torch.empty(values.shape, dtype=buffer.dtype, device=buffer.device)
