@@ -19,9 +19,9 @@ from PIL import Image
 from tests.engine.training import small_run
 from vitds.cli import COMMANDS, main
 from vitds.config.deepspeed import load_ds_config
-from vitds.config.load import load_settings
+from vitds.config.load import FLAG_KEYS, load_settings
 from vitds.console import find_command
-from vitds.jobs.train import FLAG_SETTINGS, pretrain
+from vitds.jobs.train import pretrain
 from vitds.words import checked_words
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def test_a_command_of_the_pages_has_words_and_settings_that_are_taken(
         return
     flags = dict(word.removeprefix("--").split("=", 1) for word in checked)
     settings = {
-        key: int(value) if value.isdigit() else value for key, value in flags.items() if key in FLAG_SETTINGS
+        key: int(value) if value.isdigit() else value for key, value in flags.items() if key in FLAG_KEYS
     }
     for key in ("data", "test", "init"):
         assert key not in settings or (folder / settings[key]).exists(), f"{settings[key]} is named by {line}"
@@ -140,6 +140,21 @@ def test_a_quick_command_of_the_pages_runs(
     if "digits-train.beton" in line.command and not Path("digits-train.beton").exists():
         main(["data", "build", "digits", "--out", "digits.beton"])
     assert main(shlex.split(line.command)[1:]) == 0, capsys.readouterr().err
+
+
+SHOWN = re.compile(r"^    \$ (vitds (?:data|recipes).*)\n((?:    (?!\$).*\n)+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "output"), SHOWN.findall((ROOT / "README.md").read_text("utf-8")))
+def test_the_readme_shows_what_a_command_prints(
+    command: str, output: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(shlex.split(command)[1:]) == 0
+    shown, printed = (
+        re.sub(r"[\d.]+ s$", "T s", text, flags=re.MULTILINE) for text in (output, capsys.readouterr().out)
+    )
+    assert [line.strip() for line in shown.splitlines()] == [line.strip() for line in printed.splitlines()]
 
 
 def test_the_wrong_settings_of_the_pages_are_refused_in_the_words_shown(
