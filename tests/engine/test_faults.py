@@ -35,6 +35,7 @@ from tests.engine.training import (
 from vitds.config.tree import Settings
 from vitds.data.order import epoch_order
 from vitds.engine.live import Live
+from vitds.engine.signals import StopSignals
 from vitds.errors import NumericsError, ResourceError, SettingsError
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import Run
@@ -258,7 +259,9 @@ def test_a_killed_launcher_leaves_nothing_behind_and_the_run_is_saved(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name
+    "number",
+    [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP],
+    ids=lambda number: number.name,
 )
 def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(
     rank_pool, digit_files, tmp_path: Path, number: signal.Signals
@@ -273,6 +276,26 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(
         == [f"stopped by a signal after step {step} of 12000, saved; the same command goes on from there"] * 2
     )
     assert list_checkpoints(run / "checkpoints")[-1].name == f"step-{step:08d}"
+
+
+def test_under_nohup_a_terminal_may_close() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.noted is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_reader_that_leaves_ends_no_training(digit_files, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vitds", "pretrain", *words_of(tmp_path / "run", digit_files, epochs=2)]
+    read, write = os.pipe()
+    process = subprocess.Popen(words, cwd=ROOT, stdout=write, stderr=write)
+    os.close(write)
+    os.close(read)
+    assert process.wait(timeout=120) == 0 and Run(tmp_path / "run").is_finished
 
 
 def test_a_second_ctrl_c_ends_at_once(digit_files, start_rank, tmp_path: Path) -> None:
@@ -297,6 +320,13 @@ def test_memory_that_runs_out_is_reported_with_what_to_lower(digit_files, start_
     _, said = process.communicate(timeout=60)
     assert process.returncode == 6 and "out of memory on cpu. By the plan this run takes" in said, said
     assert "batch.micro_images (now 24)" in said and "Traceback" not in said
+
+
+def test_the_bar_begins_at_the_epoch_that_a_run_goes_on_in(tmp_path: Path) -> None:
+    for done, epoch in ((0, "1/100"), (3, "2/100"), (300, "100/100")):
+        live = Live(Run(tmp_path), Settings(), steps_done=done, total_steps=300, steps_per_epoch=3)
+        assert live.progress.tasks[0].fields["epoch"] == epoch
+        live.close()
 
 
 def disk_error(run: str, data: tuple[str, str], **options) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
 from vitds.engine import resolve
-from vitds.engine.resolve import resolve_compile, resolve_micro_images, resolve_precision, resolve_settings
+from vitds.engine.resolve import (
+    padding_note,
+    resolve_compile,
+    resolve_micro_images,
+    resolve_precision,
+    resolve_settings,
+)
 from vitds.errors import ResourceError, SettingsError
 from vitds.jobs.train import pretrain
 from vitds.models.build import build_backbone
@@ -120,3 +127,26 @@ def test_a_value_that_deepspeed_refuses_is_named_with_its_file(
     config.write_text('{"zero_optimization": {"stage": 1, "allgather_bucket_size": "many"}}')
     said = rank_pool(1).run(refused_by_deepspeed, str(tmp_path / "run"), digit_files, str(config))[0]
     assert said.startswith(f"{config}: DeepSpeed refuses it: ") and "allgather_bucket_size" in said
+
+
+@pytest.mark.parametrize(
+    ("images", "step", "chunk", "said"),
+    [
+        (896, 256, 64, None),  # 12 % of the digits' epochs
+        (256, 256, 64, None),
+        (30, 256, 64, "88% of each epoch is padding: 30 images in steps of 256. What fits is "
+         "--set batch.global_images=30 --set batch.chunk_images=30"),
+        (300, 256, 64, "41% .* --set batch.global_images=150 --set batch.chunk_images=75"),
+        (10, 24, 4, "58% .* --set batch.global_images=10 --set batch.chunk_images=5"),
+    ],
+)  # fmt: skip
+def test_much_padding_is_said_with_the_batch_that_fits(
+    images: int, step: int, chunk: int, said: str | None
+) -> None:
+    note = padding_note(images, step, chunk)
+    assert note is None if said is None else re.search(said, note), note
+
+
+def test_the_batch_that_fits_has_a_chunk_for_every_rank(rank_pool) -> None:
+    for note in rank_pool(2).run(padding_note, 30, 256, 64):
+        assert note.endswith("--set batch.global_images=30 --set batch.chunk_images=15")

@@ -11,6 +11,7 @@ import pytest
 from tests.engine.training import small_run
 from vitds.cli import main
 from vitds.data.build import build_beton
+from vitds.errors import UsageError
 from vitds.jobs.evaluate import evaluate
 from vitds.runs.directory import read_json
 
@@ -63,6 +64,58 @@ def test_linear_prints_the_accuracy_that_it_returns(runs, capsys) -> None:
 def test_other_images_are_asked_for_by_data(runs, digit_files) -> None:
     score = evaluate("knn", runs[0], data=digit_files[0])
     assert score["images"] == 52 and score["data"] == digit_files[0]
+
+
+@pytest.fixture
+def moved(runs, digit_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to call from, with a fine-tuned and a pretrained run whose files are not where they say."""
+    for name, run in zip(("pre", "fine"), runs, strict=True):
+        shutil.copytree(run, tmp_path / name)
+        settings = tmp_path / name / "settings.yaml"
+        settings.write_text(
+            settings.read_text()
+            .replace(digit_files[0], "gone/train.beton")
+            .replace(digit_files[1], "gone/test.beton")
+        )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_top1_needs_only_the_run_and_the_images(moved: Path, runs, digit_files) -> None:
+    score, before = evaluate("top1", "fine", data=digit_files[1]), evaluate("top1", runs[1])
+    assert (score["top1"], score["top5"]) == (before["top1"], before["top5"])
+
+
+def test_a_file_that_a_run_names_and_that_moved_is_asked_for(moved: Path, digit_files, capsys) -> None:
+    for words, flag, file in (
+        (["eval", "top1", "fine"], "--data", "gone/test.beton"),
+        (["eval", "knn", "pre"], "--data", "gone/test.beton"),
+        (["eval", "knn", "pre", "--data", digit_files[1]], "--bank", "gone/train.beton"),
+        (["eval", "linear", "pre", "--data", digit_files[1]], "--bank", "gone/train.beton"),
+    ):
+        said = refusal(capsys, *words)
+        assert (
+            f"{file}, which the run names, is not there, seen from {moved}, the folder you call from" in said
+        )
+        assert f"Say where it is now with {flag} FILE.beton" in said
+
+
+def test_top1_on_other_classes_is_refused(moved: Path, digit_files, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other.beton"
+    images = tmp_path / "images"
+    for name in ("digit 0", "digit 7"):
+        shutil.copytree(Path(digit_files[0]).parent / "test" / "digit 0", images / name)
+    build_beton([images], other, workers=1)
+    said = refusal(capsys, "eval", "top1", "fine", "--data", str(other))
+    assert (
+        f"{other}: its 2 classes are not the 4 of fine: class 1 is 'digit 7' there, 'digit 1' in the run"
+        in said
+    )
+
+
+def test_an_argument_that_does_nothing_is_refused(runs) -> None:
+    with pytest.raises(UsageError, match="`bank` does nothing for top1"):
+        evaluate("top1", runs[1], bank="x.beton")
 
 
 def test_an_unknown_evaluation_is_refused(runs) -> None:
@@ -127,10 +180,7 @@ def test_images_without_labels_cannot_be_evaluated_or_fine_tuned_on(
         "--set",
         "engine.precision=fp32",
     )
-    assert (
-        f"{unlabelled} has no labels; training on labels needs two classes or more"
-        in text
-    )
+    assert f"{unlabelled} has no labels; training on labels needs two classes or more" in text
 
 
 def test_a_run_without_test_file_needs_data(runs, tmp_path: Path, capsys) -> None:
@@ -143,7 +193,9 @@ def test_a_run_without_test_file_needs_data(runs, tmp_path: Path, capsys) -> Non
             for line in settings.read_text().splitlines()
         )
     )
-    assert "no images to evaluate: give --data FILE.beton" in refusal(capsys, "eval", "knn", str(run))
+    assert "no images to evaluate: give --data FILE.beton, for the run names none" in refusal(
+        capsys, "eval", "knn", str(run)
+    )
 
 
 def test_a_recipe_without_data_asks_for_it(tmp_path: Path, capsys) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from vitds.config.tree import Settings
 from vitds.errors import ResourceError, RunError, RunLockedError
+from vitds.runs import lock as lock_module
 from vitds.runs.checkpoint import (
     CheckpointReader,
     list_checkpoints,
@@ -26,7 +27,6 @@ from vitds.runs.checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from vitds.runs import lock as lock_module
 from vitds.runs.directory import Run, disk_note, given_settings, read_json, save_inputs, save_settings
 from vitds.runs.lock import STALE_AFTER_S, RunLock, is_running, next_run, own_process
 from vitds.runs.metrics import MetricsFile, cut_back, read_metrics
