@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vitds.config.tree import Settings
+
 
 def warmup_steps(warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:
     """The recipe's warm-up, but at most a tenth of the run."""
@@ -28,6 +30,12 @@ class LearningRate:
     peak: float
     warmup: int
     total: int
+
+    @classmethod
+    def of(cls, settings: Settings, steps_per_epoch: int) -> LearningRate:
+        """The schedule that a run's settings ask for."""
+        warmup = warmup_steps(settings.schedule.warmup_epochs, settings.epochs, steps_per_epoch)
+        return cls(settings.optimizer.lr_peak, warmup, settings.epochs * steps_per_epoch)
 
     def at(self, step: int) -> float:
         """The rate of step 0..total-1; 0 at step 0 when there is a warm-up."""

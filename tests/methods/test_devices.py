@@ -58,7 +58,7 @@ def test_a_steps_tensors_all_lie_on_the_card(recipe: str, words: list[str]) -> N
     images = 2 * chunk
     backbone = build_backbone(settings.backbone, crop_px=side, seed=0)
     method_type = method_class(settings.method)
-    settings = method_type.resolve(settings, ROWS, backbone.num_features)
+    settings = method_type.resolve(settings, ROWS, backbone.facts.width)
     method = method_type(settings, backbone, ROWS)
     draws = StochasticDraws(
         backbone, seed=0, rows_per_chunk=views * chunk, patches=patch_count(backbone)

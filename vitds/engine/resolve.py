@@ -85,7 +85,7 @@ def resolve_settings(
             "batch": settings.batch.model_copy(update={"micro_images": micro}),
         }
     )
-    return method_class(settings.method).resolve(resolved, rows, backbone.num_features)
+    return method_class(settings.method).resolve(resolved, rows, backbone.facts.width)
 
 
 def resolve_micro_images(

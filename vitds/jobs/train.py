@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitds import dist
 from vitds.config.deepspeed import DsConfig, load_ds_config
 from vitds.config.flags import TrainFlags, as_arguments
-from vitds.config.load import backbone_note, load_settings
+from vitds.config.load import backbone_note, settings_of
 from vitds.config.methods import Command
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
@@ -45,9 +45,7 @@ from vitds.runs.backbone import load_backbone, read_class_head, read_weights, sa
 from vitds.runs.checkpoint import CheckpointReader, Saved, newest_sound
 from vitds.runs.directory import Run, disk_note, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
-from vitds.schedule import LearningRate, warmup_steps
-
-FLAG_SETTINGS = ("data", "test", "init", "epochs", "seed")  # flags that are settings by another name
+from vitds.schedule import LearningRate
 
 
 def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
@@ -60,14 +58,7 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
     Returns: the finished run.
     Raises: VitdsError of the kind that vitds/errors.py lists.
     """
-    given = load_settings(
-        recipe=flags.recipe,
-        command=command,
-        assignments=flags.set,
-        flags={name: getattr(flags, name) for name in FLAG_SETTINGS},
-        extra=sections,
-        run=flags.run,
-    )
+    given = settings_of(command, flags, sections)
     ds = load_ds_config(flags.ds_config)
     with open_session(command, flags, given) as session:
         if session.run.is_finished:
@@ -205,6 +196,7 @@ def build_trainer(
         ranks=dist.world_size(),
         micro_images=settings.batch.micro_images,
     )
+    rate = LearningRate.of(settings, loader.steps_per_epoch)
     draws = StochasticDraws(
         backbone,
         seed=settings.seed,
@@ -215,30 +207,13 @@ def build_trainer(
     if class_head is not None:
         method.module.head.load_state_dict(class_head)
     if saved is None:
+        # Before the engine is built, which may spread the weights over the ranks.
         method.start_from(lambda indices: own_features(settings, backbone, file, indices, device), device)
     engine = build_engine(method, settings, ds, loader.accumulation, device)
-    per_epoch = loader.steps_per_epoch
-    rate = LearningRate(
-        settings.optimizer.lr_peak,
-        warmup_steps(settings.schedule.warmup_epochs, settings.epochs, per_epoch),
-        settings.epochs * per_epoch,
-    )
-    trainer = Trainer(
-        run,
-        settings,
-        method,
-        JointUpdate(
-            engine,
-            [HeadShard(head, settings, device, rate) for head in method.outside],
-            settings.optimizer.average_decay,
-        ),
-        rate,
-        loader,
-        draws,
-        Probes(settings, file, test_file, device) if settings.eval.every_epochs else None,
-        facts,
-        lock,
-    )
+    heads = [HeadShard(head, settings, device, rate) for head in method.outside]
+    update = JointUpdate(engine, heads, settings.optimizer.average_decay)
+    probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
+    trainer = Trainer(run, settings, method, update, rate, loader, draws, probes, facts, lock)
     if saved is not None:
         trainer.resume(CheckpointReader(saved))
     return trainer

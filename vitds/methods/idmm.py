@@ -46,7 +46,7 @@ class Method(base.Method):
         self.settings = settings
         self.terms = group_names(settings)
         self.lr_scales = {"head.": settings.head.lr_scale}
-        width = backbone.num_features
+        width = backbone.facts.width
         form = settings.head.form | {"seed": settings.seed}
         if settings.head.kind == "sharded":
             dtype = ROW_DTYPES[settings.head.row_dtype]

@@ -93,7 +93,7 @@ class Method(base.Method):
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.mocov3
         self.momentum = own.momentum
-        widths, behind = _widths(settings, backbone.num_features)
+        widths, behind = _widths(settings, backbone.facts.width)
         with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
             projector = Projector(widths, last="plain")
             predictor = Projector(behind, last="plain")

@@ -57,7 +57,7 @@ class Method(base.Method):
 
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.simclr
-        widths = _widths(settings, backbone.num_features)
+        widths = _widths(settings, backbone.facts.width)
         with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
             projector = Projector(widths, last="scale")
         self.module = Contrasting(

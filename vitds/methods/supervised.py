@@ -23,7 +23,7 @@ class Method(base.Method):
     leaves_class_head: ClassVar[bool] = True
 
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
-        head = DenseHead(rows, backbone.num_features, seed=settings.seed, **settings.head.form)
+        head = DenseHead(rows, backbone.facts.width, seed=settings.seed, **settings.head.form)
         self.module = WithHead(backbone, head)
         self.terms = group_names(settings)
         self.lr_scales = {"head.": settings.head.lr_scale}
