@@ -263,15 +263,15 @@ def test_key_below_a_single_value_is_refused(recipe):
     "word, message",
     [
         ("epochs=0", "epochs: must be greater than or equal to 1, got 0"),
-        ("epochs=true", "epochs: must be a valid integer, got True"),
-        ("epochs='3'", "epochs: must be a valid integer, got '3'"),
+        ("epochs=true", "epochs: must be a whole number, got True"),
+        ("epochs='3'", "epochs: must be a whole number, got '3'"),
         ("views.flip=2", "views.flip: must be less than or equal to 1, got 2"),
         ("optimizer.lr_peak=.nan", "optimizer.lr_peak: must be a finite number, got nan"),
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
         ("method=byol", "method: must be 'idmm', 'supervised', 'simclr' or 'mocov3', got 'byol'"),
         (
             "batch.micro_images=many",
-            "batch.micro_images: must be 'auto', or must be a valid integer, got 'many'",
+            "batch.micro_images: must be 'auto', or must be a whole number, got 'many'",
         ),
         (
             "views.blur_sigma=[3, 1]",
@@ -282,6 +282,13 @@ def test_key_below_a_single_value_is_refused(recipe):
             "views.groups.0.scale: must satisfy 0 < low <= high <= 1, got [0.5, 0.2]",
         ),
         ("views.groups=[{name: a}, {name: a}]", "views.groups: group names must differ, got ['a', 'a']"),
+        ("views.groups=1", "views.groups: must be a list of groups, got 1"),
+        ("backbone.frozen=x", "backbone.frozen: must be a list, got 'x'"),
+        ("backbone.options=3", "backbone.options: must be a mapping, {key: value}, got 3"),
+        ("log.tensorboard=1", "log.tensorboard: must be true or false, got 1"),
+        ("backbone.name=3", "backbone.name: must be text, got 3"),
+        ("views.mean=[a, 0, 0]", "views.mean.0: must be a number, got 'a'"),
+        ("optimizer.betas=[0, 0, 0]", "optimizer.betas: must have at most 2 items, not 3, got [0, 0, 0]"),
         ("schedule=3", "schedule: must be a section with the keys warmup_epochs, got 3"),
         ("views.groups=[{views: 2}]", "views.groups.0.name: must be given"),
         (

@@ -26,6 +26,15 @@ from vitds.config.yaml_text import dump_yaml, parse_yaml
 from vitds.errors import SettingsError
 
 FLAG_KEYS = {"data": "data.train", "test": "data.test", "init": "init", "epochs": "epochs", "seed": "seed"}
+PLAIN_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid array": "a list",
+    "an object": "a mapping, {key: value}",
+    "match pattern": "be of the form",
+}
 PATH_KEYS = ("data.train", "data.test", "init")
 # What may differ between a run's first start and its resume: none of these changes a number of the training.
 FREE_ON_RESUME = ("checkpoint.", "log.", "eval.", "data.workers", "batch.micro_images")
@@ -316,12 +325,23 @@ def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
             wrong[key], ends[key] = ["must be given"], ""
         elif item["type"] == "model_type":
             wrong[key] = [f"must be a section with the keys {', '.join(own.model_fields)}"]
+        elif item["type"] in ("tuple_type", "list_type"):
+            name = key.rpartition(".")[2]
+            wrong.setdefault(key, []).append(f"must be a list{f' of {name}' if own else ''}")
         else:
-            wrong.setdefault(key, []).append(re.sub(r"^\w+ should ", "must ", item["msg"]))
+            wrong.setdefault(key, []).append(_plain(item["msg"]))
     return [
         ": ".join(filter(None, [key, ", or ".join(texts)])) + ends[key] + _origin(key, origins)
         for key, texts in wrong.items()
     ]
+
+
+def _plain(text: str) -> str:
+    """What pydantic says, which speaks of inputs and of JSON, in the words of a recipe."""
+    text = re.sub(r"^\w+ should ", "must ", text).replace(" after validation", "")
+    for theirs, ours in PLAIN_WORDS.items():
+        text = text.replace(theirs, ours)
+    return text
 
 
 def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section] | None]:
