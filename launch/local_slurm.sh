@@ -149,6 +149,7 @@ down() {
     rm -rf -- "$folder"
 }
 
+(($# <= 3)) && [[ ${1:-} != down || $# -le 2 ]] || fail "unexpected word ${!#}; say up [FOLDER] [NODES] or down [FOLDER]"
 case ${1:-} in
     up) up ;;
     down) down ;;

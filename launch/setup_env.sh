@@ -191,16 +191,20 @@ for link in venv.glob("lib/python3*/site-packages/__editable__.vitds-*.pth"):
 EOF
 }
 
-check_compiled() {
-    "$venv/bin/python" - "$root" <<'EOF'
+load() { # LIBRARY...: each by its path without the ending that this Python gives to compiled parts
+    "$venv/bin/python" - "$@" <<'EOF'
 import ctypes
 import sys
 import sysconfig
 
-for library in (sysconfig.get_path("platlib") + "/ffcv/_libffcv", *(sys.argv[1] + f"/vitds/kernels/_{name}" for name in ("pixels", "softmax"))):
-    ctypes.CDLL(library + sysconfig.get_config_var("EXT_SUFFIX"))
+for library in sys.argv[1:]:
+    ctypes.CDLL(library.replace("PLATLIB", sysconfig.get_path("platlib")) + sysconfig.get_config_var("EXT_SUFFIX"))
 EOF
 }
+
+ffcv_loads() { load PLATLIB/ffcv/_libffcv 2>/dev/null; }
+
+check_compiled() { load PLATLIB/ffcv/_libffcv "$root"/vitds/kernels/_{pixels,softmax}; }
 
 install_vitds() {
     install_packages
@@ -245,7 +249,11 @@ explain_failure() { # when the script ends inside a stage
     esac
 }
 
-fingerprint() { { echo "$root" && "$venv/bin/python" -V && sha256sum "${sources[@]}"; } 2>&1 | sha256sum; }
+# Of what a set-up begins with, and of what it builds: one compiled part gone or cut short, and there is something to do.
+fingerprint() {
+    local built=("$venv"/lib/python3*/site-packages/ffcv/_libffcv*.so vitds/kernels/_{pixels,softmax}*.so "$native"/lib/*.so*)
+    { echo "$root" && "$venv/bin/python" -V && sha256sum "${sources[@]}" "${built[@]}"; } 2>&1 | sha256sum
+}
 
 is_up_to_date() {
     [[ -f $venv/fingerprint && $(<"$venv/fingerprint") == "$(fingerprint)" ]] &&
@@ -274,6 +282,7 @@ open_venv() { # the one that is there, or a new one
 }
 
 main() {
+    (($# == 0)) || fail "unexpected word $1." "This script takes none. VITDS_PYTHON=/path/to/python chooses the interpreter."
     cd -- "$root"
     if ! is_up_to_date; then
         [[ -w . ]] || fail "$root cannot be written to, and its .venv is missing or not up to date." "Make it writable, or copy the project."
@@ -290,7 +299,7 @@ main() {
     trap 'exit 143' TERM
     ffcv_wanted=$(grep '^ffcv==' constraints.txt)
     open_venv
-    if [[ ! -e $native/complete || $(<"$native/complete") != "$ffcv_wanted" ]]; then
+    if [[ ! -e $native/complete || $(<"$native/complete") != "$ffcv_wanted" ]] || ! ffcv_loads; then
         stage "OpenCV's core and libjpeg-turbo, unpacked" make_native
         stage "FFCV, compiled" build_ffcv
     fi
@@ -300,4 +309,4 @@ main() {
     say "Ready after $SECONDS s. Next: source \"$venv/bin/activate\" && vitds doctor"
 }
 
-main
+main "$@"

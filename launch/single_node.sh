@@ -5,7 +5,7 @@
 #     bash launch/single_node.sh [OPTION...] pretrain|finetune FLAG...
 #
 #   --launcher deepspeed|torchrun   deepspeed
-#   --ranks N                       on this machine; a rank a GPU
+#   --ranks N                       on this machine, without --hostfile; a rank a GPU
 #   --hostfile FILE                 several machines: deepspeed starts all ranks from here, by pdsh and ssh without password
 #   --node_rank K                   with --hostfile, without ssh: start the same on each machine, K = 0, 1, ... its line in the file
 #   --port N                        where the ranks meet; a free one, with --hostfile 29500
@@ -37,6 +37,8 @@ while [[ ${1:-} == --* ]]; do
     esac
 done
 [[ ${1:-} == pretrain || ${1:-} == finetune ]] || fail "say pretrain or finetune, then its flags"
+[[ -z $ranks || $ranks =~ ^[1-9][0-9]*$ ]] || fail "--ranks $ranks must be a whole number from 1 on"
+[[ -z $port || $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || fail "--port $port must be from 1 to 65535"
 [[ $launcher == deepspeed || $launcher == torchrun ]] || fail "--launcher $launcher: there are deepspeed and torchrun"
 script=$home/launch/$1.py
 shift
@@ -44,6 +46,7 @@ shift
 hosts=() slots=()
 if [[ -n $hostfile ]]; then
     [[ -r $hostfile ]] || fail "--hostfile $hostfile cannot be read"
+    [[ -z $ranks ]] || fail "--ranks does nothing with --hostfile, whose lines have the ranks of each machine"
     while read -r host count _; do
         [[ $count =~ ^slots=[1-9][0-9]*$ ]] || fail "$hostfile: '$host $count' must be HOST slots=RANKS"
         hosts+=("$host") slots+=("${count#slots=}")

@@ -3,6 +3,7 @@
 
 export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 declare -A option # name -> value; a script gives its options and their defaults
+declare -A given  # name -> yes, of those that a person gave
 sets=()           # the --set words, for every stage
 dry_run=          # yes: nothing is run
 stages=           # the file that lists the stages for `vitds chain`
@@ -28,6 +29,7 @@ read_options() { # WORD...: into option, sets and dry_run; an option may also co
     for name in "${!option[@]}"; do
         variable=VITDS_${name^^}
         option[$name]=${!variable-${option[$name]}}
+        [[ -z ${!variable:-} ]] || given[$name]=yes
     done
     while (($#)); do
         case $1 in
@@ -39,15 +41,23 @@ read_options() { # WORD...: into option, sets and dry_run; an option may also co
                 [[ $name =~ ^[a-z_]+$ && ($name == set || -v option[$name]) ]] ||
                     fail "unknown option $1; there are --$(option_names | sed ':all;N;s/\n/ --/;t all') --set --dry_run"
                 (($# > 1)) || fail "$1 needs a value"
-                if [[ $name == set ]]; then sets+=(--set "$2"); else option[$name]=$2; fi
+                if [[ $name == set ]]; then sets+=(--set "$2"); else option[$name]=$2 given[$name]=yes; fi
                 shift 2
                 ;;
             *) fail "unexpected word $1" ;;
         esac
     done
+    for name in recipe epochs; do
+        refuse_idle $name init "it is of the pretraining, which is left out; of the fine-tuning there is --finetune_$name"
+    done
+    refuse_idle root folders "there is one source of images"
     [[ -n $dry_run || -n ${SLURM_JOB_ID:-} ]] || fail "this is for sbatch; --dry_run shows what it would do"
     show_resolved
     check_time_limit
+}
+
+refuse_idle() { # OPTION BECAUSE_OF WHY: an option that would do nothing beside another
+    [[ -z ${given[$1]:-} || -z ${option[$2]:-} ]] || fail "--$1 does nothing with --$2: $3"
 }
 
 show_resolved() {

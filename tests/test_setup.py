@@ -6,6 +6,7 @@ The script itself is run for its whole length by tests/run.sh; here are the case
 from __future__ import annotations
 
 import configparser
+import os
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,66 @@ def test_system_without_apt_and_opencv_is_told_the_conda_packages(set_up: SetUp)
         pytest.skip("this system has libjpeg-turbo's headers, which the script would take")
     said = set_up(gcc="", df="echo Filesystem; echo /dev/disk 1 0 99999999 1% /", **{"g++": ""})
     assert "no apt here" in said and "conda install -c conda-forge opencv libjpeg-turbo compilers" in said
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[[], bool]:
+    """A project whose set-up has just ended, as the script sees it; says whether it still is up to date."""
+    project = tmp_path / "a project"
+    (project / "launch").mkdir(parents=True)
+    script = (ROOT / "launch/setup_env.sh").read_text()
+    (project / "launch/setup_env.sh").write_text(script.removesuffix('main "$@"\n') + 'cd -- "$root"\n"$@"\n')
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for name in (
+        *("setup.cfg", "setup.py", "pyproject.toml", "constraints.txt", ".venv/native/lib/libturbojpeg.so.0"),
+        *(
+            "vitds/kernels/pixels.c",
+            "vitds/kernels/softmax.c",
+            "vitds/kernels/_pixels.x.so",
+            "vitds/kernels/_softmax.x.so",
+        ),
+        f".venv/lib/{version}/site-packages/ffcv/_libffcv.x.so",
+    ):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(name)
+    (project / ".venv/bin").mkdir()
+    (project / ".venv/bin/python").symlink_to(sys.executable)
+
+    def call(function: str) -> subprocess.CompletedProcess:
+        words = ["bash", str(project / "launch/setup_env.sh"), function]
+        return subprocess.run(words, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+
+    (project / ".venv/fingerprint").write_text(call("fingerprint").stdout)
+    return lambda: call("is_up_to_date").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "built",
+    [
+        "vitds/kernels/_pixels.x.so",
+        "vitds/kernels/_softmax.x.so",
+        ".venv/**/_libffcv.x.so",
+        ".venv/native/lib/*.so.0",
+    ],
+)
+def test_an_environment_without_a_part_that_was_built_is_not_up_to_date(
+    finished: Callable[[], bool], tmp_path: Path, built: str
+) -> None:
+    assert finished()
+    [file] = (tmp_path / "a project").glob(built)
+    content = file.read_text()
+    file.write_text(content[:-1])
+    assert not finished()
+    file.unlink()
+    assert not finished()
+    file.write_text(content)
+    assert finished()
+
+
+def test_a_word_for_the_set_up_is_refused() -> None:
+    words = ["bash", str(ROOT / "launch/setup_env.sh"), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("set-up: unexpected word --help.")
 
 
 def test_unchanged_environment_is_left_alone() -> None:

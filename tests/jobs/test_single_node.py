@@ -74,9 +74,9 @@ def test_two_machines_of_a_hostfile_train_as_one(
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        ([], "deepspeed --master_port 9 --num_gpus 3 {root}/launch/pretrain.py --seed 1"),
+        (["--ranks", "3"], "deepspeed --master_port 9 --num_gpus 3 {root}/launch/pretrain.py --seed 1"),
         (
-            ["--launcher", "torchrun"],
+            ["--ranks", "3", "--launcher", "torchrun"],
             "torchrun --master_port 9 --nproc_per_node 3 -- {root}/launch/pretrain.py --seed 1",
         ),
         (
@@ -90,7 +90,7 @@ def test_dry_run_shows_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("hosts").write_text("a slots=8\n")
-    done = start("--ranks", "3", "--port", "9", *words, "--dry_run", "pretrain", "--seed", "1")
+    done = start("--port", "9", *words, "--dry_run", "pretrain", "--seed", "1")
     assert done.communicate(timeout=60)[0] == f"+ OMP_NUM_THREADS=1 {shown.format(root=ROOT)}\n"
 
 
@@ -118,6 +118,12 @@ def test_dry_run_shows_the_command(
             ["--hostfile", "hosts", "--node_rank", "hosts[$(touch gone)]", "pretrain"],
             "hosts has the machines 0 to 1",
         ),
+        (
+            ["--ranks", "2", "--hostfile", "hosts", "pretrain"],
+            "--ranks does nothing with --hostfile, whose lines",
+        ),
+        (["--ranks", "none", "pretrain"], "--ranks none must be a whole number from 1 on"),
+        (["--port", "99999", "pretrain"], "--port 99999 must be from 1 to 65535"),
         (["--hostfile", "/dev/null", "pretrain"], "/dev/null names no machine"),
         (["--hostfile", "odd", "pretrain"], "odd: 'a 8' must be HOST slots=RANKS"),
     ],

@@ -38,15 +38,15 @@ def test_slurm_options_come_from_words_or_variables_and_the_word_wins() -> None:
         "  --seed 5",
         "  --model vit_tiny_patch16_224",
         "  --set head.bias=true",
-        "  --recipe idmm_digits",
+        "  --recipe ''",
     } < set(lines)
     pretrain, finetune = (line for line in lines if line.startswith("stage "))
     given = "--seed=5 --set backbone.name=vit_tiny_patch16_224 --set head.bias=true"
     assert (
         pretrain
-        == f"stage runs/small/pretrain: srun --kill-on-bad-exit=0 --wait=60 vitds pretrain --recipe=idmm_digits --epochs=3 {given}"
+        == f"stage runs/small/pretrain: srun --kill-on-bad-exit=0 --wait=60 vitds pretrain --epochs=3 {given}"
     )
-    assert finetune.endswith(f"vitds finetune --recipe=finetune_digits --init=runs/small/pretrain {given}")
+    assert finetune.endswith(f"vitds finetune --init=runs/small/pretrain {given}")
 
 
 def test_slurm_imagenet_builds_then_copies_then_trains() -> None:
@@ -90,6 +90,17 @@ def test_slurm_imagenet_from_a_run_on_a_subset_is_not_pretrained() -> None:
             "unknown option --epochz; there are --data --ds_config --epochs",
         ),
         ("slurm_small.sh", ["--epochs"], "--epochs needs a value"),
+        (
+            "slurm_small.sh",
+            ["--init", "runs/pre", "--epochs", "3"],
+            "--epochs does nothing with --init: it is of the pretraining, which is left out; of the fine-tuning there",
+        ),
+        ("slurm_imagenet.sh", ["--init", "runs/pre", "--recipe=r.yaml"], "--recipe does nothing with --init"),
+        (
+            "slurm_imagenet.sh",
+            ["--root", "a", "--folders", "b"],
+            "--root does nothing with --folders: there is one source of images",
+        ),
         ("slurm_small.sh", ["3"], "unexpected word 3"),
         (
             "slurm_imagenet.sh",
