@@ -370,7 +370,7 @@ def bench_head(
 ) -> None:
     """Time, memory and traffic of the instance head, beside others' ways.
 
-    Loss and gradients of one step, forward and backward: ours dense and sharded, torch's linear and cross_entropy, the same in chunks,
+    Loss and gradients of one step, forward and backward: ours dense and sharded, torch's linear and cross_entropy, the same in tiles,
     Liger and Cut Cross-Entropy where they are installed and run, and the four bare products that none of them can do without.
 
     Args:
@@ -402,7 +402,7 @@ def plan(
 
     Args:
         model: a timm model (default the recipe's)
-        rows: N, the images, of which each is a row of the head
+        rows: N, the images; each is a row of the head where the method has one
         batch: images a step, over all GPUs (default the recipe's)
         gpus: ranks
         ds_config: a DeepSpeed JSON file, or the name of a packaged one (default zero0)
