@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Literal
 import pytest
 
 import vitds
-from vitds import cli
+from vitds import cli, errors
 from vitds.cli import COMMANDS, main
 from vitds.config.load import dump_settings, load_settings
-from vitds.errors import DataError, UsageError
+from vitds.errors import DataError, SettingsError, UsageError
 from vitds.words import call_command, checked_words, help_text
 
 ROOT = Path(__file__).parents[1]
@@ -247,6 +248,35 @@ def test_overview_lists_every_command(printed, words):
     ]
 
 
+def test_help_may_come_first(printed):
+    assert printed("--help", "pretrain") == printed("pretrain", "--help")
+    assert printed("-h", "data", "build")[1].startswith("usage: vitds data build")
+
+
+def test_the_docs_have_every_exit_code():
+    table = (ROOT / "docs/running.md").read_text().partition("| code | meaning |")[2].partition("\n\n")[0]
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert listed == {error.exit_code for error in vars(errors).values() if isinstance(error, type)} | {
+        0,
+        130,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["pretrain", "--epochz", "3"], 2),
+        (["pretrain", "--set", "epochs=0"], 2),
+        (["data", "info", "absent.beton"], 3),
+        (["eval", "knn", "absent/run"], 5),
+        (["checkpoint", "list", "absent/run"], 5),
+        (["chain", "absent.yaml"], 2),
+    ],
+)
+def test_exit_codes_are_those_of_the_docs(printed, words: list[str], status: int):
+    assert printed(*words)[0] == status
+
+
 def test_groups_help_lists_its_commands_only(printed):
     status, out, _ = printed("data", "--help")
     assert status == 0 and "vitds data build" in out and "pretrain" not in out
@@ -382,7 +412,17 @@ def test_functions_of_the_package_are_the_jobs():
     assert vitds.evaluate is evaluate.evaluate
 
 
+def test_python_is_spoken_to_of_arguments_and_the_command_line_of_flags(printed):
+    with pytest.raises(SettingsError) as caught:
+        vitds.pretrain(epochs=0, views={"flip": 2}, set=["seed=-1"])
+    said = str(caught.value)
+    for source in ("(from argument epochs)", "(from argument views)", "(from argument set seed=-1)"):
+        assert source in said
+    assert "(from --epochs)" in printed("pretrain", "--epochs", "0")[2]
+
+
 def test_package_has_a_version_and_no_other_names():
+    assert dir(vitds) == ["__version__", "evaluate", "finetune", "pretrain"]
     assert vitds.__version__ == "0.1.0" or vitds.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="module 'vitds' has no attribute 'train'"):
         vitds.train  # noqa: B018

@@ -119,7 +119,9 @@ def test_variables_that_make_no_group_make_one_rank(
     bare: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     set_all(bare, variables)
+    hook = sys.excepthook
     start_ranks()
+    assert sys.excepthook is hook  # torch's own writes [rank0] before a caller's tracebacks
     assert (dist.rank(), dist.world_size(), os.environ["LOCAL_RANK"]) == (0, 1, "0")
     assert torch.get_num_threads() >= 1
 

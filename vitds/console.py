@@ -60,6 +60,8 @@ def _run(commands: Commands, words: Sequence[str]) -> tuple[int, str]:
     """The exit status, and the command's whole name."""
     is_debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if len(words) > 1 and words[0] in HELP:
+        words = [*words[1:], HELP[0]]
     name = "vitds"
     try:
         if list(words) == ["--version"]:

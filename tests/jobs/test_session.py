@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.training import SMALL, small_run, small_run_path, stopped_run
 from vitds.cli import main
@@ -64,9 +69,12 @@ def test_a_refused_start_leaves_no_run_and_uses_no_number(rank_pool, digit_files
         ["pretrain", "--set", "batch.micro_images=7"],
         ["finetune", "--init", "absent", "--run", "deep/run"],
         ["finetune", "--init", digit_files[0]],
+        ["pretrain", "--run", "no\udce9 text"],
+        ["pretrain", "--recipe", "idmm_digits", "--data", "no\udce9 text.beton"],
     ]
     said = rank_pool(1).run(statuses, str(tmp_path), *commands)
-    assert said == [[3, 2, 2, 2, 3, 3]], rank_pool(1).output
+    assert said == [[3, 2, 2, 2, 3, 3, 2, 2]], rank_pool(1).output
+    assert rank_pool(1).output.count("is no UTF-8 text, which the files of a run cannot hold; rename") == 2
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -108,7 +116,8 @@ def test_labels_that_are_missing_are_said_with_what_then(
         text = said(*data)
         assert f"{flat_file} has no labels, so nearest neighbours cannot be counted on {data[1]}" in text
         assert (
-            "Leave argument test (data.test) out: training does not need it" in text and "classes_from" not in text
+            "Leave argument test (data.test) out: training does not need it" in text
+            and "classes_from" not in text
         )
     text = said(digit_files[0], flat_file, method="supervised")
     assert f"{flat_file} has no labels, so top-1 cannot be measured on {flat_file}" in text
@@ -166,6 +175,38 @@ def test_weights_to_begin_from_may_move_or_be_gone_once_a_run_was_saved(
     rank_pool(1).run(small_run_path, str(run), digit_files, **options | {"init": str(second)})
     assert Run(run).is_finished and "weights from" not in rank_pool(1).output
     assert len(list_checkpoints(run / "checkpoints")) == 2
+
+
+# A caller's own process
+
+
+def state_of_process() -> dict[str, object]:
+    """What a run might leave changed for the code that comes after it."""
+    names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        "hook": sys.excepthook,
+        "warnings": (warnings.filters[:], warnings.showwarning),
+        "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        "stdout": sys.stdout,
+        "variables": {name: os.environ.get(name) for name in names},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fills": torch.utils.deterministic.fill_uninitialized_memory,
+        "threads": torch.get_num_threads(),
+        "draws": torch.get_rng_state().tolist(),
+        "loggers": [logging.getLogger(name).handlers[:] for name in ("", "torch", "vitds", "DeepSpeed")],
+    }
+
+
+def changed_by_a_run(run: str, data: tuple[str, str]) -> list[str]:
+    small_run(f"{run}-first", data, epochs=1)  # imports have their own effects, once
+    torch.manual_seed(3)
+    before = state_of_process()
+    small_run(run, data, epochs=1, engine__deterministic="true")
+    return [name for name, value in state_of_process().items() if value != before[name]]
+
+
+def test_a_run_leaves_its_process_as_it_was(rank_pool, digit_files, tmp_path: Path) -> None:
+    assert rank_pool(1).run(changed_by_a_run, str(tmp_path / "run"), digit_files) == [[]]
 
 
 # The backbone of the run to begin from

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from vitds.config.flags import TrainFlags
 from vitds.config.methods import DEFAULT_METHODS, METHODS, Command, readers
-from vitds.config.names import nearest
+from vitds.config.names import NO_TEXT, is_text, nearest
 from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe
 from vitds.config.tree import Section, Settings
 from vitds.config.yaml_text import dump_yaml, parse_yaml
@@ -285,6 +285,9 @@ def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
 
     Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float.
     """
+    for leaf in _cut(tree, ""):
+        if isinstance(leaf.value, str) and not is_text(leaf.value):
+            raise SettingsError(f"{leaf.key}: {leaf.value!r} {NO_TEXT}{_origin(leaf.key, origins)}")
     try:
         settings = Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
         mistakes = _unread(settings.method, origins)

@@ -1,4 +1,4 @@
-"""The nearest valid name to a mistyped one."""
+"""Names that people give: the nearest valid one to a mistyped one, and those that cannot be written down."""
 
 from __future__ import annotations
 
@@ -16,3 +16,15 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     names = sorted(names)
     near = nearest(word, names)
     return f"did you mean {near}?" if near else f"one of: {', '.join(names)}"
+
+
+def is_text(name: str) -> bool:
+    """False of a file's name that is no UTF-8: settings, manifests and safetensors cannot hold or open it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python holds the bytes that are no letters as lone surrogates
+        return False
+    return True
+
+
+NO_TEXT = "is no UTF-8 text, which the files of a run cannot hold; rename the file or folder (or set LC_ALL=C.UTF-8)"

@@ -16,7 +16,7 @@ from torch import nn
 
 from vitds.config.tree import Backbone, Settings
 from vitds.data.beton import BetonFile, require_same_classes
-from vitds.errors import DataError, RunError, UsageError
+from vitds.errors import DataError, ResourceError, RunError, UsageError
 from vitds.evaluate.classify import top_accuracy
 from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
@@ -124,7 +124,7 @@ def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
     try:
         backbone = timm.create_model(model, pretrained=True, num_classes=0)
     except Exception as error:  # the hub client has errors of its own for each way in which a download fails
-        raise RunError(
+        raise ResourceError(
             f"the published weights of {model} cannot be had: {str(error).splitlines()[0]}"
         ) from error
     published = backbone.pretrained_cfg

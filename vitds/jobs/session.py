@@ -13,12 +13,13 @@ import torch
 from vitds import dist
 from vitds.config.flags import TrainFlags
 from vitds.config.methods import Command
+from vitds.config.names import NO_TEXT, is_text
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, load_manifest, manifest_path
 from vitds.engine.peers import Peers
 from vitds.engine.process import joined_ranks
-from vitds.errors import SettingsError, ShapeError, VitdsError
+from vitds.errors import SettingsError, ShapeError, UsageError, VitdsError
 from vitds.jobs.data_files import check_recipe, training_files
 from vitds.runs.directory import Run, given_settings, save_inputs
 from vitds.runs.lock import RunLock, next_run
@@ -86,6 +87,8 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
 @contextmanager
 def _held_run(path: str | None, recipe: str) -> Iterator[tuple[Run, RunLock | None]]:
     """The run directory and, on rank 0, the lock on it; a new one is removed where nothing was trained in it."""
+    if path is not None and not is_text(path):
+        raise UsageError(f"--run {path!r} {NO_TEXT}")
     held: list[RunLock] = []
 
     def take() -> Path:
