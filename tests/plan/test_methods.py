@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from vitds.heads.projector import Projector
 from vitds.jobs.plan import plan
 from vitds.methods import method_class
 from vitds.models.build import build_backbone
-from vitds.plan.case import Case, make_case
+from vitds.plan.case import Case, ModuleSizes, make_case
 from vitds.plan.memory import MOMENTS, memory_parts
+from vitds.plan.totals import plan_memory
 from vitds.plan.traffic import step_traffic
 
 CHUNKS, IMAGES, WIDTH = 2, 64, 32
@@ -127,6 +129,16 @@ def test_similarities_grow_with_the_chunk_and_the_rest_with_the_crops(method: st
     assert (large["similarities"] - compared) == 4 * (small["similarities"] - compared)
 
 
+def test_remedy_for_similarities_is_a_smaller_chunk() -> None:
+    case = case_of("simclr", 0, chunk_images=256)
+    views = case.settings.views.model_copy(update={"crop_px": 1})
+    small = case.settings.simclr.model_copy(update={"hidden": 1, "width": 1})
+    settings = case.settings.model_copy(update={"views": views, "simclr": small})
+    sizes = ModuleSizes({"backbone": (1,)}, 1, None)
+    memory = plan_memory(dataclasses.replace(case, settings=settings, sizes=sizes))
+    assert memory.remedy() == "lower batch.chunk_images"
+
+
 # the command
 
 
@@ -140,10 +152,8 @@ def test_plan_of_a_contrastive_recipe_names_its_parts(
     found: dict[str, Any] = plan(recipe=f"{method}_deit_tiny", rows=2040)
     assert set(found["head"].split(", ")) == beside
     parts = {part["name"]: part["bytes"] for part in found["parts"]}
-    assert {name.partition(":")[0] for name in parts if "weights" in name} - {"bf16 copies of weights"} == {
-        "backbone",
-        *beside,
-    }
+    have_weights = {name.partition(":")[0] for name in parts if name.endswith(": weights")}
+    assert have_weights | {"teacher"} == {"backbone", "teacher", *beside}
     assert {"activations of the projector", "similarities"} < parts.keys()
     assert "head at work" not in parts
     assert found["parameters"] == 5_496_192  # of the backbone, as in other plans

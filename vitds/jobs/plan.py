@@ -129,6 +129,7 @@ def _bytes(memory: MemoryPlan) -> dict[str, Any]:
 
 
 def _check_words(rows: int, gpus: int, images_per_s: float | None, hours: bool) -> None:
+    """Raises: SettingsError for a number that is too small, or two that exclude each other."""
     if min(rows, gpus) < 1 or (images_per_s is not None and images_per_s <= 0):
         raise SettingsError(
             f"--rows {rows} --gpus {gpus} --images_per_s {images_per_s}: rows and gpus from 1 on, "

@@ -73,7 +73,9 @@ def train_steps(
 
     with tempfile.TemporaryDirectory() as folder, noise_into(Path(folder) / "log.txt"):
         backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
-        resolved = resolve_settings(settings, backbone, ds=ds, device=device, rows=rows, images=rows)
+        resolved = resolve_settings(
+            settings, backbone, ds=ds, device=device, rows=rows, images=max(rows, file.images)
+        )
         with explains_out_of_memory(module_sizes(backbone, resolved), resolved, ds, rows, device):
             trainer = build_trainer(Run(Path(folder)), resolved, ds, file, backbone, rows, device)
             trainer.rate = replace(trainer.rate, total=min(trainer.total, steps or trainer.total))

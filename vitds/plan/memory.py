@@ -65,10 +65,10 @@ def _stage_0(case: Case) -> Iterator[Part]:
     yield from _states(case, during=(*_between_micro_batches(case), "reduce", "update"))
     if case.ranks > 1:
         yield Part("all-reduce buffer", min(case.engine, ALL_REDUCE_NUMBERS) * case.weight, ("reduce",))
-    # The masters of 2-byte weights are one flat parameter, and a GPU takes all parameters in one call.
-    is_one_call = case.on_gpu or case.weight == 2
     if case.weight == 2:
         yield Part("gradients as the optimizer takes them", case.engine * 4, ("update",))
+    # The masters of 2-byte weights are one flat parameter, and a GPU takes all parameters in one call.
+    is_one_call = case.on_gpu or case.weight == 2
     largest = max((size for sizes in case.trained.values() for size in sizes), default=0)
     yield _temporaries(case, case.engine if is_one_call else largest)
 
@@ -217,18 +217,19 @@ def _forward(case: Case) -> Iterator[Part]:
         copied = case.engine + case.sizes.frozen.get("backbone", 0)
         yield Part("bf16 copies of weights", copied * 2, ("backward",))
     vit = case.sizes.vit
-    passing = 0
+    # Backward passes of parts follow one another, so only the largest of what they need counts.
+    passing = {"activations": 0}
     if vit is not None:
         checkpointing = case.settings.engine.activation_checkpointing
         saved = saved_bytes(vit, case.crops, compute=compute, residual=residual, checkpointing=checkpointing)
         yield Part("activations" + ", checkpointed" * checkpointing, saved, ("backward",))
-        passing = backward_bytes(vit, case.crops, compute=compute, residual=residual)
+        passing["activations"] = backward_bytes(vit, case.crops, compute=compute, residual=residual)
     method = method_class(case.settings.method)
     for name, activations in method.loss_bytes(case.settings, case.sizes.width, compute).items():
         yield Part(name, activations.kept, ("backward",))
-        # One part's backward pass runs at a time.
-        passing = max(passing, activations.passing)
-    yield Part("gradients of activations", passing, ("backward",))
+        passing[name] = activations.passing
+    largest = max(passing, key=passing.__getitem__)
+    yield Part(f"gradients of {largest}", passing[largest], ("backward",))
 
 
 def _save(case: Case) -> Iterator[Part]:

@@ -13,12 +13,14 @@ FEWER_CROPS = (
     "lower batch.micro_images (batch.chunk_images is the least), set engine.activation_checkpointing=true, "
     "or lower views.crop_px"
 )
+SMALLER_CHUNKS = "lower batch.chunk_images"
 # The start of a part's name -> what makes it smaller; the last one fits all.
 REMEDIES = {
     "activations": FEWER_CROPS,
     "gradients of activations": FEWER_CROPS,
     "crops": FEWER_CROPS,
-    "similarities": "lower batch.chunk_images",
+    "similarities": SMALLER_CHUNKS,
+    "gradients of similarities": SMALLER_CHUNKS,
     "head at work": "lower batch.micro_images",
     "sharded head": "start more ranks, or set head.optimizer=lean",
     "reduce_bucket_size": "lower zero_optimization.reduce_bucket_size in the DeepSpeed JSON",

@@ -2,9 +2,8 @@
 
 Numbers a token and block:
 - in the residual stream's dtype, the inputs of both norms (W each);
-- in the products' dtype, the input of qkv, q, k, v, the attention's output and the input of the MLP (W each),
-    and
-  the MLP's middle twice (F, before and after GELU).
+- in the products' dtype, the input of qkv, q, k, v, the attention's output and the input of the MLP (W
+  each), and the MLP's middle twice (F, before and after GELU).
 
 The logits of attention are not kept: torch's fused attention keeps one log-sum-exp a head.
 tests/plan/test_vit.py counts what torch really saves.
@@ -52,7 +51,9 @@ def saved_bytes(vit: Vit, crops: int, *, compute: int, residual: int, checkpoint
     """
     W = vit.width
     F = vit.hidden
+    # LayerScale keeps what each branch adds, which it multiplies.
     branches = 2 * W * compute if vit.scales_layers else 0
+    # Beside them a log-sum-exp for each head, and mean and deviation of both norms.
     token = 2 * W * residual + (6 * W + 2 * F) * compute + branches + 4 * vit.heads + 4 * residual
     ends = vit.before_drop * W * residual + (1 if vit.pools_first else vit.tokens) * (W + 2) * residual
     if checkpointing:
@@ -63,6 +64,6 @@ def saved_bytes(vit: Vit, crops: int, *, compute: int, residual: int, checkpoint
 def backward_bytes(vit: Vit, crops: int, *, compute: int, residual: int) -> int:
     """What the backward pass needs beside what was saved: gradients of one MLP and of the residual stream.
 
-    Args: as of `saved_bytes`.
+    The arguments are those of `saved_bytes`.
     """
     return crops * vit.tokens * (vit.hidden * compute + 2 * vit.width * residual)
