@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing.synchronize
 import os
 import resource
 import subprocess
@@ -138,6 +139,18 @@ def test_what_the_machine_lacks_is_no_fault_of_ours(
     assert main(["fail"]) == 6
     assert capsys.readouterr().err.startswith(f"vitds fail: {said}")
     assert not lacking(FileNotFoundError(errno.ENOENT, "No such file"))
+
+
+def test_shared_memory_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_semaphore(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", no_semaphore)
+    with pytest.raises(OSError) as caught:
+        multiprocessing.get_context("spawn").Lock()
+    assert lacking(caught.value).startswith(
+        "shared memory (/dev/shm) cannot be used: Read-only file system. Mount it"
+    )
 
 
 def test_a_low_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:

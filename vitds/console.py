@@ -29,7 +29,7 @@ LACKS = {
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP), "check the path"),
     errno.ENOMEM: "end other programs, or take less of the data at once",
     errno.EIO: "the disk is faulty, or no longer there",
-    errno.ENOSYS: "this system lacks shared memory (/dev/shm); in a container, mount it",
+    errno.ENOSYS: "this system lacks it",
 }
 Commands = Mapping[str, Command]
 
@@ -104,6 +104,12 @@ def lacking(error: Exception) -> str:
         return "out of memory; end other programs, or take less of the data at once"
     if not isinstance(error, OSError) or error.errno not in LACKS:
         return ""
+    if any("multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+        # Semaphores between processes lie there; the error itself names no file.
+        return (
+            f"shared memory (/dev/shm) cannot be used: {error.strerror}. Mount it writable and with some space (of a "
+            "container: --shm-size), or use one process, where the command has --workers"
+        )
     return f"{f'{error.filename}: ' * bool(error.filename)}{error.strerror}; {LACKS[error.errno]}"
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vitds.cli import main
 from vitds.config.load import backbone_note, load_settings
 from vitds.data.build import build_beton
 from vitds.errors import RunError, VitdsError
+from vitds.jobs.data_files import open_file
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import Run
 
@@ -82,6 +84,17 @@ def test_ranks_that_are_refused_alike_leave_no_run(rank_pool, digit_files, tmp_p
     said = rank_pool(2).run(error_of, str(tmp_path / "run"), digit_files, batch__chunk_images=24)
     assert "2 ranks cannot share the 1 chunks" in said[0] and said[0] == said[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digits_are_built_elsewhere_where_nothing_can_be_written_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "data").write_text("a file in the folder's place")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    file = open_file("digits", "--data", "train")
+    assert file.images == 896 and file.path.is_relative_to(tmp_path / "temporary")
 
 
 # Recipes and labels

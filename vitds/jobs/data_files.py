@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 from vitds import dist
@@ -11,7 +13,7 @@ from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, open_beton, require_same_classes
 from vitds.data.digits import NAME as DIGITS  # as data.train or data.test: the embedded set
 from vitds.data.digits import embedded_digits
-from vitds.errors import DataError, SettingsError
+from vitds.errors import DataError, ResourceError, SettingsError
 from vitds.methods import method_class
 
 DATA_FOLDER = Path("data")  # where the embedded set is built
@@ -27,7 +29,7 @@ def open_file(name: str, flag: str, half: str) -> BetonFile:
     Raises: DataError if the file is missing or not sound.
     """
     if name == DIGITS:
-        train, test = dist.on_main(embedded_digits, DATA_FOLDER)
+        train, test = dist.on_main(_digits)
         return open_beton(train if half == "train" else test)
     path = Path(name)
     if path.exists() or path.is_absolute():
@@ -37,6 +39,14 @@ def open_file(name: str, flag: str, half: str) -> BetonFile:
         f"the folder that it is meant from, say where it is with {flag} FILE.beton, or build it with "
         f"`vitds data build SOURCE --out {name}`."
     )
+
+
+def _digits() -> tuple[Path, Path]:
+    """The embedded set, built here, or, where nothing can be written here, in this user's temporary folder."""
+    try:
+        return embedded_digits(DATA_FOLDER)
+    except (DataError, ResourceError):
+        return embedded_digits(Path(tempfile.gettempdir()) / f"vitds-{os.getuid()}")
 
 
 def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
