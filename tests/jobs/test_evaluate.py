@@ -54,6 +54,20 @@ def test_a_checkpoint_of_the_last_step_evaluates_as_its_run(runs) -> None:
     assert evaluate("knn", str(newest))["knn"] == evaluate("knn", runs[0])["knn"]
 
 
+def test_a_checkpoint_is_evaluated_with_the_class_head_of_its_own_step(
+    runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = max((Path(runs[1]) / "checkpoints").glob("*/manifest.json")).parent
+    score = evaluate("top1", runs[1])
+    monkeypatch.chdir(newest.parent)
+    assert evaluate("top1", newest.name)["top1"] == score["top1"]
+    run = tmp_path / "run"
+    shutil.copytree(runs[1], run)
+    for name in ("head.safetensors", "backbone.safetensors", "summary.json"):  # as a run that was stopped
+        (run / name).unlink()
+    assert evaluate("top1", str(run / "checkpoints" / newest.name))["top1"] == score["top1"]
+
+
 def test_linear_prints_the_accuracy_that_it_returns(runs, capsys) -> None:
     assert main(["eval", "linear", runs[0]]) == 0
     printed = capsys.readouterr().out

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from vitds.config.tree import Backbone, Settings
 from vitds.data.beton import BetonFile, require_same_classes
@@ -22,10 +22,12 @@ from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.linear import linear_probe
 from vitds.jobs.data_files import DIGITS, open_file
+from vitds.methods import method_class
 from vitds.models.build import build_backbone
 from vitds.report.table import show
 from vitds.runs.backbone import load_backbone, read_class_names, read_weights
-from vitds.runs.directory import Run
+from vitds.runs.checkpoint import CheckpointReader, Saved
+from vitds.runs.directory import Run, read_json
 from vitds.terminal import say
 
 Score = dict[str, Any]
@@ -52,10 +54,10 @@ def evaluate(
     if kind == "top1" and bank is not None:
         raise UsageError("`bank` does nothing for top1, whose classes are in the run: leave it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings, run_path, backbone = _open_model(os.path.expanduser(model))
+    settings, source, backbone = _open_model(os.path.expanduser(model))
     query = _labelled("data", data, settings.data.test, "test")
     if kind == "top1":
-        score = _top1(settings, run_path, backbone, query, device)
+        score = _top1(settings, source, backbone, query, device)
     else:
         neighbours = _labelled("bank", bank, settings.data.train, "train")
         require_same_classes(neighbours, query)
@@ -100,19 +102,19 @@ def knn_of_run(run: Run, train_file: BetonFile, test_file: BetonFile, device: to
 
 def top1_of_run(run: Run, test_file: BetonFile, device: torch.device) -> Score:
     """top1 and top5 of a fine-tuned run; all ranks share the work."""
-    settings, path, backbone = _open_model(str(run.path))
-    return _top1(settings, path, backbone, test_file, device)
+    settings, source, backbone = _open_model(str(run.path))
+    return _top1(settings, source, backbone, test_file, device)
 
 
 def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
-    """Settings, run directory and backbone with its weights; a timm name has default settings and no run."""
+    """Settings, the run or checkpoint, and the backbone with its weights; a timm name has default settings and no run."""
     path = Path(model)
-    run_path = path.parent.parent if (path / "manifest.json").exists() else path
+    run_path = _run_of(path) if (path / "manifest.json").exists() else path
     if (run_path / "settings.yaml").exists():
         settings = Run(run_path).settings
         backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed)
         load_backbone(backbone, read_weights(path), model)
-        return settings, run_path, backbone
+        return settings, path, backbone
     if path.exists():
         raise RunError(f"{model} is no run directory: it has no settings.yaml")
     if "/" in model:
@@ -152,30 +154,50 @@ def _linear(
 
 
 def _top1(
-    settings: Settings, run_path: Path | None, backbone: nn.Module, query: BetonFile, device: torch.device
+    settings: Settings, source: Path | None, backbone: nn.Module, query: BetonFile, device: torch.device
 ) -> Score:
     """Accuracy of the run's class head, which knows its classes: no training file is needed.
 
     Raises: RunError if there is no class head; DataError if the file's classes are others.
     """
-    head = None if run_path is None else run_path / "head.safetensors"
-    if head is None or not head.exists():
+    if source is None or not method_class(settings.method).leaves_class_head:
         raise RunError(
-            f"{run_path or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear."
+            f"{source or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear."
         )
-    ours, theirs = read_class_names(head), query.manifest.classes
-    if ours != theirs:
+    ours, weights = _class_head(source)
+    theirs = query.manifest.classes
+    if ours != theirs and not (ours is None and len(weights["weight"]) == len(theirs)):
+        ours = ours or tuple(f"class {number}" for number in range(len(weights["weight"])))
         place = next(i for i in range(len(ours) + 1) if ours[: i + 1] != theirs[: i + 1])
         first, second = (repr(names[place]) if place < len(names) else "nothing" for names in (ours, theirs))
         raise DataError(
-            f"{query.path}: its {len(theirs)} classes are not the {len(ours)} of {run_path}: class {place} is {second} "
-            f"there, {first} in the run. Build it with the classes of the file that the run was trained on (--classes_from)"
+            f"{query.path}: its {len(theirs)} classes are not the {len(ours)} of {source}: class {place} is {second} "
+            f"there, {first} in the run. Build it with the classes of the file that the run was trained on "
+            "(--classes_from)"
         )
-    weights = read_weights(head)
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)
     logits = file_features(settings, nn.Sequential(backbone, linear), query, device)
     return asdict(top_accuracy(logits.rows_MD, logits.label_M))
+
+
+def _class_head(source: Path) -> tuple[tuple[str, ...] | None, dict[str, Tensor]]:
+    """Names of the classes, and weight (C, D) and bias (C,), of a run or a checkpoint, which has those of its own step.
+
+    The names are None of a run that is not finished: its checkpoints do not hold them.
+    """
+    is_checkpoint = (source / "manifest.json").exists()
+    file = (_run_of(source) if is_checkpoint else source) / "head.safetensors"
+    names = read_class_names(file) if file.exists() else None
+    if not is_checkpoint:
+        return names, read_weights(file)
+    reader = CheckpointReader(Saved(source, read_json(source / "manifest.json")))
+    own = set(reader.names()) & {"head.weight", "head.bias"}
+    return names, {name.removeprefix("head."): reader.get(name) for name in own}
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.absolute().parent.parent
 
 
 def _print_table(kind: str, score: Score) -> None:
