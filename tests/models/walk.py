@@ -168,8 +168,12 @@ def main() -> None:
     for family, name in smallest_members(sys.argv[1:]):
         began = time.monotonic()
         result = walk(family, name)
+        try:
+            print(line(result), flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            result.faults.append(f"{type(error).__name__} {str(error)[:200]}")
         faults += len(result.faults)
-        print(line(result), flush=True)
         for what, why in (*result.refused.items(), *enumerate(result.faults)):
             print(f"{name}: {what}: {why}", file=sys.stderr)
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from vitds.config.load import load_settings
 from vitds.config.tree import Backbone
 from vitds.errors import DataError, NumericsError, ShapeError
 from vitds.models.build import build_backbone
@@ -21,6 +22,8 @@ from vitds.runs.backbone import (
     save_class_head,
     save_weights,
 )
+from vitds.runs.checkpoint import write_checkpoint
+from vitds.runs.directory import Run, save_settings
 
 TINY = {"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -194,3 +197,24 @@ def test_weights_that_are_not_finite_or_absurd_are_refused(value: float, said: s
     weights["blocks.1.mlp.fc1.weight"][3, 5] = value
     with pytest.raises(NumericsError, match=f"^file: blocks.1.mlp.fc1.weight holds {said}; weights that are"):
         load_backbone(vit(32), weights, "file")
+
+
+def test_bounds_in_buffers_may_be_infinite_but_not_nan() -> None:
+    weights = nn.BatchNorm1d(3).state_dict()
+    weights["running_var"][:] = float("inf")
+    assert not load_backbone(nn.BatchNorm1d(3), weights, "file").not_found
+    weights["running_mean"][1] = float("nan")
+    with pytest.raises(NumericsError, match="running_mean holds nan"):
+        load_backbone(nn.BatchNorm1d(3), weights, "file")
+
+
+def test_of_our_checkpoints_the_backbone_that_the_method_evaluates_is_taken(tmp_path: Path) -> None:
+    """MoCo's student, though a teacher's weights lie beside it."""
+    student, teacher = vit(32, seed=1).state_dict(), vit(32, seed=2).state_dict()
+    module = prefixed("backbone.", student) | prefixed("teacher.backbone.", teacher)
+    path = write_checkpoint(tmp_path / "checkpoints", 7, {"model": module}, {}, keep=1)
+    settings = load_settings(recipe="mocov3_digits", command=None, flags={})
+    save_settings(Run(tmp_path), settings)
+    weights = read_weights(path)
+    assert set(weights) == set(prefixed("backbone.", student))
+    assert torch.equal(weights["backbone.pos_embed"], student["pos_embed"])
