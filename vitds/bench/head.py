@@ -324,14 +324,8 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
         rank=rank,
         world_size=ranks,
     )
-    options = {
-        "bias": False,
-        "label_smoothing": 0.0,
-        "seed": 0,
-        "dtype": case.dtype,
-        "keep_bytes": case.keep_bytes,
-    }
-    head = ShardedHead(case.rows, case.dim, **options).to(device)
+    options = {"dtype": case.dtype, "keep_bytes": case.keep_bytes}
+    head = ShardedHead(case.rows, case.dim, bias=False, label_smoothing=0.0, seed=0, **options).to(device)
     features, targets = _make_batch(case.rows, case.dim, case.batch // ranks, device)
     dtype = AUTOCAST.get(case.precision)
 

@@ -161,7 +161,7 @@ def explains_out_of_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is CUDA's or Python's own class, torch's RuntimeError on a CPU, or came from one of these."""
+    """Whether it is CUDA's or Python's class, torch's RuntimeError on a CPU, or came from one of these."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "you tried to allocate" in str(error):
         return True
     return error.__cause__ is not None and is_out_of_memory(error.__cause__)
