@@ -1,4 +1,4 @@
-"""The command line: every word is checked before anything runs, every mistake is one line with its way out."""
+"""The command line: every word is checked before anything runs, a mistake is one line with its way out."""
 
 import ast
 import inspect

@@ -1,7 +1,8 @@
 """The layout's promises, read from the imports in the source.
 
-Rows stand in the order in which data flows; a module imports only from its own row and those above. Imports stand at the top of a
-file, so that no cycle hides; only the command line and the package's front import inside functions, so that help answers at once.
+Rows stand in the order in which data flows; a module imports only from its own row and those above. Imports
+stand at the top of a file, so that no cycle hides; only the command line and the package's front import
+inside functions, so that help answers at once.
 """
 
 import ast
@@ -14,7 +15,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROWS = (
-    *("errors", "launcher", "terminal", "config", "batch", "rng", "schedule", "dist", "kernels", "data", "augment", "models"),
+    *(
+        "errors",
+        "launcher",
+        "terminal",
+        "config",
+        "batch",
+        "rng",
+        "schedule",
+        "dist",
+        "kernels",
+        "data",
+        "augment",
+        "models",
+    ),
     *("heads", "methods", "plan", "runs", "evaluate", "engine", "report", "jobs", "bench"),
     *("words", "console", "cli"),
 )
@@ -64,7 +78,9 @@ def inner_imports(package: Path) -> list[str]:
 
 
 def loads(package: Path, module: str) -> set[str]:
-    """What importing a module of the package loads: its own modules by way of their top-level imports, and other packages' names."""
+    """What importing a module of the package loads: its own modules by way of their top-level imports, and
+    other packages' names.
+    """
     seen: set[str] = set()
     queue = [module]
     while queue:

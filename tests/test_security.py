@@ -1,4 +1,6 @@
-"""Nothing that a command reads can run code: a malicious pickle takes the place of each file in turn, under the file's own name."""
+"""Nothing that a command reads can run code: a malicious pickle takes the place of each file in turn, under
+the file's own name.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def small_run_path(run: str, data: tuple[str, str], **options) -> str:
 
 @pytest.fixture(scope="module")
 def sound(rank_pool, digit_files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that commands read, sound: data, a run to resume, a finished one, settings, weights, sources of data."""
+    """A folder with all that commands read, sound: data, a run to resume, a finished one, settings, weights,
+    sources of data.
+    """
     folder = tmp_path_factory.mktemp("sound")
     for half, source in zip(("train", "test"), digit_files, strict=True):
         for suffix in ("", ".json"):

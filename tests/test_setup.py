@@ -1,6 +1,8 @@
-"""What a person meets before the first run: the set-up script's refusals, and what an installed package carries.
+"""What a person meets before the first run: the set-up script's refusals, and what an installed package
+carries.
 
-The script itself is run for its whole length by tests/run.sh; here are the cases that end early, each in a copy of the few files needed.
+The script itself is run for its whole length by tests/run.sh; here are the cases that end early, each in a
+copy of the few files needed.
 """
 
 from __future__ import annotations
@@ -55,9 +57,11 @@ def pins(python: str) -> dict[str, Requirement]:
 
 @pytest.fixture
 def set_up(tmp_path: Path) -> SetUp:
-    """set_up(python=…, **stand_ins): runs the script in a bare system of few tools, returns what it said; it must have refused.
+    """set_up(python=…, **stand_ins): runs the script in a bare system of few tools, returns what it said; it
+    must have refused.
 
-    The path has a blank. A stand-in is a shell command under a tool's name, for instance a df that shows a full disk.
+    The path has a blank. A stand-in is a shell command under a tool's name, for instance a df that shows a
+    full disk.
     """
 
     def run(python: str | None = sys.executable, **stand_ins: str) -> str:

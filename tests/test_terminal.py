@@ -1,4 +1,6 @@
-"""What is behind standard output and error: readers that leave, closed streams, old encodings, a machine that lacks things."""
+"""What is behind standard output and error: readers that leave, closed streams, old encodings, a machine that
+lacks things.
+"""
 
 from __future__ import annotations
 

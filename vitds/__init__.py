@@ -1,7 +1,7 @@
 """Train Vision Transformers from scratch on the images you have.
 
-`vitds.pretrain(...)`, `vitds.finetune(...)` and `vitds.evaluate(...)` are the functions that the command line calls;
-each is imported when it is first used, so that `import vitds` loads neither torch nor DeepSpeed.
+`vitds.pretrain(...)`, `vitds.finetune(...)` and `vitds.evaluate(...)` are the functions that the command line
+calls; each is imported when it is first used, so that `import vitds` loads neither torch nor DeepSpeed.
 """
 
 import importlib as _importlib
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 
 
 class _Front(_types.ModuleType):
-    """The package `vitds.evaluate` must not take the place of the function: importing a package sets it on its parent."""
+    """Importing a package sets it on its parent: `vitds.evaluate` must not take the function's place."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in __all__:

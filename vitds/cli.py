@@ -1,7 +1,8 @@
 """The command line: a function a command, called by Fire after words.py has checked every word.
 
-A command exists by standing in COMMANDS. Its function is the flags (keyword-only), the words (positional) and the help (docstring);
-the job behind it is imported when it runs, so that help answers at once and without torch.
+A command exists by standing in COMMANDS. Its function is the flags (keyword-only), the words (positional) and
+the help (docstring); the job behind it is imported when it runs, so that help answers at once and without
+torch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from vitds.words import Command, call_command, takes
 def doctor(*, json: bool = False) -> None:
     """Check this machine and installation.
 
-    Versions, devices, native bf16, compiled parts, launcher, cores, memory, free disk: each line is ok, a warning, or broken with its fix.
+    Versions, devices, native bf16, compiled parts, launcher, cores, memory, free disk: each line is ok, a
+    warning, or broken with its fix.
 
     Args:
         json: print one JSON object and nothing else
@@ -200,11 +202,12 @@ def models(pattern: str = "deit*", *, side: int | None = None, json: bool = Fals
 def pretrain(flags: TrainFlags) -> None:
     """Pretrain a backbone on images without labels.
 
-    The recipe says by which method; without one it is parametric instance discrimination, where each image is its own class.
+    The recipe says by which method; without one it is parametric instance discrimination, where each image is
+    its own class.
 
-    Without flags: the embedded digits and their recipe, a few minutes on a CPU. The same command with --run goes on from the
-    newest sound checkpoint. On several GPUs: deepspeed launch/pretrain.py with the same flags. With --test, and labels in both
-    files, nearest neighbours are counted at the end.
+    Without flags: the embedded digits and their recipe, a few minutes on a CPU. The same command with --run
+    goes on from the newest sound checkpoint. On several GPUs: deepspeed launch/pretrain.py with the same
+    flags. With --test, and labels in both files, nearest neighbours are counted at the end.
     """
     from vitds.jobs.train import train
 
@@ -215,8 +218,8 @@ def pretrain(flags: TrainFlags) -> None:
 def finetune(flags: TrainFlags) -> None:
     """Train a backbone on labelled images, from a pretrained run or from scratch.
 
-    The same command with --run goes on from the newest sound checkpoint. On several GPUs: deepspeed launch/finetune.py with the
-    same flags. Top-1 and top-5 on --test are measured at the end.
+    The same command with --run goes on from the newest sound checkpoint. On several GPUs: deepspeed
+    launch/finetune.py with the same flags. Top-1 and top-5 on --test are measured at the end.
     """
     from vitds.jobs.train import train
 
@@ -292,7 +295,8 @@ def _check_stage(words: Sequence[str], made: Sequence[Path]) -> None:
     name, function, rest = find_command(COMMANDS, words)
     if function not in (pretrain, finetune):
         raise UsageError(
-            f"{name} makes no run directory. A stage is `vitds pretrain` or `vitds finetune`; both evaluate at their end"
+            f"{name} makes no run directory. A stage is `vitds pretrain` or `vitds finetune`; both evaluate "
+            "at their end"
         )
 
     @takes(TrainFlags)
@@ -308,11 +312,12 @@ def bench_loader(
 ) -> None:
     """Images and crops a second and core of the input pipeline.
 
-    Beside ours, on the same images and in the same run: the reference (PIL and torchvision), FFCV with one pipeline a view, and FFCV's
-    decode with torch's kernel.
+    Beside ours, on the same images and in the same run: the reference (PIL and torchvision), FFCV with one
+    pipeline a view, and FFCV's decode with torch's kernel.
 
     Args:
-        data: a .beton file, or a folder or tar of images (default photographs in ../shared/data, else the embedded digits)
+        data: a .beton file, or a folder or tar of images (default photographs in ../shared/data, else the
+            embedded digits)
         recipe: whose crops are made (default idmm_deit_tiny, for the digits idmm_digits)
         workers: threads of the loader
         json: print one JSON object and nothing else
@@ -326,7 +331,8 @@ def bench_augment(*, data: str | None = None, json: bool = False) -> None:
     """Time of every augmentation, beside PIL, torchvision and kornia.
 
     Args:
-        data: a .beton file, or a folder or tar of images (default photographs in ../shared/data, else the embedded digits)
+        data: a .beton file, or a folder or tar of images (default photographs in ../shared/data, else the
+            embedded digits)
         json: print one JSON object and nothing else
     """
     from vitds.bench.augment import bench_augment
@@ -370,8 +376,9 @@ def bench_head(
 ) -> None:
     """Time, memory and traffic of the instance head, beside others' ways.
 
-    Loss and gradients of one step, forward and backward: ours dense and sharded, torch's linear and cross_entropy, the same in tiles,
-    Liger and Cut Cross-Entropy where they are installed and run, and the four bare products that none of them can do without.
+    Loss and gradients of one step, forward and backward: ours dense and sharded, torch's linear and
+    cross_entropy, the same in tiles, Liger and Cut Cross-Entropy where they are installed and run, and the
+    four bare products that none of them can do without.
 
     Args:
         rows: N, the instances
@@ -387,15 +394,31 @@ def bench_head(
     from vitds.bench.head import bench_head
 
     bench_head(
-        rows=rows, dim=dim, batch=batch, ranks=ranks, precision=precision, bf16_rows=bf16_rows, rounds=rounds, keep_mb=keep_mb,
+        rows=rows,
+        dim=dim,
+        batch=batch,
+        ranks=ranks,
+        precision=precision,
+        bf16_rows=bf16_rows,
+        rounds=rounds,
+        keep_mb=keep_mb,
         as_json=json,
-    )  # fmt: skip
+    )
 
 
 def plan(
-    *, model: str | None = None, rows: int, batch: int | None = None, gpus: int = 1, ds_config: str | None = None,
-    recipe: str | None = None, set: tuple[str, ...] = (), images_per_s: float | None = None, hours: bool = False, json: bool = False,
-) -> None:  # fmt: skip
+    *,
+    model: str | None = None,
+    rows: int,
+    batch: int | None = None,
+    gpus: int = 1,
+    ds_config: str | None = None,
+    recipe: str | None = None,
+    set: tuple[str, ...] = (),
+    images_per_s: float | None = None,
+    hours: bool = False,
+    json: bool = False,
+) -> None:
     """Memory of one GPU, traffic and hours of a pretraining, by arithmetic.
 
     No GPU is needed, and nothing is trained but with --hours.
@@ -415,9 +438,17 @@ def plan(
     from vitds.jobs.plan import plan
 
     plan(
-        model=model, rows=rows, batch=batch, gpus=gpus, ds_config=ds_config, recipe=recipe, set=set, images_per_s=images_per_s,
-        hours=hours, as_json=json,
-    )  # fmt: skip
+        model=model,
+        rows=rows,
+        batch=batch,
+        gpus=gpus,
+        ds_config=ds_config,
+        recipe=recipe,
+        set=set,
+        images_per_s=images_per_s,
+        hours=hours,
+        as_json=json,
+    )
 
 
 def checkpoint_list(run: str, *, json: bool = False) -> None:
@@ -447,7 +478,8 @@ def checkpoint_verify(run: str, *, json: bool = False) -> None:
 def checkpoint_prune(run: str, *, keep: int = 1, json: bool = False) -> None:
     """Remove a run's checkpoints but the newest sound ones.
 
-    A finished run needs none to be evaluated or to begin another from. The rows of its instance head are in them alone.
+    A finished run needs none to be evaluated or to begin another from. The rows of its instance head are in
+    them alone.
 
     Args:
         run: a run directory
@@ -486,5 +518,5 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the words of this process where none are given. Returns the exit status (console.py)."""
+    """Run one command, by default this process's words; returns the exit status (console.py)."""
     return run_command(COMMANDS, sys.argv[1:] if argv is None else argv)

@@ -40,8 +40,8 @@ def run_command(commands: Commands, words: Sequence[str]) -> int:
     Args:
         commands: `data build` and the like, in the order in which help lists them.
         words: of the command line.
-    Returns: 0, or the exit code of the error that was printed: vitds/errors.py lists them; 1 for a fault of ours,
-        130 after Ctrl-C.
+    Returns: 0, or the exit code of the error that was printed: vitds/errors.py lists them; 1 for a fault of
+        ours, 130 after Ctrl-C.
     """
     prepare_streams()
     _allow_many_files()
@@ -107,8 +107,8 @@ def lacking(error: Exception) -> str:
     if any("multiprocessing" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
         # Semaphores between processes lie there; the error itself names no file.
         return (
-            f"shared memory (/dev/shm) cannot be used: {error.strerror}. Mount it writable and with some space (of a "
-            "container: --shm-size), or use one process, where the command has --workers"
+            f"shared memory (/dev/shm) cannot be used: {error.strerror}. Mount it writable and with some "
+            "space (of a container: --shm-size), or use one process, where the command has --workers"
         )
     return f"{f'{error.filename}: ' * bool(error.filename)}{error.strerror}; {LACKS[error.errno]}"
 
@@ -150,8 +150,8 @@ def overview(commands: Commands, group: str = "") -> str:
 def _report(name: str, error: Exception, text: str, is_debug: bool) -> None:
     """One message on standard error.
 
-    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all. What
-    went wrong on rank 0 alone is said by it.
+    All ranks of a node read the same words and settings: for mistakes in those its first rank speaks for all.
+    What went wrong on rank 0 alone is said by it.
     """
     if getattr(error, "is_reported_by_main", False):
         return

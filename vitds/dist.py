@@ -1,4 +1,7 @@
-"""Rank, world size, and the collectives that training uses. Without a process group, one rank: each call returns its input."""
+"""Rank, world size, and the collectives that training uses.
+
+Without a process group, one rank: each call returns its input.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0..R-1. Words of the environment make no rank: only a group that was started does."""
+    """This process's number, 0..R-1.
+
+    Words of the environment make no rank: only a group that was started does.
+    """
     return td.get_rank() if td.is_initialized() else 0
 
 
@@ -44,7 +50,10 @@ def barrier() -> None:
 
 
 def broadcast_object(value: object) -> object:
-    """Rank 0's value, on every rank. The value must be picklable; it comes from our own process, never from a file."""
+    """Rank 0's value, on every rank.
+
+    The value must be picklable; it comes from our own process, never from a file.
+    """
     if not td.is_initialized():
         return value
     box = [value]
@@ -85,7 +94,10 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def on_main(work: Callable[..., T], *arguments: object) -> T:
-    """Do something on rank 0 alone and give its result, or its VitdsError, to every rank: they go on, or end, together."""
+    """Do something on rank 0 alone and give its result, or its VitdsError, to every rank.
+
+    So the ranks go on, or end, together.
+    """
     outcome: tuple[object, VitdsError | None] = (None, None)
     if is_main():
         try:

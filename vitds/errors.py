@@ -1,4 +1,4 @@
-"""The error tree. Every error a user can cause is one of these, carries one clear message, and ends the process with its code.
+"""The error tree: one clear message, and the exit code that ends the process.
 
 VitdsError                  1
 ├── UsageError              2   a word on the command line: unknown flag, command, missing value
@@ -9,9 +9,11 @@ VitdsError                  1
 │   └── RunLockedError      5   the run directory has another writer
 ├── ResourceError           6   disk, memory, port, library or device missing
 ├── NumericsError           7   a loss or gradient that is not finite
-└── Stopped               75   ended on a signal with everything saved; start the same command again (75 is sysexits' EX_TEMPFAIL)
+└── Stopped               75   ended on a signal with everything saved; start the same command again (75 is
+sysexits' EX_TEMPFAIL)
 
-A message says what is wrong, where (file, key, line, value), and what to do. `cli.py` prints it as one line; `--debug` shows the traceback.
+A message says what is wrong, where (file, key, line, value), and what to do. `cli.py` prints it as one line;
+`--debug` shows the traceback.
 """
 
 

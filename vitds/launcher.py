@@ -38,7 +38,9 @@ class Place:
 
 
 def read_place(environment: Mapping[str, str]) -> Place:
-    """This process's place. Without RANK, and with a WORLD_SIZE of 1 or none, it is alone; then no other variable counts.
+    """This process's place; alone without RANK, and with a WORLD_SIZE of 1 or none.
+
+    Then no other variable counts.
 
     Raises: ResourceError if RANK and WORLD_SIZE are not both there, or a number is none, or out of range.
     """

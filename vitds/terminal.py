@@ -1,4 +1,4 @@
-"""Standard output and error, whatever is behind them: a reader that left, a closed terminal, an old encoding."""
+"""Standard output and error, whatever is behind them: readers that leave, closed terminals, encodings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def say(text: str, *, end: str = "\n") -> None:
 
 
 def send_nowhere(stream: Any) -> None:
-    """What is still in the stream's buffer, and whatever comes, is lost: so it does not fail once more at the end."""
+    """Lose what is in the stream's buffer and whatever comes: it must not fail once more at the end."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -51,8 +51,8 @@ class _PatientFile(io.FileIO):
 def prepare_streams() -> None:
     """Make this process's standard streams such that no print of any library ends a command.
 
-    Letters that the encoding lacks become escapes, and what a reader that left does not take is lost. A stream that
-    somebody has replaced, as a test does, stays.
+    Letters that the encoding lacks become escapes, and what a reader that left does not take is lost. A
+    stream that somebody has replaced, as a test does, stays.
     """
     for number in range(3):
         try:

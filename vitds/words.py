@@ -1,11 +1,12 @@
-"""The words of a command line against the signature of the function they are for, checked before anything runs.
+"""The words of a command line against the signature of its function, checked before anything runs.
 
-Fire alone is not safe enough: a mistyped flag runs the whole job and is complained about afterwards, a second `--set` replaces the
-first, `--run 1e5` becomes a float, and a stray word fills the next parameter. So the words are checked and brought into the one form
-that Fire cannot misread, and Fire converts them by functions of ours and calls.
+Fire alone is not safe enough: a mistyped flag runs the whole job and is complained about afterwards, a second
+`--set` replaces the first, `--run 1e5` becomes a float, and a stray word fills the next parameter. So the
+words are checked and brought into the one form that Fire cannot misread, and Fire converts them by functions
+of ours and calls.
 
-A command's function says it all: positional parameters are words (RUN), keyword-only ones flags (--data), a tuple is a flag that may
-be repeated, and the docstring's `Args:` is the help.
+A command's function says it all: positional parameters are words (RUN), keyword-only ones flags (--data), a
+tuple is a flag that may be repeated, and the docstring's `Args:` is the help.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def call_command(function: Command, words: Sequence[str], command: str) -> None:
 
 
 def takes(flags: type) -> Callable[[Callable[[Any], None]], Command]:
-    """Make a command of a function of one frozen dataclass: its fields are the flags, its `Args:` their help."""
+    """Make a command of a function of one frozen dataclass: fields are flags, its `Args:` their help."""
 
     def wrap(function: Callable[[Any], None]) -> Command:
         def command(**words: Any) -> None:
@@ -68,8 +69,8 @@ def takes(flags: type) -> Callable[[Callable[[Any], None]], Command]:
 def checked_words(function: Command, words: Sequence[str], command: str) -> list[str]:
     """Plain words first, then one `--flag=value` a flag; a repeated flag's values folded into one JSON list.
 
-    Raises: UsageError for an unknown flag (names the nearest), a flag without its value, given twice, or with a value of another kind,
-        a word too many, a word or flag that is missing.
+    Raises: UsageError for an unknown flag (names the nearest), a flag without its value, given twice, or with
+        a value of another kind, a word too many, a word or flag that is missing.
     """
     kinds = _kinds(function)
     plain, flags = _sort_words(words, {name: kinds[name] for name in _flag_names(function)}, command)
@@ -190,7 +191,10 @@ def _word_name(parameter: inspect.Parameter) -> str:
 
 
 def help_text(function: Command, command: str) -> str:
-    """Usage, what the command does, and a line for each word and flag with its kind and default, from signature and docstring."""
+    """Usage, what the command does, and a line for each word and flag.
+
+    Kinds and defaults are the signature's, the words the docstring's.
+    """
     about, _, arguments = (inspect.getdoc(function) or "").partition("\nArgs:\n")
     lines = dict(re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE))
     parameters, kinds = _parameters(function), _kinds(function)

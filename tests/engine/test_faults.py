@@ -1,6 +1,8 @@
-"""What goes wrong while a run trains, on real ranks: a status, one clear line, no process left, and the run goes on to the same end.
+"""What goes wrong while a run trains, on real ranks: a status, one clear line, no process left, and the run
+goes on to the same end.
 
-A killed process, a full disk, damaged checkpoints and a second writer are in test_resume.py and tests/runs/test_run_directory.py.
+A killed process, a full disk, damaged checkpoints and a second writer are in test_resume.py and
+tests/runs/test_run_directory.py.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
 LONG = {"epochs": 4000}
-# A step takes long enough to be met by two signals, and its activations are too large for memory that was given back before.
+# A step takes long enough to be met by two signals, and its activations are too large for memory that was
+# given back before.
 HEAVY = LONG | {
     "views__crop_px": 112,
     "backbone__options": "{patch_size: 8, embed_dim: 192, depth: 2, num_heads: 3}",
@@ -126,8 +129,8 @@ def test_a_rank_that_cannot_read_its_data_says_so_and_ends_the_others(start_rank
     assert f"image {image}" in cause
     for other in (said[0], said[2]):
         assert (
-            f" rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: {cause.rstrip('.')}. This rank ends with it"
-            in other
+            f" rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: {cause.rstrip('.')}. This "
+            "rank ends with it" in other
         )
         assert "rank 0 (process" not in other and "rank 2 (process" not in other
     assert not any("Traceback" in text for text in said)
@@ -142,8 +145,8 @@ def test_a_rank_that_hangs_says_where_and_ends_the_others(digit_files, start_ran
     assert [process.returncode for process in ranks] == [6, 6], said
     step = int(said[1].partition("rank 1 hangs: step ")[2].split()[0])
     assert (
-        f"rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: rank 1 hangs: step {step} has taken"
-        in said[0]
+        f"rank 1 (process {ranks[1].pid} on {socket.gethostname()}) ended: rank 1 hangs: step {step} has "
+        "taken" in said[0]
     )
     assert (
         step in (len(read_metrics(run / "metrics.jsonl")) + ahead for ahead in (-1, 0))

@@ -20,7 +20,9 @@ CLOSED = "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.
 def words_about(
     log: str, *, error: str = CLOSED, words: str = "", word_type: type[Exception] = ValueError
 ) -> str:
-    """What rank 0 says when a collective fails, after rank 1, as if on another host, has ended by an error with these words, if any."""
+    """What rank 0 says when a collective fails, after rank 1, as if on another host, has ended by an error
+    with these words, if any.
+    """
     peers, said = Peers(Path(log)), ""
     peers.others = [dataclasses.replace(peer, host=f"n{peer.rank}") for peer in peers.others]
     if dist.rank() == 1 and words:
@@ -37,7 +39,10 @@ def words_about(
 
 def test_a_rank_on_another_host_is_not_guessed_at_but_its_address_named(rank_pool, tmp_path: Path) -> None:
     said = rank_pool(2).run(words_about, str(tmp_path / "log.txt"))[0]
-    expected = "before the first step a rank at [10.0.0.2]:41234 ended; those elsewhere cannot be looked at from here: 1 on n1. This rank ends"
+    expected = (
+        "before the first step a rank at [10.0.0.2]:41234 ended; those elsewhere cannot be looked at "
+        "from here: 1 on n1. This rank ends"
+    )
     assert said.startswith(expected)
 
 

@@ -24,7 +24,8 @@ OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER
 
 @pytest.fixture
 def step(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in OURS:  # set first: what delenv does not find it does not put back, and the rank would stay for the tests to come
+    # Set first: what delenv does not find it does not put back, and the rank would stay.
+    for name in OURS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     for name, value in STEP.items():
@@ -36,8 +37,13 @@ def test_a_task_of_a_step_is_a_rank_and_meets_on_a_port_of_its_job(step: pytest.
     step.setenv("MASTER_ADDR", "n0")
     adopt_slurm_step()
     assert {name: os.environ[name] for name in OURS} == {
-        "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "n0", "MASTER_PORT": "20007",
-    }  # fmt: skip
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": "n0",
+        "MASTER_PORT": "20007",
+    }
 
 
 def test_a_step_of_one_task_stays_one_rank(step: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,8 @@ def test_a_run_below_home_is_written_with_its_sign(tmp_path: Path, monkeypatch) 
         ("run: a", "absent.yaml: must be a list of stages, each with the keys run and command"),
         (
             "- {run: a, comand: b}",
-            "absent.yaml: stage 1 must have just the keys run and command, both text; got {'run': 'a', 'comand': ",
+            "absent.yaml: stage 1 must have just the keys run and command, both text; got {'run': 'a', "
+            "'comand': ",
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""Each line of `vitds doctor` against this machine, and against a machine with the one thing wrong that the line is for."""
+"""Each line of `vitds doctor` against this machine, and against a machine with the one thing wrong that the
+line is for.
+"""
 
 from __future__ import annotations
 
@@ -160,7 +162,10 @@ def test_table_shows_brackets_and_fixes_as_they_are(
 
 
 def test_json_is_all_of_standard_output_and_deepspeed_is_not_imported() -> None:
-    code = "import sys; from vitds.jobs.doctor import doctor; sys.exit(doctor(as_json=True) + 90 * ('deepspeed' in sys.modules))"
+    code = (
+        "import sys; from vitds.jobs.doctor import doctor; "
+        "sys.exit(doctor(as_json=True) + 90 * ('deepspeed' in sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     report = json.loads(run.stdout)
     assert run.returncode == report["broken"] == sum(check["state"] == "broken" for check in report["checks"])

@@ -1,4 +1,6 @@
-"""`vitds eval`: the numbers of a finished run again, from the run, a checkpoint, or on other data; and what it refuses."""
+"""`vitds eval`: the numbers of a finished run again, from the run, a checkpoint, or on other data; and what
+it refuses.
+"""
 
 from __future__ import annotations
 

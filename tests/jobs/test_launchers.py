@@ -1,4 +1,6 @@
-"""The commands as a person types them: DeepSpeed's launcher and the installed command, real processes, embedded digits."""
+"""The commands as a person types them: DeepSpeed's launcher and the installed command, real processes,
+embedded digits.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ QUICK = (
 
 
 def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the environment's ninja before any other
+    # The environment's ninja before any other.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
         key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     } | {"PATH": path}

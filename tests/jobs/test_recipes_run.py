@@ -1,4 +1,6 @@
-"""The paper's recipes at toy length on real photographs: 112 px, then 224, then 448, each from the one before."""
+"""The paper's recipes at toy length on real photographs: 112 px, then 224, then 448, each from the one
+before.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ TOY = (
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Sixteen photographs of two classes for training and eight for test: ImageNet's where they are, else parts of scikit-learn's two."""
+    """Sixteen photographs of two classes for training and eight for test: ImageNet's where they are, else
+    parts of scikit-learn's two.
+    """
     folder = tmp_path_factory.mktemp("photographs")
     if PHOTOGRAPHS.exists():
         taken: dict[str, int] = {}

@@ -1,4 +1,6 @@
-"""What a training command does before its first step: which files, which run directory, which backbone; what it refuses."""
+"""What a training command does before its first step: which files, which run directory, which backbone; what
+it refuses.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +115,8 @@ def test_the_digits_recipe_is_for_the_digits_alone(
     assert rank_pool(1).run(statuses, str(tmp_path), [command, "--data", digit_files[0]]) == [[2]]
     said = rank_pool(1).output
     assert (
-        f"vitds {command}: {digit_files[0]}: --recipe is missing. Without it `vitds {command}` takes {default}"
-        in said
+        f"vitds {command}: {digit_files[0]}: --recipe is missing. Without it `vitds {command}` takes "
+        f"{default}" in said
     )
     assert f"For photographs take --recipe {fitting}; there are also " in said
 
@@ -231,7 +233,8 @@ def pretrained(tmp_path: Path) -> str:
     run = tmp_path / "pretrained"
     (run / "checkpoints/step-00000001").mkdir(parents=True)
     (run / "settings.yaml").write_text(
-        "method: idmm\nviews: {crop_px: 32}\nbackbone: {name: deit3_small_patch16_224, options: {depth: 2}, drop_path: 0.3}\n"
+        "method: idmm\nviews: {crop_px: 32}\nbackbone: {name: deit3_small_patch16_224, options: {depth: "
+        "2}, drop_path: 0.3}\n"
     )
     return str(run)
 

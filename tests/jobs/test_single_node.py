@@ -1,4 +1,4 @@
-"""launch/single_node.sh: one machine, and several by a hostfile; here two names of one machine stand for two."""
+"""launch/single_node.sh: one machine, and several by a hostfile; here two names of one machine."""
 
 from __future__ import annotations
 

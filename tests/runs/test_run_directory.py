@@ -76,7 +76,7 @@ def test_a_live_holder_is_named_and_a_dead_one_taken_over(tmp_path: Path) -> Non
     with pytest.raises(RunLockedError, match=f"in use by process {os.getpid()} on .*delete .*lock"):
         RunLock(tmp_path)
     lock.release()
-    words = "import sys; from pathlib import Path; from vitds.runs.lock import RunLock; RunLock(Path(sys.argv[1]))"
+    words = "import pathlib, sys; from vitds.runs.lock import RunLock; RunLock(pathlib.Path(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", words, str(tmp_path)], check=True, cwd=Path(__file__).parents[2]
     )  # ends without release
@@ -104,7 +104,7 @@ def test_a_silent_but_recent_holder_elsewhere_keeps_the_run(tmp_path: Path) -> N
 
 
 def test_a_holder_in_another_process_space_keeps_the_run_until_it_was_silent_for_long(tmp_path: Path) -> None:
-    """Two containers of one name: the number of the holder's process means something else here, or nothing."""
+    """Two containers of one name: the number of the holder's process means something else here."""
     lock = RunLock(tmp_path)
     for change in (
         {"space": "other boot pid:[1]"},

@@ -1,8 +1,10 @@
-"""The user's DeepSpeed JSON: read, checked for what DeepSpeed would take in silence, and completed from the recipe.
+"""The user's DeepSpeed JSON: read, checked, and completed from the recipe.
 
-The JSON says how the numbers are computed (ZeRO stage, offload, buckets), the recipe what is computed (batch, optimizer, schedule,
-clipping, precision). `auto` in the JSON stands for the recipe's value; two different values are an error that names both places.
-DeepSpeed itself is not imported.
+Checked is what DeepSpeed would take in silence.
+
+The JSON says how the numbers are computed (ZeRO stage, offload, buckets), the recipe what is computed (batch,
+optimizer, schedule, clipping, precision). `auto` in the JSON stands for the recipe's value; two different
+values are an error that names both places. DeepSpeed itself is not imported.
 """
 
 from __future__ import annotations
@@ -30,66 +32,24 @@ REPLACED = {
     "amp": "the recipe's engine.precision",
     "activation_checkpointing": "the recipe's engine.activation_checkpointing",
 }
-# DeepSpeed ignores a top-level key it does not know. Newer versions add keys, so only a near miss of one of these is refused.
-TOP_KEYS = (
-    *(
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-        "zero_optimization",
-    ),
-    *(
-        "bf16",
-        "fp16",
-        "torch_autocast",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "communication_data_type",
-    ),
-    *(
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "gradient_allreduce_op",
-        "data_types",
-        "aio",
-        "checkpoint",
-        "comms_logger",
-    ),
-    *(
-        "steps_per_print",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "dump_state",
-        "flops_profiler",
-        "log_level",
-        "timers",
-        "compile",
-    ),
+# DeepSpeed ignores a top-level key it does not know. Newer versions add keys, so only a near miss of one of
+# these is refused.
+TOP_KEYS = tuple(
+    (
+        "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping "
+        "zero_optimization bf16 fp16 torch_autocast zero_allow_untested_optimizer "
+        "zero_force_ds_cpu_optimizer communication_data_type prescale_gradients gradient_predivide_factor gradient_allreduce_op "
+        "data_types aio checkpoint comms_logger steps_per_print wall_clock_breakdown memory_breakdown "
+        "dump_state flops_profiler log_level timers compile"
+    ).split()
 )
-ZERO_KEYS = (
-    *(
-        "stage",
-        "offload_param",
-        "offload_optimizer",
-        "overlap_comm",
-        "contiguous_gradients",
-        "reduce_scatter",
-        "reduce_bucket_size",
-    ),
-    *(
-        "allgather_partitions",
-        "allgather_bucket_size",
-        "round_robin_gradients",
-        "sub_group_size",
-        "stage3_prefetch_bucket_size",
-    ),
-    *(
-        "stage3_param_persistence_threshold",
-        "stage3_max_live_parameters",
-        "stage3_max_reuse_distance",
-        "zero_hpz_partition_size",
-    ),
+ZERO_KEYS = tuple(
+    (
+        "stage offload_param offload_optimizer overlap_comm contiguous_gradients reduce_scatter "
+        "reduce_bucket_size allgather_partitions allgather_bucket_size round_robin_gradients sub_group_size "
+        "stage3_prefetch_bucket_size stage3_param_persistence_threshold stage3_max_live_parameters "
+        "stage3_max_reuse_distance zero_hpz_partition_size"
+    ).split()
 )
 PRECISION_BLOCKS: dict[str, Precision] = {"bf16": "bf16", "torch_autocast": "bf16", "fp16": "fp16"}
 
@@ -142,9 +102,11 @@ def load_ds_config(path: str | None) -> DsConfig:
     """Read and check a DeepSpeed JSON.
 
     Args:
-        path: a file, or the name of a packaged one (`zero2`); None is `zero0`, which shards nothing and serves one rank best.
-    Raises: SettingsError if the file is missing, is not JSON (line and column), has a key twice, or holds what the recipe decides, what
-        DeepSpeed would ignore in silence, or what is known to train wrongly (names file, line and key).
+        path: a file, or the name of a packaged one (`zero2`); None is `zero0`, which shards nothing and
+            serves one rank best.
+    Raises: SettingsError if the file is missing, is not JSON (line and column), has a key twice, or holds
+        what the recipe decides, what DeepSpeed would ignore in silence, or what is known to train wrongly
+        (names file, line and key).
     """
     file = _find(path or DEFAULT)
     try:
@@ -174,7 +136,8 @@ def _find(name: str) -> Path:
     }
     if name not in packaged:
         raise SettingsError(
-            f"ds_config {name} is unknown; {did_you_mean(name, packaged)} (a file of your own: its path, ending in .json)"
+            f"ds_config {name} is unknown; {did_you_mean(name, packaged)} (a file of your own: its path, "
+            "ending in .json)"
         )
     return packaged[name]
 
@@ -188,7 +151,7 @@ def _without_repeats(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]
 
 
 def _check_keys(config: DsConfig) -> None:
-    """Blocks that belong to the recipe, near misses of DeepSpeed's keys, and values where a block is meant."""
+    """Blocks that belong to the recipe, near misses of DeepSpeed's keys, values where a block is meant."""
     for key in config.values:
         if key in REPLACED:
             raise SettingsError(
@@ -227,13 +190,15 @@ def _check_zero(config: DsConfig) -> None:
         needed = 3 if device == "nvme" else lowest
         if device != "none" and stage < needed:
             raise SettingsError(
-                f"{config.place(key)}: {key} to {device} needs ZeRO stage {needed} or higher, this is stage {stage}, where DeepSpeed "
-                f"leaves everything in memory without a word; raise zero_optimization.stage or remove the block"
+                f"{config.place(key)}: {key} to {device} needs ZeRO stage {needed} or higher, this is stage "
+                f"{stage}, where DeepSpeed leaves everything in memory without a word; raise "
+                "zero_optimization.stage or remove the block"
             )
     for old, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
         if old in zero:
             raise SettingsError(
-                f'{config.place(f"zero_optimization.{old}")}: "{old}" is an old name; write "{new}": {{"device": "cpu"}}'
+                f'{config.place(f"zero_optimization.{old}")}: "{old}" is an old name; write "{new}": '
+                '{"device": "cpu"}'
             )
 
 
@@ -245,14 +210,15 @@ def _check_precision(config: DsConfig) -> None:
         raise SettingsError(f"{places} cannot both be true; keep one")
     if blocks == ["bf16"] and config.zero_stage == 0:
         raise SettingsError(
-            f"{config.place('bf16.enabled')}: bf16.enabled at ZeRO stage 0 has no fp32 masters and drifts; set zero_optimization.stage to "
+            f"{config.place('bf16.enabled')}: bf16.enabled at ZeRO stage 0 has no fp32 masters and drifts; "
+            "set zero_optimization.stage to "
             f'1 or more, or use "torch_autocast": {{"enabled": true}}, which keeps fp32 parameters'
         )
     dtype = config.values.get("torch_autocast", {}).get("dtype", "auto")
     if dtype not in ("auto", "bfloat16"):
         raise SettingsError(
-            f'{config.place("torch_autocast.dtype")}: torch_autocast.dtype must be "bfloat16" or "auto", got {json.dumps(dtype)}; '
-            f'for half precision write "fp16": {{"enabled": true}}'
+            f'{config.place("torch_autocast.dtype")}: torch_autocast.dtype must be "bfloat16" or "auto", got '
+            f'{json.dumps(dtype)}; for half precision write "fp16": {{"enabled": true}}'
         )
 
 
@@ -265,13 +231,19 @@ def resolve_ds_config(
     ranks: int,
     precision: Precision,
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given: the file, every `auto` and every absent value filled in from the recipe.
+    """What `deepspeed.initialize` is given: the file, with the recipe's values for `auto` and absent ones.
 
     Clipping is always written: DeepSpeed 0.19 clips at 1.0 where the key is absent.
 
     Args:
-        micro_images: images a rank puts through the backbone at once. accumulation: micro batches a step. precision: resolved.
-    Raises: SettingsError if the file has another value than the recipe (names file, line, key and value, and the recipe's key and value).
+        config: the checked file.
+        settings: of the recipe.
+        micro_images: images a rank puts through the backbone at once.
+        accumulation: micro batches a step.
+        ranks: R.
+        precision: resolved.
+    Raises: SettingsError if the file has another value than the recipe (names file, line, key and value, and
+        the recipe's key and value).
     """
     resolved = copy.deepcopy(dict(config.values))
     for key, recipe_key, value in (
@@ -297,7 +269,10 @@ def resolve_ds_config(
 
 
 def _precision_blocks(config: DsConfig, precision: Precision) -> dict[str, bool]:
-    """`enabled` of each block. bf16 is autocast over fp32 parameters, unless the file asks for bf16 parameters with fp32 masters."""
+    """`enabled` of each block.
+
+    bf16 is autocast over fp32 parameters, unless the file asks for bf16 parameters with fp32 masters.
+    """
     has_bf16_parameters = precision == "bf16" and config.enabled_blocks() == ["bf16"]
     return {
         "bf16": has_bf16_parameters,

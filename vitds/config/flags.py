@@ -41,7 +41,7 @@ class TrainFlags:
 
 @contextmanager
 def as_arguments() -> Iterator[None]:
-    """Errors from within speak of Python's arguments and not of the command line's flags: `argument epochs`."""
+    """Errors from within speak of Python's arguments, `argument epochs`, and not of flags."""
     names = "|".join(field.name for field in fields(TrainFlags))
     try:
         yield

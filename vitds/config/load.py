@@ -59,8 +59,8 @@ def load_settings(
 ) -> Settings:
     """One settings tree from all that a person gave: recipe < init's backbone < assignments < flags < extra.
 
-    Key by key; lists are replaced whole. A data set given by hand drops the recipe's test set, which belongs to the
-    recipe's own data.
+    Key by key; lists are replaced whole. A data set given by hand drops the recipe's test set, which belongs
+    to the recipe's own data.
 
     Args:
         recipe: a packaged recipe's name or a YAML file's path; None takes the command's default on the
@@ -72,8 +72,8 @@ def load_settings(
         extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
         run: the run directory that goes on, if it is known.
     Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two
-        values, if the method does not read a key, or if keys or values are wrong: one message that lists every
-        mistake with its key, its value, what is allowed, and where it was given.
+        values, if the method does not read a key, or if keys or values are wrong: one message that lists
+        every mistake with its key, its value, what is allowed, and where it was given.
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
     of_recipe = _leaves(read_recipe(recipe), f"recipe {recipe}")
@@ -275,8 +275,8 @@ def _check_command(tree: dict[str, Any], origins: Mapping[str, str], command: Co
             name for name, _ in list_recipes() if METHODS[read_recipe(name)["method"]].command == command
         ]
         raise SettingsError(
-            f"{origins['method']} is for `vitds {METHODS[method].command}` (method {method}); "
-            f"recipes for `vitds {command}`: {', '.join(fitting)}"
+            f"{origins['method']} is for `vitds {METHODS[method].command}` (method {method}); recipes for "
+            f"`vitds {command}`: {', '.join(fitting)}"
         )
 
 

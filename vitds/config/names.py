@@ -5,6 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Said of a name that `is_text` refuses.
+NO_TEXT = (
+    "is no UTF-8 text, which the files of a run cannot hold; rename the file or folder "
+    "(or set LC_ALL=C.UTF-8)"
+)
+
 
 def nearest(word: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The name most like `word`, or None where none is `cutoff` like it (1: equal)."""
@@ -25,6 +31,3 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:  # Python holds the bytes that are no letters as lone surrogates
         return False
     return True
-
-
-NO_TEXT = "is no UTF-8 text, which the files of a run cannot hold; rename the file or folder (or set LC_ALL=C.UTF-8)"

@@ -1,4 +1,4 @@
-"""Recipes: the YAML files under vitds/recipes, one a known-good experiment, and a person's own files of the same form.
+"""Recipes: the YAML files under vitds/recipes, and a person's own of the same form.
 
 A packaged recipe starts with four comment lines, `# Command:`, `# Time:`, `# Expect:` and `# About:`.
 """
@@ -48,7 +48,8 @@ def find_recipe(recipe: str) -> Path:
     packaged = _packaged()
     if recipe not in packaged:
         raise SettingsError(
-            f"recipe {recipe} is unknown; {did_you_mean(recipe, packaged)} (a file of your own: its path, ending in .yaml)"
+            f"recipe {recipe} is unknown; {did_you_mean(recipe, packaged)} (a file of your own: its path, "
+            "ending in .yaml)"
         )
     return packaged[recipe]
 
@@ -56,7 +57,8 @@ def find_recipe(recipe: str) -> Path:
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The settings that a recipe gives, unchecked.
 
-    Raises: SettingsError if it cannot be found or read, is not YAML, or holds no mapping of settings (names the file).
+    Raises: SettingsError if it cannot be found or read, is not YAML, or holds no mapping of settings (names
+        the file).
     """
     return read_mapping(find_recipe(recipe))
 

@@ -1,6 +1,7 @@
 """YAML as people expect it: YAML 1.2's scalars, no key twice, and a mistake with its file and line.
 
-PyYAML reads YAML 1.1, where `1e-3` is a string, `off` a boolean, `1:30` a number in base sixty and `2026-01-01` a date.
+PyYAML reads YAML 1.1, where `1e-3` is a string, `off` a boolean, `1:30` a number in base sixty and
+`2026-01-01` a date.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import yaml
 
 from vitds.errors import SettingsError
 
-SCALARS = {  # the core schema of YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2), each with its first letters; the first match counts
+# The core schema of YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2), each with its first letters; the first
+# match counts.
+SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
@@ -63,7 +66,8 @@ def parse_yaml(text: str, where: str) -> Any:
 
     Args:
         where: what the text is, for messages: a file's path, or a flag.
-    Raises: SettingsError if the text is not YAML, or has a key twice (names `where`, and line and column of a text with lines).
+    Raises: SettingsError if the text is not YAML, or has a key twice (names `where`, and line and column of a
+        text with lines).
     """
     try:
         return yaml.load(text, Loader)
@@ -79,7 +83,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(values: Any) -> str:
-    """YAML text, a key a line and plain lists on one line; `parse_yaml` gives equal values back, floats to the last bit."""
+    """YAML text, a key a line and plain lists on one line.
+
+    `parse_yaml` gives equal values back, floats to the last bit.
+    """
     return yaml.dump(
         values, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=120
     )

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, on rank 0: a progress bar or a line an epoch, TensorBoard, metrics.jsonl."""
+"""What a person sees while a run goes on, on rank 0: a bar or a line an epoch, TensorBoard, metrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Live:
     Args:
         run: the run directory.
         settings: of the run.
-        steps_done: where the run goes on; metrics.jsonl is cut back to it and the TensorBoard file written anew.
+        steps_done: where the run goes on; metrics.jsonl is cut back to it and the TensorBoard file written
+            anew.
         total_steps: of the whole run.
         steps_per_epoch: steps in which each image comes once.
     """
@@ -68,7 +69,9 @@ class Live:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} images/s{task.fields[probes]}"),
+            TextColumn(
+                "loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} images/s{task.fields[probes]}"
+            ),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.is_terminal,
@@ -101,16 +104,23 @@ class Live:
             raise ResourceError(why_unwritten(self.run.metrics, error)) from error
         self.epoch_images += line["time/images_per_s"] * line["time/step_s"]
         self.epoch_s += line["time/step_s"]
-        speed = self.epoch_images / self.epoch_s  # of the epoch: its last step alone may be padding for the most part
+        speed = (
+            self.epoch_images / self.epoch_s
+        )  # of the epoch: its last step alone may be padding for the most part
         epoch = f"{line['epoch'] + 1}/{self.settings.epochs}"
-        probes = "".join(f"  {_probe_name(key)} {value:.4g}" for key, value in line.items() if key.startswith("probe/"))
-        shown = {"probes": probes} if probes else {}  # the last ones stay on the bar until there are newer ones
+        probes = "".join(
+            f"  {_probe_name(key)} {value:.4g}" for key, value in line.items() if key.startswith("probe/")
+        )
+        shown = (
+            {"probes": probes} if probes else {}
+        )  # the last ones stay on the bar until there are newer ones
         self.progress.update(self.task, advance=1, epoch=epoch, loss=line["loss"], speed=speed, **shown)
         if (line["step"] + 1) % self.steps_per_epoch == 0:
             if not self.is_terminal:
                 self.say(
                     f"epoch {epoch}  step {line['step'] + 1}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-                    f"{speed:,.0f} images/s  {self.epoch_s:.1f} s{probes}  {self._time_left(line['step'] + 1)} left"
+                    f"{speed:,.0f} images/s  {self.epoch_s:.1f} s{probes}  "
+                    f"{self._time_left(line['step'] + 1)} left"
                 )
             self.epoch_images = 0.0
             self.epoch_s = 0.0
@@ -133,7 +143,11 @@ class Live:
                     self.board.add_scalar(key, value, line["step"])
 
     def close(self) -> None:
-        """No more steps. What counts was synced with the last checkpoint; what a full disk did not take is cut off by the next start."""
+        """No more steps.
+
+        What counts was synced with the last checkpoint; what a full disk did not take is cut off by the next
+        start.
+        """
         with contextlib.suppress(OSError):
             self.progress.stop()
         for each in filter(None, (self.file, self.board)):

@@ -1,7 +1,7 @@
 """Which rank ended, and why, as those that it leaves behind can say.
 
-Each rank knows the others' processes from the start. Whoever ends by an error writes it into the run's log.txt,
-which all hosts see; a killed one writes nothing, and those on its host see that it is gone.
+Each rank knows the others' processes from the start. Whoever ends by an error writes it into the run's
+log.txt, which all hosts see; a killed one writes nothing, and those on its host see that it is gone.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Peers:
     def watched(self) -> Iterator[Peers]:
         """Around all that the ranks do together.
 
-        Raises: ResourceError in place of what a collective says when another rank ends: names it, and its cause.
+        Raises: ResourceError in place of what a collective says when another rank ends: names it, and its
+            cause.
         """
         try:
             yield self
@@ -87,8 +88,8 @@ class Peers:
                 cause = self._cause(error)
                 self._write_last_words(f"{ENDS_WITH} {cause}")
                 raise ResourceError(
-                    f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the same command goes on from the "
-                    "last checkpoint"
+                    f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the "
+                    "same command goes on from the last checkpoint"
                 ) from error
             self._write_last_words(str(error) or type(error).__name__)
             raise
@@ -113,7 +114,10 @@ class Peers:
         )
 
     def _ended(self) -> list[str]:
-        """The ranks that ended, each with its last words; those that end with another only where that one is not found."""
+        """The ranks that ended, each with its last words.
+
+        Those that ended because of another stand there only where that one is not found.
+        """
         words = self._last_words()
         firsts, others = [], []
         for peer in self.others:
@@ -143,7 +147,10 @@ class Peers:
 
 
 def write_last_words(log: Path, text: str) -> None:
-    """This rank's last words, a line in the run's log; where it cannot be written, the rank's own message is all there is."""
+    """This rank's last words, a line in the run's log.
+
+    Where it cannot be written, the rank's own message is all there is.
+    """
     try:
         with open(log, "a") as file:
             file.write(f"rank {dist.rank()}, process {os.getpid()}, last words: {' '.join(text.split())}\n")

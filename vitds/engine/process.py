@@ -1,4 +1,4 @@
-"""This process as one rank: group, device, threads, its launcher's life, and where the libraries' noise goes."""
+"""This process as one rank: group, device, threads, its launcher's life, the libraries' noise."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from vitds import dist
 from vitds.errors import ResourceError
 from vitds.launcher import Place, read_meeting, read_place, whole_number
 
-# DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo serves.
+# DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo
+# serves.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-# Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's settings are resolved.
+# Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's
+# settings are resolved.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# What a launcher puts into its ranks' environment, and how many processes above them belong to it: `deepspeed`
-# starts a second one.
+# What a launcher puts into its ranks' environment, and how many processes above them belong to it:
+# `deepspeed` starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}
 OF_SLURM_STEP = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
 NO_STEP = (
@@ -52,8 +54,8 @@ def start_ranks() -> torch.device:
     """Join the process group that the launcher's or Slurm's variables describe, or make one of a single rank.
 
     Returns: the training device.
-    Raises: ResourceError if the variables make no rank, this machine lacks the rank's GPU, the group's port is
-        taken, a peer does not come, or the first node's address cannot be found.
+    Raises: ResourceError if the variables make no rank, this machine lacks the rank's GPU, the group's port
+        is taken, a peer does not come, or the first node's address cannot be found.
     """
     if not td.is_initialized():
         adopt_slurm_step()
@@ -111,8 +113,8 @@ def _device(place: Place) -> torch.device:
     if torch.cuda.is_available():
         if place.local_rank >= (found := torch.cuda.device_count()):
             raise ResourceError(
-                f"LOCAL_RANK={place.local_rank}, but torch sees {found} GPU(s) here (CUDA_VISIBLE_DEVICES="
-                f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')}). Start one rank a GPU"
+                f"LOCAL_RANK={place.local_rank}, but torch sees {found} GPU(s) here "
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')}). Start one rank a GPU"
             )
         device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
@@ -130,8 +132,8 @@ def _why_not_met(place: Place, said: str) -> str:
     address, port = read_meeting(os.environ)
     return (
         f"the ranks could not meet on {address} port {port}: {said}. Either one ended before, and says why "
-        "itself, or another run uses the port: then give this one its own: "
-        f"deepspeed --master_port {port % 65535 + 1} ..., or under Slurm MASTER_PORT={port % 65535 + 1}"
+        "itself, or another run uses the port: then give this one its own: deepspeed --master_port "
+        f"{port % 65535 + 1} ..., or under Slurm MASTER_PORT={port % 65535 + 1}"
     )
 
 
@@ -149,7 +151,10 @@ def _meet(backend: str, place: Place) -> None:
 
 
 def leave_ranks_at_exit() -> None:
-    """Called when all ranks are through: the group's threads end before the interpreter does, whose own end of them can abort."""
+    """Called when all ranks are through: the group's threads end before the interpreter does.
+
+    Its own end of them can abort.
+    """
     atexit.register(lambda: td.is_initialized() and td.destroy_process_group())
 
 
@@ -157,8 +162,8 @@ def adopt_slurm_step() -> None:
     """Translate Slurm's variables into those of a launcher, in a step of several tasks.
 
     A batch shell and salloc's shell are no such step, though they too carry SLURM_PROCID and SLURM_NTASKS: a
-    command there is one rank. Does nothing where a launcher has set RANK; MASTER_ADDR and MASTER_PORT that are
-    set stay.
+    command there is one rank. Does nothing where a launcher has set RANK; MASTER_ADDR and MASTER_PORT that
+    are set stay.
     Raises: ResourceError if a variable of the step is missing or wrong, or the first node's address cannot be
         found.
     """
@@ -184,7 +189,10 @@ def adopt_slurm_step() -> None:
 
 
 def _is_in_shell_of_job() -> bool:
-    """sbatch, called within a step, hands the step's variables on to its batch shell; the title of the slurmstepd above tells."""
+    """Whether this is the shell of a job, which may have a step's variables from the sbatch that made it.
+
+    The title of the slurmstepd above says which it is.
+    """
     titles = [
         " ".join(process.cmdline())
         for process in psutil.Process().parents()
@@ -215,7 +223,9 @@ def _scontrol(*words: str) -> str:
 
 
 def end_with_launcher() -> None:
-    """End this process when its launcher dies, be it by kill -9: a TERM to itself, so that a training run saves first.
+    """End this process when its launcher dies, be it by kill -9.
+
+    It sends itself a TERM, so that a training run saves first.
 
     The launchers do not see to it: a killed one leaves its ranks running. Does nothing where no launcher is.
     """
@@ -243,7 +253,10 @@ def _is_gone(launcher: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def noise_into(log: Path) -> Iterator[None]:
-    """Send what DeepSpeed, FFCV and torch say (loggers, warnings, bare prints) to a file; our own words go around it."""
+    """Send what DeepSpeed, FFCV and torch say to a file: loggers, warnings, bare prints.
+
+    Our own words go around it.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log)
     handler.setFormatter(logging.Formatter(f"[rank {dist.rank()}] %(levelname)s %(name)s: %(message)s"))

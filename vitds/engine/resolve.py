@@ -30,8 +30,8 @@ CPU_FLOPS, GPU_FLOPS = 1e11, 5e13  # rough, for that decision only
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """fp32, bf16 or fp16 for `auto`; a saved or given value is checked against the device.
 
-    On a GPU `auto` is bf16 where the hardware has it, else fp16. On a CPU it is bf16 only where the processor multiplies bf16
-    natively (a timed product decides: emulated bf16 is 25 times slower than fp32), else fp32.
+    On a GPU `auto` is bf16 where the hardware has it, else fp16. On a CPU it is bf16 only where the processor
+    multiplies bf16 natively (a timed product decides: emulated bf16 is 25 times slower than fp32), else fp32.
     Raises: ResourceError if the device cannot do what was asked for.
     """
     native = (
@@ -43,7 +43,8 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         return ("bf16" if native else "fp16") if device.type == "cuda" else ("bf16" if native else "fp32")
     if wanted == "bf16" and not native:
         raise ResourceError(
-            "engine.precision is bf16, which this device lacks in hardware; use another machine, or a new run with fp32"
+            "engine.precision is bf16, which this device lacks in hardware; use another machine, or a new "
+            "run with fp32"
         )
     if wanted == "fp16" and device.type == "cpu":
         raise ResourceError(
@@ -72,7 +73,12 @@ def resolve_settings(
     """Fill precision, micro batch, head and compile.
 
     Args:
-        rows: N or C. images: images in the training file.
+        settings: as given; an `auto` stands for what is chosen here.
+        backbone: built whole, on the host.
+        ds: the user's DeepSpeed JSON.
+        device: that trains.
+        rows: N or C.
+        images: in the training file.
     Raises: SettingsError if chunks, ranks and micro batch do not divide (lists the values that do).
     """
     wanted = settings.engine.precision
@@ -91,7 +97,7 @@ def resolve_settings(
 def resolve_micro_images(
     settings: Settings, backbone: nn.Module, device: torch.device, precision: str
 ) -> int:
-    """The images of one micro batch: on a GPU the most that fit (by trying), on a CPU the most within a pixel limit."""
+    """The images of one micro batch: the most that fit a GPU (by trying), or a CPU's pixel limit."""
     chunk, ranks = settings.batch.chunk_images, dist.world_size()
     accumulation_steps(
         settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk
@@ -115,7 +121,10 @@ def resolve_micro_images(
 def resolve_compile(
     settings: Settings, backbone: nn.Module, device: torch.device, images: int, zero_stage: int
 ) -> str:
-    """on where the run is long enough to earn torch.compile's minute back; off under ZeRO-3, whose hooks break the graph."""
+    """`on` where the run is long enough to earn torch.compile's minute back.
+
+    Off under ZeRO-3, whose hooks break the graph.
+    """
     if settings.engine.compile != "auto":
         return settings.engine.compile
     tokens = max(1, patch_count(backbone)) * (1 - settings.backbone.patch_drop)

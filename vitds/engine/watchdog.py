@@ -1,4 +1,7 @@
-"""A rank that hangs (a file system that does not answer, a peer that waits elsewhere) says where, and ends, instead of for ever."""
+"""A rank that hangs says where, and ends, instead of for ever.
+
+It may wait for a file system that does not answer, or for a peer that waits elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from vitds import dist
 from vitds.engine.peers import write_last_words
 from vitds.errors import ResourceError
 
-HUNG_AFTER_S = 1500.0  # for one step, with its save and probes; less than the half hour after which collectives give up without a word
+# For one step, with its save and probes; less than the half hour after which collectives give up in silence.
+HUNG_AFTER_S = 1500.0
 
 
 class Watchdog:
@@ -41,7 +45,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self.is_over.wait(min(5.0, HUNG_AFTER_S / 4)):
             if time.monotonic() - self.since > HUNG_AFTER_S:
-                text = f"rank {dist.rank()} hangs: step {self.step} has taken {HUNG_AFTER_S:.0f} s; its threads are at"
+                text = (
+                    f"rank {dist.rank()} hangs: step {self.step} has taken {HUNG_AFTER_S:.0f} s; its threads "
+                    "are at"
+                )
                 print(text, file=sys.stderr, flush=True)
                 write_last_words(self.log, text)
                 faulthandler.dump_traceback()

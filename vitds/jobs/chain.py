@@ -1,7 +1,9 @@
-"""`vitds chain FILE`: stages one after the other, each a run directory; a finished one is skipped, a stopped one goes on.
+"""`vitds chain FILE`: stages one after the other, each a run directory.
 
-FILE is YAML: a list of `{run: DIRECTORY, command: "..."}`. The command gets `--run DIRECTORY` and is run without a
-shell. All stages are checked before the first one runs.
+A finished one is skipped, a stopped one goes on.
+
+FILE is YAML: a list of `{run: DIRECTORY, command: "..."}`. The command gets `--run DIRECTORY` and is run
+without a shell. All stages are checked before the first one runs.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
 def read_stages(path: Path) -> list[Stage]:
     """The stages of a YAML file.
 
-    Raises: SettingsError if the file is missing or no text, or an entry is not `{run: ..., command: ...}` (names the
-        file and the entry).
+    Raises: SettingsError if the file is missing or no text, or an entry is not `{run: ..., command: ...}`
+        (names the file and the entry).
     """
     if not path.is_file():
         raise SettingsError(
@@ -127,8 +129,8 @@ def check_stages(stages: Sequence[Stage], check_words: CheckWords) -> None:
 
     Args:
         check_words: raises what is wrong with the words of `vitds`.
-    Raises: SettingsError for two stages of one run, or a program that is not there; what `check_words` raises. Each
-        names the stage.
+    Raises: SettingsError for two stages of one run, or a program that is not there; what `check_words`
+        raises. Each names the stage.
     """
     runs = [stage.run for stage in stages]
     for number, stage in enumerate(stages, 1):

@@ -45,8 +45,8 @@ def prune_run(run: str, *, keep: int, as_json: bool = False) -> list[dict[str, o
         run: the run directory.
         keep: how many stay.
         as_json: print one JSON object and nothing else.
-    Raises: UsageError for less than one; RunError if the run has no checkpoint or no sound one; RunLockedError while
-        it trains.
+    Raises: UsageError for less than one; RunError if the run has no checkpoint or no sound one;
+        RunLockedError while it trains.
     """
     if keep < 1:
         raise UsageError(f"--keep {keep}: must be 1 or more, for a run goes on from its newest checkpoint")
@@ -68,7 +68,8 @@ def verify_run(run: str, *, as_json: bool = False) -> list[dict[str, object]]:
     Args:
         run: the run directory.
         as_json: print one JSON object and nothing else.
-    Raises: RunError if the run has no checkpoint, or one is damaged (after all were looked at; names the first).
+    Raises: RunError if the run has no checkpoint, or one is damaged (after all were looked at; names the
+        first).
     """
     rows, first = [], None
     for path in _checkpoints(run):

@@ -35,14 +35,14 @@ def open_file(name: str, flag: str, half: str) -> BetonFile:
     if path.exists() or path.is_absolute():
         return open_beton(path)
     raise DataError(
-        f"{name}: cannot be opened (No such file or directory) from {Path.cwd()}, the folder you call from. Call from "
-        f"the folder that it is meant from, say where it is with {flag} FILE.beton, or build it with "
-        f"`vitds data build SOURCE --out {name}`."
+        f"{name}: cannot be opened (No such file or directory) from {Path.cwd()}, the folder you call from. "
+        f"Call from the folder that it is meant from, say where it is with {flag} FILE.beton, or build it "
+        f"with `vitds data build SOURCE --out {name}`."
     )
 
 
 def _digits() -> tuple[Path, Path]:
-    """The embedded set, built here, or, where nothing can be written here, in this user's temporary folder."""
+    """The embedded set, built here, or, where nothing can be written, in the temporary folder."""
     try:
         return embedded_digits(DATA_FOLDER)
     except (DataError, ResourceError):
@@ -52,19 +52,20 @@ def _digits() -> tuple[Path, Path]:
 def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
     """The training file and the test file, if there is one.
 
-    Raises: SettingsError if no training file is named; DataError if a file is not sound, the method needs labels
-        that it lacks, or nothing could be measured on the test file.
+    Raises: SettingsError if no training file is named; DataError if a file is not sound, the method needs
+        labels that it lacks, or nothing could be measured on the test file.
     """
     if settings.data.train is None:
         raise SettingsError(
-            "data.train is not set: give --data FILE.beton (`vitds data build IMAGES --out FILE.beton` makes one)"
+            "data.train is not set: give --data FILE.beton (`vitds data build IMAGES --out FILE.beton` "
+            "makes one)"
         )
     train = open_file(settings.data.train, "--data", "train")
     needs_labels = method_class(settings.method).needs_labels
     if needs_labels and (lack := _lack_of_classes(train)):
         raise DataError(
-            f"{train.path} {lack}; training on labels needs two classes or more. Build it from a folder with one "
-            "folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
+            f"{train.path} {lack}; training on labels needs two classes or more. Build it from a folder with "
+            "one folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
         )
     if settings.data.test is None:
         return train, None
@@ -73,8 +74,9 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
         if lack := _lack_of_classes(file):
             measured = "top-1 cannot be measured" if needs_labels else "nearest neighbours cannot be counted"
             raise DataError(
-                f"{file.path} {lack}, so {measured} on {test.path}. Leave --test (data.test) out: training does not "
-                "need it. Or build the file from a folder with one folder a class (`vitds data build`)"
+                f"{file.path} {lack}, so {measured} on {test.path}. Leave --test (data.test) out: training "
+                "does not need it. Or build the file from a folder with one folder a class (`vitds data "
+                "build`)"
             )
     require_same_classes(train, test)
     return train, test
@@ -89,7 +91,7 @@ def _lack_of_classes(file: BetonFile) -> str:
 
 
 def check_recipe(command: Command, train: BetonFile) -> None:
-    """Whether a command's default recipe is for this file: its crops and its network are made for the digits alone.
+    """A command's default recipe makes crops and a network for the digits, and is for them alone.
 
     Raises: SettingsError that names the recipes of the command, if it is not.
     """
@@ -99,7 +101,7 @@ def check_recipe(command: Command, train: BetonFile) -> None:
     fitting = RECIPES_OF_PHOTOGRAPHS[command]
     others = ", ".join(name for name in own if name != fitting)
     raise SettingsError(
-        f"{train.path}: --recipe is missing. Without it `vitds {command}` takes {DEFAULT_RECIPES[command]}, which is "
-        f"for the embedded digits alone. For photographs take --recipe {fitting}; there are also {others}, or a YAML "
-        "file of your own"
+        f"{train.path}: --recipe is missing. Without it `vitds {command}` takes {DEFAULT_RECIPES[command]}, "
+        f"which is for the embedded digits alone. For photographs take --recipe {fitting}; there are also "
+        f"{others}, or a YAML file of your own"
     )

@@ -1,7 +1,7 @@
-"""`vitds doctor`: what this machine and this installation can do; each line is ok, a warning or broken, the latter two with the fix.
+"""`vitds doctor`: what this machine and this installation can do, a line each, with its fix.
 
-Packages are imported inside the checks, by name, so that a missing one is a line of the table and not a traceback. DeepSpeed is not
-imported at all: it takes seconds, and its version and launcher are found without.
+Packages are imported inside the checks, by name, so that a missing one is a line of the table and not a
+traceback. DeepSpeed is not imported at all: it takes seconds, and its version and launcher are found without.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def check_cuda() -> Check:
         if not NVIDIA_DRIVER.exists():
             return Check("CUDA", "ok", "no NVIDIA driver: training runs on the CPU")
         found = f"an NVIDIA driver, but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no device"
-        fix = "compare nvidia-smi's CUDA version with torch's: a newer driver, or a torch built for this one; is CUDA_VISIBLE_DEVICES set?"
+        fix = (
+            "compare nvidia-smi's CUDA version with torch's: a newer driver, or a torch built for "
+            "this one; is CUDA_VISIBLE_DEVICES set?"
+        )
         return Check("CUDA", "broken", found, fix)
     devices = []
     for number in range(torch.cuda.device_count()):
@@ -134,7 +137,7 @@ def check_ffcv() -> Check:
 
 
 def check_kernels() -> Check:
-    """The kernels of vitds: that of the head, loaded with torch's OpenMP, and those of pixels, loaded with libjpeg-turbo."""
+    """The kernels of vitds, loaded with what they need: torch's OpenMP, libjpeg-turbo."""
     importlib.import_module("torch")
     folder = Path(__file__).parents[1] / "kernels"
     head = _check_library("vitds kernels", folder, "_softmax*.so", "vitds_softmax")

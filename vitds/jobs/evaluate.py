@@ -1,4 +1,4 @@
-"""`vitds eval top1|knn|linear RUN`: what a frozen backbone is worth, by a run, a checkpoint, or a timm model's name."""
+"""`vitds eval top1|knn|linear RUN`: what a frozen backbone is worth."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def evaluate(
         bank: labelled images that knn and linear learn from; by default the run's training file.
         as_json: print one JSON object and nothing else.
     Returns: the printed numbers, in percent.
-    Raises: DataError if a file has no labels or their classes differ; RunError if the run cannot be read; UsageError
-        for another kind, or an argument that does nothing.
+    Raises: DataError if a file has no labels or their classes differ; RunError if the run cannot be read;
+        UsageError for another kind, or an argument that does nothing.
     """
     if kind not in KINDS:
         raise UsageError(f"eval {kind}: there is no such evaluation; take one of {', '.join(KINDS)}")
@@ -83,19 +83,24 @@ def _labelled(argument: str, given: str | None, of_run: str | None, half: str) -
     path = os.path.expanduser(name)
     if given is None and not Path(path).exists() and path != DIGITS:
         raise DataError(
-            f"{name}, which the run names, is not there, seen from {Path.cwd()}, the folder you call from. Say where "
-            f"it is now with `{argument}=FILE.beton`, or call from the folder that the run was started in"
+            f"{name}, which the run names, is not there, seen from {Path.cwd()}, the folder you call from. "
+            f"Say where it is now with `{argument}=FILE.beton`, or call from the folder that the run was "
+            "started in"
         )
     file = open_file(path, f"`{argument}`", half)
     if not file.manifest.classes:
         raise DataError(
-            f"{file.path} has no labels, and an evaluation needs them: build it from a folder with one folder a class"
+            f"{file.path} has no labels, and an evaluation needs them: build it from a folder with one "
+            "folder a class"
         )
     return file
 
 
 def knn_of_run(run: Run, train_file: BetonFile, test_file: BetonFile, device: torch.device) -> Score:
-    """kNN of a trained run for each k of its settings: {k: {top1, top5, neighbours}}; all ranks share the work."""
+    """kNN of a trained run: {k: {top1, top5, neighbours}} for each k of its settings.
+
+    All ranks share the work.
+    """
     settings, _, backbone = _open_model(str(run.path))
     return _knn(settings, backbone, train_file, test_file, device)["knn"]
 
@@ -107,7 +112,10 @@ def top1_of_run(run: Run, test_file: BetonFile, device: torch.device) -> Score:
 
 
 def _open_model(model: str) -> tuple[Settings, Path | None, nn.Module]:
-    """Settings, the run or checkpoint, and the backbone with its weights; a timm name has default settings and no run."""
+    """Settings, the run or checkpoint, and the backbone with its weights.
+
+    A timm name has default settings and no run.
+    """
     path = Path(model)
     run_path = _run_of(path) if (path / "manifest.json").exists() else path
     if (run_path / "settings.yaml").exists():
@@ -162,7 +170,8 @@ def _top1(
     """
     if source is None or not method_class(settings.method).leaves_class_head:
         raise RunError(
-            f"{source or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or linear."
+            f"{source or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn or "
+            "linear."
         )
     ours, weights = _class_head(source)
     theirs = query.manifest.classes
@@ -171,9 +180,9 @@ def _top1(
         place = next(i for i in range(len(ours) + 1) if ours[: i + 1] != theirs[: i + 1])
         first, second = (repr(names[place]) if place < len(names) else "nothing" for names in (ours, theirs))
         raise DataError(
-            f"{query.path}: its {len(theirs)} classes are not the {len(ours)} of {source}: class {place} is {second} "
-            f"there, {first} in the run. Build it with the classes of the file that the run was trained on "
-            "(--classes_from)"
+            f"{query.path}: its {len(theirs)} classes are not the {len(ours)} of {source}: class {place} is "
+            f"{second} there, {first} in the run. Build it with the classes of the file that the run was "
+            "trained on (--classes_from)"
         )
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)
@@ -182,7 +191,7 @@ def _top1(
 
 
 def _class_head(source: Path) -> tuple[tuple[str, ...] | None, dict[str, Tensor]]:
-    """Names of the classes, and weight (C, D) and bias (C,), of a run or a checkpoint, which has those of its own step.
+    """Names of the classes, and weight (C, D) and bias (C,), of a run or of a checkpoint's own step.
 
     The names are None of a run that is not finished: its checkpoints do not hold them.
     """

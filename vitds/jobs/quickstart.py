@@ -1,4 +1,4 @@
-"""The main job on embedded data: pretrain, fine-tune from it, train from scratch with the same budget, and compare."""
+"""The main job on embedded data: pretrain, fine-tune from it, and train from scratch to compare."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KNN_K = "20"  # fixed beforehand: choosing the best k would be choosing on test 
 def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
     """Pretrain, fine-tune and train from scratch on the embedded digits.
 
-    Three stages through the launch scripts, a closing table, and the same numbers in RUN/quickstart.json: knn_top1, finetuned_top1,
-    scratch_top1, difference (percent), seconds of each stage.
+    Three stages through the launch scripts, a closing table, and the same numbers in RUN/quickstart.json:
+    knn_top1, finetuned_top1, scratch_top1, difference (percent), seconds of each stage.
 
     Args:
         run: the folder of the three runs

@@ -1,4 +1,4 @@
-"""What every training command does around the training: ranks, data files, run directory, lock, saved settings."""
+"""What every training command does around the training: ranks, data, run directory, settings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Session:
 
 @contextmanager
 def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterator[Session]:
-    """Join the ranks, open the data, take the run directory, and go on with its settings if it was started before.
+    """Join the ranks, open the data, take the run directory; go on with its settings if it was begun.
 
     Whatever is refused before the first step leaves no run directory behind.
 
@@ -64,9 +64,9 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
         command: pretrain or finetune.
         flags: which run; without one runs/RECIPE-N with the next free number.
         given: settings that the person asks for.
-    Raises: DataError, SettingsError for data that do not fit; RunLockedError if another process writes to the run;
-        RunError if it cannot be written or was started with other settings; ResourceError if another rank ends
-        (names it and its cause).
+    Raises: DataError, SettingsError for data that do not fit; RunLockedError if another process writes to the
+        run; RunError if it cannot be written or was started with other settings; ResourceError if another
+        rank ends (names it and its cause).
     """
     started = time.perf_counter()
     with joined_ranks() as device:
@@ -86,7 +86,7 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
 
 @contextmanager
 def _held_run(path: str | None, recipe: str) -> Iterator[tuple[Run, RunLock | None]]:
-    """The run directory and, on rank 0, the lock on it; a new one is removed where nothing was trained in it."""
+    """The run directory and rank 0's lock on it; a new one is removed where nothing was trained in it."""
     if path is not None and not is_text(path):
         raise UsageError(f"--run {path!r} {NO_TEXT}")
     held: list[RunLock] = []
@@ -100,7 +100,8 @@ def _held_run(path: str | None, recipe: str) -> Iterator[tuple[Run, RunLock | No
     try:
         if lock is not None and not lock.has_flock:
             say(
-                f"the file system of {run.path} has no locks: start no two runs there at one moment with one --run"
+                f"the file system of {run.path} has no locks: start no two runs there at one moment with one "
+                "--run"
             )
         yield run, lock
     except VitdsError as error:
@@ -119,7 +120,10 @@ def is_refusal(error: VitdsError) -> bool:
 
 
 def _contents(given: Settings, files: tuple[BetonFile, BetonFile | None] | None) -> dict[str, str]:
-    """By the setting that names a file: the hash of what is in it; for a finished run, of those that are there."""
+    """The hash of what is in each file, by the setting that names it.
+
+    Of a finished run's files, those that are there.
+    """
     named = {"data.train": given.data.train, "data.test": given.data.test}
     if files is not None:
         opened = {key: file.manifest for key, file in zip(named, files, strict=True) if file is not None}

@@ -1,4 +1,4 @@
-"""RUN/curve.png: loss, its terms and the learning rate over the steps, and the same in the run's TensorBoard."""
+"""RUN/curve.png: loss, its terms and the learning rate over the steps; also in TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ TERMS = "loss/"  # keys of the loss's terms
 
 
 def draw_curve(run: Run) -> None:
-    """Draw the curve of a run's metrics; rank 0 only. A run is complete without it: what fails here is said."""
+    """Draw the curve of a run's metrics; rank 0 only.
+
+    A run is complete without it: what fails here is said.
+    """
     lines = read_metrics(run.metrics) if dist.is_main() else []
     if not lines:
         return

@@ -123,8 +123,8 @@ def disk_note(path: Path, weights: int, keep: int) -> str | None:
     if free >= needed:
         return None
     return (
-        f"the disk of {path} has {free / 1e6:,.0f} MB free, and {keep} checkpoints with one being written take about "
-        f"{needed / 1e6:,.0f} MB: free some, write elsewhere (--run) or lower checkpoint.keep"
+        f"the disk of {path} has {free / 1e6:,.0f} MB free, and {keep} checkpoints with one being written "
+        f"take about {needed / 1e6:,.0f} MB: free some, write elsewhere (--run) or lower checkpoint.keep"
     )
 
 
@@ -166,8 +166,8 @@ def given_settings(run: Run, given: Settings, contents: Mapping[str, str]) -> Se
             listed.append(f"{key} was {before!r}, now {now!r}{what}")
     if listed:
         raise RunError(
-            f"{run.path} was started with other settings: {'; '.join(listed)}. Give the run's own values to go on, or "
-            f"start a new run (another --run, with --init {run.path} to begin from its weights)."
+            f"{run.path} was started with other settings: {'; '.join(listed)}. Give the run's own values to "
+            f"go on, or start a new run (another --run, with --init {run.path} to begin from its weights)."
         )
     # These may differ: they change no number.
     kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log", "data", "init")}
@@ -185,7 +185,9 @@ def given_settings(run: Run, given: Settings, contents: Mapping[str, str]) -> Se
 
 
 def save_inputs(run: Run, settings: Settings, contents: Mapping[str, str]) -> None:
-    """RUN/inputs.json at the first start: the content of each file, by which a resume knows it under another path.
+    """RUN/inputs.json at the first start: the content of each file, whatever its path.
+
+    By it a resume knows a file that moved.
 
     Args:
         run: the run directory.
@@ -208,7 +210,7 @@ def known_inputs(run: Run, saved: Settings) -> dict[str, str]:
 
 
 def content_of_weights(source: str | None) -> str | None:
-    """SHA-256 of the weights that a run directory, a checkpoint or a file holds; None where none are there."""
+    """SHA-256 of the weights of a run directory, a checkpoint or a file; None where none are there."""
     if source is None:
         return None
     path = Path(source)
@@ -251,7 +253,10 @@ def save_environment(run: Run, facts: dict[str, Any]) -> None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that vitds runs from, with -dirty where its files were changed; None elsewhere."""
+    """The commit of the checkout that vitds runs from; None elsewhere.
+
+    It ends in -dirty where files were changed.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -33,7 +33,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class RunLock:
-    """The lock file of a run directory: {host, space, pid, ticks, job, restart, counter}, empty of a holder when released.
+    """The lock file of a run directory; it names its holder, and none when released.
 
     Args:
         run: the run directory; made where it is missing.
@@ -87,7 +87,10 @@ class RunLock:
             self._write({"counter": self.holder["counter"]})
 
     def discard(self) -> None:
-        """Remove the folders that were made for this lock, with what is in the run's; harmless if there were none."""
+        """Remove the folders that were made for this lock, with what is in the run's.
+
+        Harmless if there were none.
+        """
         self._is_over.set()
         if self.path.parent not in self.made or self._read() != self.holder:
             return
@@ -126,7 +129,7 @@ class RunLock:
         return self._silent_s() < STALE_AFTER_S
 
     def _silent_s(self) -> float:
-        """Seconds since the holder last showed itself, by the file system's own clock, which is not always ours."""
+        """Seconds since the holder last showed itself, by the file system's own clock."""
         with tempfile.TemporaryFile(dir=self.path.parent) as probe:
             return os.fstat(probe.fileno()).st_mtime - self.path.stat().st_mtime
 
@@ -135,10 +138,11 @@ class RunLock:
         where = f"process {content.get('pid')} on {content.get('host')}"
         if (content.get("host"), content.get("space")) != (own["host"], own["space"]):
             minutes = STALE_AFTER_S / 60
-            where += f", which cannot be looked at from here and counts as gone {minutes:.0f} minutes after its last sign"
+            where += ", which cannot be looked at from here and counts as gone "
+            where += f"{minutes:.0f} minutes after its last sign"
         return (
-            f"{self.path.parent} is in use by {where}. Wait for it to end, or use another --run. "
-            f"If you are sure that it is gone, delete {self.path}."
+            f"{self.path.parent} is in use by {where}. Wait for it to end, or use another --run. If you are "
+            f"sure that it is gone, delete {self.path}."
         )
 
     @contextmanager
@@ -169,7 +173,9 @@ class RunLock:
 
 
 def next_run(recipe: str, root: Path = Path("runs")) -> RunLock:
-    """Make runs/<recipe>-<n> with the next free number and take it; of starts at one moment each gets its own.
+    """Make runs/<recipe>-<n> with the next free number and take it.
+
+    Of starts at one moment each gets its own.
 
     Raises: RunError if it cannot be made.
     """
@@ -198,7 +204,7 @@ def own_process() -> dict[str, Any]:
 
 
 def process_space() -> str | None:
-    """The running kernel, and which of its process spaces: only there does a process number mean this process.
+    """The running kernel, and which of its process spaces: only there is a process known by its number.
 
     Containers number their processes anew, and may have the name of their host, or of each other.
     Returns: None where the system does not say.
