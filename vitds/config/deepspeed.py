@@ -38,9 +38,9 @@ TOP_KEYS = tuple(
     (
         "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping "
         "zero_optimization bf16 fp16 torch_autocast zero_allow_untested_optimizer "
-        "zero_force_ds_cpu_optimizer communication_data_type prescale_gradients gradient_predivide_factor gradient_allreduce_op "
-        "data_types aio checkpoint comms_logger steps_per_print wall_clock_breakdown memory_breakdown "
-        "dump_state flops_profiler log_level timers compile"
+        "zero_force_ds_cpu_optimizer communication_data_type prescale_gradients gradient_predivide_factor "
+        "gradient_allreduce_op data_types aio checkpoint comms_logger steps_per_print "
+        "wall_clock_breakdown memory_breakdown dump_state flops_profiler log_level timers compile"
     ).split()
 )
 ZERO_KEYS = tuple(
