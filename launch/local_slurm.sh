@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A small Slurm cluster on this machine, to try scripts on: real daemons, several nodes, all of its state in one folder. Needs Debian's
-# slurm-wlm and munge (apt-get install slurm-wlm munge), no root, and leaves /etc alone.
+# A small Slurm cluster on this machine, to try scripts on: real daemons, several nodes, all of its state in
+# one folder. Needs Debian's slurm-wlm and munge (apt-get install slurm-wlm munge), no root, and leaves /etc
+# alone.
 #
 #     bash launch/local_slurm.sh up [FOLDER] [NODES]      up within seconds; says what to export
 #     bash launch/local_slurm.sh down [FOLDER]            ends its jobs and daemons and removes the folder
 #
-# FOLDER is /tmp/vitds-slurm-UID, NODES is 2. The nodes share this machine's cores and name; SLURMD_NODENAME tells them apart.
+# FOLDER is /tmp/vitds-slurm-UID, NODES is 2. The nodes share this machine's cores and name; SLURMD_NODENAME
+# tells them apart.
 set -euo pipefail
 export LC_ALL=C
 
@@ -31,8 +33,8 @@ write_configuration() {
     read -r -a ports < <(free_ports $((nodes + 1)))
     : >"$folder/plugstack.conf"
     echo CgroupAutomount=no >"$folder/cgroup.conf"
-    # FirstJobId: a job takes its port from its number, and another cluster may be up. cred_expire: a requeued job waits so long.
-    # config_overrides: more CPUs than there are.
+    # FirstJobId: a job takes its port from its number, and another cluster may be up. cred_expire: a requeued
+    # job waits so long. config_overrides: more CPUs than there are.
     cat >"$SLURM_CONF" <<-CONF
 	ClusterName=vitds
 	FirstJobId=$((RANDOM % 20000 + 1))
@@ -70,13 +72,15 @@ write_configuration() {
 	JobRequeue=1
 	PartitionName=all Nodes=ALL Default=YES MaxTime=60 State=UP
 	CONF
-    # To listen on the host name's address alone is possible where that is the loopback; elsewhere the daemons hear every address, and munge
-    # keeps out who lacks the key.
-    [[ $(timeout 5 getent ahostsv4 "$host") != 127.0.0.1\ * ]] || echo CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >>"$SLURM_CONF"
+    # To listen on the host name's address alone is possible where that is the loopback; elsewhere the daemons
+    # hear every address, and munge keeps out who lacks the key.
+    [[ $(timeout 5 getent ahostsv4 "$host") != 127.0.0.1\ * ]] ||
+        echo CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >>"$SLURM_CONF"
     for ((node = 0; node < nodes; node++)); do
         port=${ports[node + 1]}
         mkdir "$folder/spool.n$node"
-        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$port CPUs=4 RealMemory=1024 State=UNKNOWN" >>"$SLURM_CONF"
+        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$port" \
+            "CPUs=4 RealMemory=1024 State=UNKNOWN" >>"$SLURM_CONF"
     done
 }
 
@@ -87,16 +91,19 @@ start() { # COMMAND...: a daemon in a session of its own
 up() {
     local tool node
     for tool in munged slurmctld slurmd sbatch; do
-        command -v "$tool" >/dev/null || fail "$tool is missing; as root: apt-get install --no-install-recommends slurm-wlm munge"
+        command -v "$tool" >/dev/null ||
+            fail "$tool is missing; as root: apt-get install --no-install-recommends slurm-wlm munge"
     done
     [[ $folder != *[[:space:]]* ]] || fail "Slurm takes no spaces in its folder's name: $folder"
     mkdir -p -- "$(dirname -- "$folder")"
-    mkdir -m 755 -- "$folder" || fail "$folder is there; is a cluster up? Take it down, or name another folder."
+    mkdir -m 755 -- "$folder" ||
+        fail "$folder is there; is a cluster up? Take it down, or name another folder."
     mkdir "$folder/state"
     (umask 077 && head -c 128 /dev/urandom >"$folder/munge.key")
     write_configuration
     start munged --force --foreground --key-file="$folder/munge.key" --socket="$folder/munge.sock" \
-        --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munged.seed" --num-threads=2
+        --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" \
+        --seed-file="$folder/munged.seed" --num-threads=2
     start slurmctld -D -f "$SLURM_CONF"
     for ((node = 0; node < nodes; node++)); do
         start slurmd -D -N "n$node" -f "$SLURM_CONF"
@@ -114,7 +121,8 @@ up() {
     fail "the cluster did not come up in 30 s; the ends of its logs are above"
 }
 
-of_cluster() { # the daemons and what runs jobs for them (slurmstepd, which outlives its slurmd), by the logs they hold open
+# The daemons and what runs jobs for them (slurmstepd, which outlives its slurmd), by the logs they hold open.
+of_cluster() {
     local file pid
     for file in $(find /proc/[0-9]*/fd -lname "$folder/*.log" 2>/dev/null | sort -u); do
         pid=${file#/proc/} pid=${pid%%/*}
@@ -149,7 +157,8 @@ down() {
     rm -rf -- "$folder"
 }
 
-(($# <= 3)) && [[ ${1:-} != down || $# -le 2 ]] || fail "unexpected word ${!#}; say up [FOLDER] [NODES] or down [FOLDER]"
+(($# <= 3)) && [[ ${1:-} != down || $# -le 2 ]] ||
+    fail "unexpected word ${!#}; say up [FOLDER] [NODES] or down [FOLDER]"
 case ${1:-} in
     up) up ;;
     down) down ;;

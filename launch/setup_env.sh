@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv in the project root and installs vitds there, in editable mode, with all it needs. Needs no root and touches no system
-# package (only a missing compiler or Python is installed, and only when run as root); writes nothing outside the project.
+# Makes .venv in the project root and installs vitds there, in editable mode, with all it needs. Needs no root
+# and touches no system package (only a missing compiler or Python is installed, and only when run as root);
+# writes nothing outside the project.
 #
 #     bash launch/setup_env.sh                    VITDS_PYTHON=/path/to/python chooses the interpreter
 #
-# When nothing changed, a call returns at once. The project's folder may be moved with its .venv. `rm -rf .venv` starts afresh.
+# When nothing changed, a call returns at once. The project's folder may be moved with its .venv.
+# `rm -rf .venv` starts afresh.
 set -euo pipefail
 export LC_ALL=C PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0 PYTHONNOUSERSITE=1
 unset PYTHONHOME PYTHONPATH
@@ -27,7 +29,7 @@ fail() { # WHAT REMEDY
     exit 1
 }
 
-# ---- what the system must have ------------------------------------------------------------------------------------------------------
+# ---- what the system must have -----------------------------------------------------------------------------
 
 version_of() { # PYTHON: its version, as 3.11; nothing where it does not run
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true
@@ -39,13 +41,15 @@ choose_python() { # sets python and version; both empty where there is none
     for candidate in "${candidates[@]}"; do
         version=$(version_of "$candidate")
         if [[ $version =~ ^3\.1[0-3]$ ]]; then
-            # of an environment's python the one behind it: the environment may be this one, and be made anew below
+            # of an environment's python the one behind it: the environment may be this one, and be made anew
+            # below
             python=$("$candidate" -c 'import sys; print(sys._base_executable)')
             return
         fi
     done
     [[ -z ${VITDS_PYTHON:-} ]] ||
-        fail "VITDS_PYTHON=$VITDS_PYTHON is Python ${version:-? (it does not run)}; vitds runs on 3.10 to 3.13." \
+        fail "VITDS_PYTHON=$VITDS_PYTHON is Python ${version:-? (it does not run)}; \
+vitds runs on 3.10 to 3.13." \
             "Name another interpreter, or leave VITDS_PYTHON unset and the script looks for one."
     python='' version=''
 }
@@ -68,16 +72,22 @@ require_tools() {
     mapfile -t missing < <(missing_packages)
     ((${#missing[@]} > 0)) || return 0
     if ! command -v apt-get >/dev/null; then
-        fail "this system lacks ${missing[*]} (Debian's names; vitds needs Python 3.10 to 3.13, a C and a C++ compiler)." \
-            "With conda: conda create -n vitds -c conda-forge python=3.11 compilers opencv libjpeg-turbo && conda activate vitds"
+        local conda="conda create -n vitds -c conda-forge python=3.11 compilers opencv libjpeg-turbo"
+        fail "this system lacks ${missing[*]} (Debian's names; vitds needs Python 3.10 to 3.13, C and C++)." \
+            "With conda: $conda && conda activate vitds"
     elif ((EUID != 0)); then
         fail "this system lacks ${missing[*]}." "Install with: sudo apt-get install ${missing[*]}"
     fi
     say "  installing ${missing[*]}, which this system lacks"
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >/dev/null ||
-        fail "apt-get could not install ${missing[*]}; it said why above." "Install them by hand, then call this script again."
+    {
+        apt-get update &&
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+    } >/dev/null ||
+        fail "apt-get could not install ${missing[*]}; it said why above." \
+            "Install them by hand, then call this script again."
     choose_python
-    [[ -n $python ]] || fail "this system's python3 is not 3.10 to 3.13." "Install one that is and name it: VITDS_PYTHON=/path/to/python"
+    [[ -n $python ]] || fail "this system's python3 is not 3.10 to 3.13." \
+        "Install one that is and name it: VITDS_PYTHON=/path/to/python"
 }
 
 require_space() {
@@ -88,20 +98,21 @@ require_space() {
             "Free some, or move the project to a larger disk."
 }
 
-# ---- the stages ---------------------------------------------------------------------------------------------------------------------
+# ---- the stages --------------------------------------------------------------------------------------------
 
 make_venv() { "$python" -m venv "$@" "$venv"; }
 
 pip() { "$venv/bin/python" -m pip --no-cache-dir "$@"; }
 
-# OpenCV's development package pulls in some hundred others; FFCV needs two of its modules. apt resolves names and needs, which differ
-# between distributions, but in folders of ours: lists, cache, and a record of installed packages that names only what stays the system's.
+# OpenCV's development package pulls in some hundred others; FFCV needs two of its modules. apt resolves names
+# and needs, which differ between distributions, but in folders of ours: lists, cache, and a record of
+# installed packages that names only what stays the system's.
 unpack_from_apt() {
     local name names unpacked=$work/unpacked apt=(apt-get -c "$work/apt.conf")
     mkdir -p "$work"/{lists/partial,cache/archives/partial,debs} "$unpacked"
     for name in libc6 libc6-dev libgcc-s1 libstdc++6 libglx-mesa0; do
-        printf 'Package: %s\nStatus: install ok installed\nArchitecture: %s\nMulti-Arch: same\nVersion: 999\nMaintainer: -\nDescription: -\n\n' \
-            "$name" "$(dpkg --print-architecture)"
+        printf '%s\n' "Package: $name" 'Status: install ok installed' 'Multi-Arch: same' 'Version: 999' \
+            "Architecture: $(dpkg --print-architecture)" 'Maintainer: -' 'Description: -' ''
     done >"$work/status"
     cat >"$work/apt.conf" <<EOF
 Dir::State "$work";
@@ -113,8 +124,10 @@ APT::Sandbox::User "";
 #clear APT::Update;
 EOF
     "${apt[@]}" update || echo "apt-get update failed, perhaps in a source that is not needed here"
-    names=$("${apt[@]}" --simulate --no-install-recommends install libopencv-imgproc-dev libturbojpeg0-dev | awk '$1 == "Inst" {print $2}')
-    "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' || names+=" libpython$version-dev"
+    names=$("${apt[@]}" --simulate --no-install-recommends install libopencv-imgproc-dev libturbojpeg0-dev |
+        awk '$1 == "Inst" {print $2}')
+    "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' ||
+        names+=" libpython$version-dev"
     # shellcheck disable=SC2086  # a word a package
     (cd "$work/debs" && "${apt[@]}" download $names)
     for name in "$work"/debs/*.deb; do dpkg -x "$name" "$unpacked"; done
@@ -145,7 +158,8 @@ make_native() {
     if command -v apt-get; then unpack_from_apt; else link_from_prefix; fi
     # FFCV includes all of OpenCV: every module that this header names
     printf '#define HAVE_OPENCV_%s\n' CORE IMGPROC >"$native/include/opencv2/opencv_modules.hpp"
-    # FFCV's setup.py asks pkg-config and splits the answer at blanks; this one names no folder, they are in CPATH and LIBRARY_PATH
+    # FFCV's setup.py asks pkg-config and splits the answer at blanks; this one names no folder, they are in
+    # CPATH and LIBRARY_PATH
     cat >"$native/bin/pkg-config" <<'EOF'
 #!/bin/sh
 case "$*" in *opencv*) echo -lopencv_core -lopencv_imgproc ;; *turbojpeg*) echo -lturbojpeg ;; esac
@@ -153,8 +167,8 @@ EOF
     chmod +x "$native/bin/pkg-config"
 }
 
-# The library looks for its needs, and they for theirs (--disable-new-dtags), relative to itself, so that the environment can be moved.
-# Never from pip's cache: a wheel kept there was built against other libraries.
+# The library looks for its needs, and they for theirs (--disable-new-dtags), relative to itself, so that the
+# environment can be moved. Never from pip's cache: a wheel kept there was built against other libraries.
 build_ffcv() {
     pip install -c constraints.txt pip setuptools
     CPATH=$native/include:$native/include/opencv4:$native/include/python$version${CPATH:+:$CPATH} \
@@ -165,14 +179,16 @@ build_ffcv() {
     echo "$ffcv_wanted" >"$native/complete"
 }
 
-# Compiling 13,000 modules is half of pip's time, on one core; so it is left to all cores. (Not to the first import: where
-# PYTHONDONTWRITEBYTECODE is set, as in many containers, every start would compile.) Some packages hold files that are not Python 3.
+# Compiling 13,000 modules is half of pip's time, on one core; so it is left to all cores. (Not to the first
+# import: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every start would compile.) Some
+# packages hold files that are not Python 3.
 install_packages() {
     pip install --no-compile --no-build-isolation -c constraints.txt -e '.[test]'
     "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python3*/site-packages || true
 }
 
-# pip writes the folder's absolute name into the commands and into the link to the sources; both are made relative to themselves.
+# pip writes the folder's absolute name into the commands and into the link to the sources; both are made
+# relative to themselves.
 make_movable() {
     "$venv/bin/python" - "$venv" <<'EOF'
 import re
@@ -181,7 +197,8 @@ from pathlib import Path
 
 venv = Path(sys.argv[1])
 python = rb"[^\n]*/\.venv/bin/python[\d.]*"
-absolute = re.compile(rb"(#!" + python + rb"|#!/bin/sh\n'''exec' " + python + rb'"? "\$0" "\$@"' + rb"\n' ''')\n")
+by_sh = rb"#!/bin/sh\n'''exec' " + python + rb'"? "\$0" "\$@"' + rb"\n' '''"
+absolute = re.compile(rb"(#!" + python + rb"|" + by_sh + rb")\n")
 relative = b"""#!/bin/sh\n'''exec' "$(dirname -- "$(readlink -f -- "$0")")/python" "$0" "$@"\n' '''\n"""
 for command in (venv / "bin").iterdir():
     if command.is_file() and not command.is_symlink() and (found := absolute.match(command.read_bytes())):
@@ -198,7 +215,8 @@ import sys
 import sysconfig
 
 for library in sys.argv[1:]:
-    ctypes.CDLL(library.replace("PLATLIB", sysconfig.get_path("platlib")) + sysconfig.get_config_var("EXT_SUFFIX"))
+    path = library.replace("PLATLIB", sysconfig.get_path("platlib"))
+    ctypes.CDLL(path + sysconfig.get_config_var("EXT_SUFFIX"))
 EOF
 }
 
@@ -212,7 +230,7 @@ install_vitds() {
     check_compiled
 }
 
-# ---- running them -------------------------------------------------------------------------------------------------------------------
+# ---- running them ------------------------------------------------------------------------------------------
 
 stage() { # TEXT COMMAND...: a line with the seconds that it took; the command's output goes to the log
     local started=$SECONDS
@@ -234,24 +252,31 @@ explain_failure() { # when the script ends inside a stage
     tail -n 15 <<<"$output" >&4
     case $output in
     *"No space left"* | *"Disk quota exceeded"*)
-        fail "the disk is full." "The environment needs $space_needed_gb GB in $root. Free some, then call this script again." ;;
-    *"Could not resolve"* | *"Temporary failure"* | *NameResolutionError* | *NewConnectionError* | *"etwork is unreachable"* | \
-        *"Could not connect"* | *ConnectTimeout* | *ReadTimeout* | *"Connection timed out"*)
+        fail "the disk is full." \
+            "The environment needs $space_needed_gb GB in $root. Free some, then call this script again." ;;
+    *"Could not resolve"* | *"Temporary failure"* | *NameResolutionError* | *NewConnectionError* | \
+        *"etwork is unreachable"* | *"Could not connect"* | *ConnectTimeout* | \
+        *ReadTimeout* | *"Connection timed out"*)
         fail "no network: \"$stage_name\" could not reach the package servers." \
-            "Check the connection (behind a proxy: http_proxy and https_proxy), then call this script again." ;;
+            "Check the connection (behind a proxy: http_proxy and https_proxy), then call this again." ;;
     *CERTIFICATE_VERIFY_FAILED*)
-        fail "the package server's certificate is not trusted here, as behind a proxy with a certificate of its own." \
-            "Name the file of trusted certificates: PIP_CERT=/path/to/certificates.crt, then call this script again." ;;
+        fail "the package server's certificate is not trusted here, as behind a proxy with one of its own." \
+            "Name the file of trusted certificates, PIP_CERT=/path/to/file.crt, and call this again." ;;
     *"neither turbojpeg.h nor opencv4"*)
         fail "no apt here, and no OpenCV and libjpeg-turbo with headers, which FFCV is compiled against." \
-            "With conda: conda install -c conda-forge opencv libjpeg-turbo compilers; then call this script in that environment." ;;
-    *) fail "\"$stage_name\" failed; its last lines are above, all of them in $log." "Once the cause is gone, call this script again." ;;
+            "With conda: conda install -c conda-forge opencv libjpeg-turbo compilers; call this there." ;;
+    *)
+        fail "\"$stage_name\" failed; its last lines are above, all of them in $log." \
+            "Once the cause is gone, call this script again."
+        ;;
     esac
 }
 
-# Of what a set-up begins with, and of what it builds: one compiled part gone or cut short, and there is something to do.
+# Of what a set-up begins with, and of what it builds: one compiled part gone or cut short, and there is
+# something to do.
 fingerprint() {
-    local built=("$venv"/lib/python3*/site-packages/ffcv/_libffcv*.so vitds/kernels/_{pixels,softmax}*.so "$native"/lib/*.so*)
+    local built=("$venv"/lib/python3*/site-packages/ffcv/_libffcv*.so "$native"/lib/*.so*)
+    built+=(vitds/kernels/_{pixels,softmax}*.so)
     { echo "$root" && "$venv/bin/python" -V && sha256sum "${sources[@]}" "${built[@]}"; } 2>&1 | sha256sum
 }
 
@@ -261,7 +286,8 @@ is_up_to_date() {
 }
 
 open_venv() { # the one that is there, or a new one
-    # pip cannot tell a half-installed package from a sound one: an environment whose first set-up did not end is made anew
+    # pip cannot tell a half-installed package from a sound one: an environment whose first set-up did not end
+    # is made anew
     if [[ -e $venv/unfinished || $(version_of "$venv/bin/python") != "$version" ]]; then
         rm -rf "$venv"
         require_space
@@ -282,10 +308,12 @@ open_venv() { # the one that is there, or a new one
 }
 
 main() {
-    (($# == 0)) || fail "unexpected word $1." "This script takes none. VITDS_PYTHON=/path/to/python chooses the interpreter."
+    (($# == 0)) || fail "unexpected word $1." \
+        "This script takes none. VITDS_PYTHON=/path/to/python chooses the interpreter."
     cd -- "$root"
     if ! is_up_to_date; then
-        [[ -w . ]] || fail "$root cannot be written to, and its .venv is missing or not up to date." "Make it writable, or copy the project."
+        [[ -w . ]] || fail "$root cannot be written to, and its .venv is missing or not up to date." \
+            "Make it writable, or copy the project."
         exec 9>.venv.lock
         flock -n 9 || { say "another set-up of $root is running; waiting for it" && flock 9; }
     fi

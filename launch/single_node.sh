@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Trains on one machine, a rank a GPU (without GPU one rank), by DeepSpeed's launcher or torchrun; on several machines without Slurm by a
-# hostfile of lines `HOST slots=RANKS`, with the project, its data and its runs at the same place everywhere.
+# Trains on one machine, a rank a GPU (without GPU one rank), by DeepSpeed's launcher or torchrun; on several
+# machines without Slurm by a hostfile of lines `HOST slots=RANKS`, with the project, its data and its runs at
+# the same place everywhere.
 #
 #     bash launch/single_node.sh [OPTION...] pretrain|finetune FLAG...
 #
 #   --launcher deepspeed|torchrun   deepspeed
 #   --ranks N                       on this machine, without --hostfile; a rank a GPU
-#   --hostfile FILE                 several machines: deepspeed starts all ranks from here, by pdsh and ssh without password
-#   --node_rank K                   with --hostfile, without ssh: start the same on each machine, K = 0, 1, ... its line in the file
+#   --hostfile FILE                 several machines: deepspeed starts all ranks from here, by pdsh and ssh
+#                                   without password
+#   --node_rank K                   with --hostfile, without ssh: start the same on each machine, whose line in
+#                                   the file is K = 0, 1, ...
 #   --port N                        where the ranks meet; a free one, with --hostfile 29500
 #   --dry_run                       show the command
 #
-# The flags after pretrain or finetune are those of `vitds pretrain` and `vitds finetune`. Exit status under deepspeed: that of the rank
-# that ended first, 75 for a run that was stopped and saved; under torchrun 1.
+# The flags after pretrain or finetune are those of `vitds pretrain` and `vitds finetune`. Exit status under
+# deepspeed: that of the rank that ended first, 75 for a run that was stopped and saved; under torchrun 1.
 set -euo pipefail
 
 home=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -39,7 +42,8 @@ done
 [[ ${1:-} == pretrain || ${1:-} == finetune ]] || fail "say pretrain or finetune, then its flags"
 [[ -z $ranks || $ranks =~ ^[1-9][0-9]*$ ]] || fail "--ranks $ranks must be a whole number from 1 on"
 [[ -z $port || $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] || fail "--port $port must be from 1 to 65535"
-[[ $launcher == deepspeed || $launcher == torchrun ]] || fail "--launcher $launcher: there are deepspeed and torchrun"
+[[ $launcher == deepspeed || $launcher == torchrun ]] ||
+    fail "--launcher $launcher: there are deepspeed and torchrun"
 script=$home/launch/$1.py
 shift
 
@@ -52,7 +56,8 @@ if [[ -n $hostfile ]]; then
         hosts+=("$host") slots+=("${count#slots=}")
     done < <(sed -E 's/#.*//; /^[[:space:]]*$/d' "$hostfile")
     ((${#hosts[@]} > 0)) || fail "$hostfile names no machine"
-    [[ -n $node_rank || $launcher == deepspeed ]] || fail "torchrun is started on each machine: add --node_rank K"
+    [[ -n $node_rank || $launcher == deepspeed ]] ||
+        fail "torchrun is started on each machine: add --node_rank K"
     # The pattern comes first: bash would run a command that stands in a subscript.
     [[ -z $node_rank || ($node_rank =~ ^(0|[1-9][0-9]*)$ && -v slots[$node_rank]) ]] ||
         fail "--node_rank $node_rank: $hostfile has the machines 0 to $((${#hosts[@]} - 1))"

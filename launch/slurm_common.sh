@@ -1,4 +1,5 @@
-# What the slurm_*.sh scripts share: options, stages as job steps, copies on the nodes, requeueing. They source it in the project's folder.
+# What the slurm_*.sh scripts share: options, stages as job steps, copies on the nodes, requeueing. They
+# source it in the project's folder.
 # shellcheck shell=bash
 
 export PATH=$PWD/.venv/bin:$PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -20,11 +21,12 @@ run() { # WORD...: says the command, in words that a shell reads back, and runs 
     [[ -n $dry_run ]] || "$@"
 }
 
-# ---- options ------------------------------------------------------------------------------------------------------------------------
+# ---- options -----------------------------------------------------------------------------------------------
 
 option_names() { printf '%s\n' "${!option[@]}" | sort; }
 
-read_options() { # WORD...: into option, sets and dry_run; an option may also come as VITDS_NAME from the environment
+# WORD...: into option, sets and dry_run; an option may also come as VITDS_NAME from the environment.
+read_options() {
     local name variable
     for name in "${!option[@]}"; do
         variable=VITDS_${name^^}
@@ -39,7 +41,8 @@ read_options() { # WORD...: into option, sets and dry_run; an option may also co
                 name=${1#--}
                 # The pattern comes first: bash would run a command that stands in a subscript.
                 [[ $name =~ ^[a-z_]+$ && ($name == set || -v option[$name]) ]] ||
-                    fail "unknown option $1; there are --$(option_names | sed ':all;N;s/\n/ --/;t all') --set --dry_run"
+                    fail "unknown option $1; there are --$(option_names |
+                        sed ':all;N;s/\n/ --/;t all') --set --dry_run"
                 (($# > 1)) || fail "$1 needs a value"
                 if [[ $name == set ]]; then sets+=(--set "$2"); else option[$name]=$2 given[$name]=yes; fi
                 shift 2
@@ -48,7 +51,8 @@ read_options() { # WORD...: into option, sets and dry_run; an option may also co
         esac
     done
     for name in recipe epochs; do
-        refuse_idle $name init "it is of the pretraining, which is left out; of the fine-tuning there is --finetune_$name"
+        refuse_idle $name init \
+            "it is of the pretraining, which is left out; of the fine-tuning there is --finetune_$name"
     done
     refuse_idle root folders "there is one source of images"
     [[ -n $dry_run || -n ${SLURM_JOB_ID:-} ]] || fail "this is for sbatch; --dry_run shows what it would do"
@@ -63,38 +67,47 @@ refuse_idle() { # OPTION BECAUSE_OF WHY: an option that would do nothing beside 
 show_resolved() {
     local name tasks=${SLURM_TASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-0}
     tasks=${tasks%%[!0-9]*} # of 4(x2) or 4,3
-    printf 'job %s, restart %s, nodes %s (%s), tasks a node %s, GPUs a node %s\n' "${SLURM_JOB_ID:-none}" "${SLURM_RESTART_COUNT:-0}" \
+    printf 'job %s, restart %s, nodes %s (%s), tasks a node %s, GPUs a node %s\n' \
+        "${SLURM_JOB_ID:-none}" "${SLURM_RESTART_COUNT:-0}" \
         "${SLURM_JOB_NUM_NODES:-1}" "${SLURM_JOB_NODELIST:-}" "$tasks" "$gpus"
     while read -r name; do printf '  --%s %q\n' "$name" "${option[$name]}"; done < <(option_names)
     ((${#sets[@]} == 0)) || printf '  %q %q\n' "${sets[@]}"
-    ((gpus == 0 || gpus == tasks)) || fail "$gpus GPUs and $tasks tasks a node: there is one task a GPU, so add --ntasks-per-node=$gpus"
+    ((gpus == 0 || gpus == tasks)) ||
+        fail "$gpus GPUs and $tasks tasks a node: there is one task a GPU, so add --ntasks-per-node=$gpus"
 }
 
-# Slurm sends USR1 two to three minutes before the end; where the start is cut off by it, the job would be requeued for ever.
+# Slurm sends USR1 two to three minutes before the end; where the start is cut off by it, the job would be
+# requeued for ever.
 check_time_limit() {
     local limit
     [[ -n ${SLURM_JOB_ID:-} ]] || return 0
     limit=$(timeout 30 squeue --noheader --job "$SLURM_JOB_ID" --format %l) || limit=unknown
     printf 'time limit %s\n' "${limit%%$'\n'*}"
-    [[ ! $limit =~ ^[0-2]:[0-9]{2}$ ]] || fail "a time limit of $limit leaves no time to train: the job saves and requeues itself two to three \
+    [[ ! $limit =~ ^[0-2]:[0-9]{2}$ ]] ||
+        fail "a time limit of $limit leaves no time to train: the job saves and requeues itself two to three \
 minutes before its end, so give --time=10 or more"
 }
 
-# ---- steps --------------------------------------------------------------------------------------------------------------------------
+# ---- steps -------------------------------------------------------------------------------------------------
 
-# One task ends: the others may still save and say the same; a minute later Slurm ends them. (--kill-on-bad-exit=1 would not let them, and
-# the step's status would be that of the killing.)
+# One task ends: the others may still save and say the same; a minute later Slurm ends them.
+# (--kill-on-bad-exit=1 would not let them, and the step's status would be that of the killing.)
 ranks=(srun --kill-on-bad-exit=0 --wait=60)
-[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || ranks+=(--cpus-per-task="$SLURM_CPUS_PER_TASK") # srun does not take it over from sbatch
+# srun does not take it over from sbatch.
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || ranks+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
 once=(srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}")
 
-copy_to_nodes() { # OPTION...: where --local is given, the .beton files of these options go to every node's own disk, and the options with them
+# OPTION...: where --local is given, the .beton files of these options go to every node's own disk, and the
+# options with them.
+copy_to_nodes() {
     local name folder
     [[ -n ${option[local]} ]] || return 0
     for name; do
         [[ -n ${option[$name]} ]] || continue
-        folder=${option[local]}/$(realpath -m -- "${option[$name]}" | sha256sum | cut -c 1-12) # files of one name from two folders
-        run srun --ntasks="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 bash launch/slurm_copy.sh "${option[$name]}" "$folder"
+        # Files of one name may come from two folders.
+        folder=${option[local]}/$(realpath -m -- "${option[$name]}" | sha256sum | cut -c 1-12)
+        run srun --ntasks="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 \
+            bash launch/slurm_copy.sh "${option[$name]}" "$folder"
         option[$name]=$folder/$(basename -- "${option[$name]}")
     done
 }
@@ -104,7 +117,8 @@ add_stage() { # RUN WORD...: a command of vitds on all ranks
     printf ' %q' "${ranks[@]}" vitds "${@:2}"
     printf '\n'
     [[ -n $dry_run ]] || python -c 'import json, shlex, sys
-print("-", json.dumps({"run": sys.argv[1], "command": shlex.join(sys.argv[2:])}))' "$1" "${ranks[@]}" vitds "${@:2}" >>"$stages"
+print("-", json.dumps({"run": sys.argv[1], "command": shlex.join(sys.argv[2:])}))' \
+        "$1" "${ranks[@]}" vitds "${@:2}" >>"$stages"
 }
 
 flags() { # FLAG=OPTION...: into words, the flags whose options have a value
@@ -117,7 +131,8 @@ flags() { # FLAG=OPTION...: into words, the flags whose options have a value
     words+=("${sets[@]}")
 }
 
-train() { # RUN: pretrain, unless --init names a pretrained run, then fine-tune; each evaluates itself at its end
+# RUN: pretrain, unless --init names a pretrained run, then fine-tune; each evaluates itself at its end.
+train() {
     local words
     if [[ -z ${option[init]} ]]; then
         words=(pretrain)
@@ -126,13 +141,14 @@ train() { # RUN: pretrain, unless --init names a pretrained run, then fine-tune;
         option[init]=$1/pretrain
     fi
     words=(finetune)
-    flags recipe=finetune_recipe data=data test=test init=init epochs=finetune_epochs seed=seed ds_config=ds_config
+    flags recipe=finetune_recipe data=data test=test init=init epochs=finetune_epochs seed=seed \
+        ds_config=ds_config
     add_stage "$1/finetune" "${words[@]}"
     run vitds chain "$stages"
     run tail -n +1 "$1"/*/summary.json
 }
 
-# ---- the end ------------------------------------------------------------------------------------------------------------------------
+# ---- the end -----------------------------------------------------------------------------------------------
 
 # 75: stopped by a signal and saved. 138: ended by USR1 outside of training, where there is nothing to save.
 requeue_if_stopped() { # STATUS
@@ -141,7 +157,8 @@ requeue_if_stopped() { # STATUS
     (($1 == 75 || $1 == 138)) && [[ -n $id ]] || return 0
     # The number of an array's first task stands for the whole array.
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    run scontrol requeue "$id" || printf 'vitds: not requeued; submit the same again, it goes on from where it was\n' >&2
+    run scontrol requeue "$id" ||
+        printf 'vitds: not requeued; submit the same again, it goes on from where it was\n' >&2
 }
 
 stages=$(mktemp)
