@@ -9,8 +9,8 @@
 #   --ranks N                       on this machine, without --hostfile; a rank a GPU
 #   --hostfile FILE                 several machines: deepspeed starts all ranks from here, by pdsh and ssh
 #                                   without password
-#   --node_rank K                   with --hostfile, without ssh: start the same on each machine, whose line in
-#                                   the file is K = 0, 1, ...
+#   --node_rank K                   with --hostfile, without ssh: start the same on each machine; K is that of
+#                                   its line, from 0
 #   --port N                        where the ranks meet; a free one, with --hostfile 29500
 #   --dry_run                       show the command
 #
