@@ -99,7 +99,7 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
         shape = list(features.shape[1:]) if isinstance(features, Tensor) else type(features).__name__
         raise _NotPooled(
             f"backbone {settings.name} gives {shape} for a crop, where one row of features is needed; "
-            "backbone.options.global_pool says how tokens become one"
+            "backbone.options.global_pool says how tokens become one, where the model has it"
         )
     return ModelFacts(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
