@@ -199,7 +199,7 @@ def numerics_error(run: str, data: tuple[str, str], **options) -> str:
 def test_a_loss_that_stays_not_finite_ends_the_run_and_spares_the_good_checkpoints(
     rank_pool, digit_files, tmp_path: Path
 ) -> None:
-    options = {"epochs": 100, "optimizer__lr_peak": 1e38, "checkpoint__every_steps": 1, "checkpoint__keep": 2}
+    options = {"epochs": 100, "optimizer__lr_peak": 1e30, "checkpoint__every_steps": 1, "checkpoint__keep": 2}
     said = rank_pool(2).run(numerics_error, str(tmp_path / "run"), digit_files, **options)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     last = lines[-1]

@@ -192,7 +192,7 @@ class Optimizer(Section):
         more.
     """
 
-    lr_peak: Annotated[float, Field(gt=0)] = 5e-4
+    lr_peak: Annotated[float, Field(gt=0, le=1e30)] = 5e-4  # float32 holds no step of more
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     decay: Literal["all", "matrices"] = "all"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
