@@ -24,6 +24,8 @@ from safetensors.torch import load_file
 
 from tests.engine.training import SMALL, small_run, stopped_run
 from vitds.cli import main
+from vitds.config.methods import readers
+from vitds.config.methods import readers
 from vitds.jobs.quickstart import _print_table
 
 ROOT = Path(__file__).parents[1]
@@ -49,15 +51,20 @@ NAMED_SETS |= {
 }
 
 
-def sets(**changes: str) -> list[str]:
-    """The words that make a run small."""
-    return [word for key, value in (SMALL | changes).items() for word in ("--set", f"{key}={value}")]
+def sets(method: str = "idmm", **changes: str) -> list[str]:
+    """The words that make a method's run small."""
+    return [
+        word
+        for key, value in (SMALL | changes).items()
+        if method in readers(key)
+        for word in ("--set", f"{key}={value}")
+    ]
 
 
 SETS = sets()
 DIGITS = ("--recipe", "idmm_digits")
 FINE_DIGITS = ("--recipe", "finetune_digits")
-FINE_SETS = sets(**{"views.groups": "[{name: train, views: 1, scale: [0.3, 1.0]}]"})
+FINE_SETS = sets("supervised", **{"views.groups": "[{name: train, views: 1, scale: [0.3, 1.0]}]"})
 
 
 class Planted:
@@ -144,7 +151,7 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
         of_data = [
             ["data", "info", beton],
             ["data", "verify", beton],
-            [*preview, beton],
+            [*preview, beton, *DIGITS],
             [*build, images, "--classes_from", beton],
         ]
         of_data += [["eval", kind, fine, "--data", test, "--bank", train] for kind in ("knn", "linear")]

@@ -190,7 +190,7 @@ def test_other_settings_or_another_file_are_refused_on_resume(rank_pool, digit_f
     assert (
         f"epochs was {EPOCHS}, now {EPOCHS + 1}" in said
         and "optimizer.weight_decay was 0.001, now 0.5" in said
-        and "--init" in said
+        and "argument init" in said
     )
     moved = Path(digit_files[0])
     moved.rename(moved.with_name("elsewhere"))

@@ -80,7 +80,7 @@ def test_pretraining_at_112_then_fine_tuning_at_224_and_448(rank_pool, photograp
         photographs,
         str(tmp_path / "112"),
     )[0]
-    assert "pos_embed 7x7 to 14x14 resized" in pool.output and 0 <= second["top1"] <= 100
+    assert "pos_embed from [1, 50, 192] to [1, 197, 192]" in pool.output and 0 <= second["top1"] <= 100
     pool.run(
         toy_run,
         "finetune",
@@ -89,4 +89,6 @@ def test_pretraining_at_112_then_fine_tuning_at_224_and_448(rank_pool, photograp
         photographs,
         str(tmp_path / "224"),
     )
-    assert "pos_embed 14x14 to 28x28 resized" in pool.output and "the same 2 classes" in pool.output
+    assert (
+        "pos_embed from [1, 197, 192] to [1, 785, 192]" in pool.output and "the same 2 classes" in pool.output
+    )

@@ -53,6 +53,10 @@ def small_words(run: Path, data: tuple[str, str], *more: str) -> list[str]:
         "2",
         "--ds_config",
         "zero2",
+        "--recipe",
+        "idmm_digits",
+        "--finetune_recipe",
+        "finetune_digits",
     )
     return ["launch/slurm_small.sh", *flags, *WORDS, *more]
 
