@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.training import free_port
 from vitds.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,11 @@ QUICK = (
 )
 
 
+def deepspeed() -> tuple[str, ...]:
+    """The launcher on a port of its own: other runs on this machine may have the usual one."""
+    return ("deepspeed", "--master_port", str(free_port()))
+
+
 def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
     # The environment's ninja before any other.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -39,7 +45,7 @@ def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("ranks", [(), ("--num_gpus", "2")], ids=["one rank without flags", "two ranks"])
 def test_the_launch_script_under_deepspeed(tmp_path: Path, ranks: tuple[str, ...]) -> None:
     words = (
-        "deepspeed",
+        *deepspeed(),
         *ranks,
         str(ROOT / "launch/pretrain.py"),
         "--ds_config",
@@ -57,7 +63,7 @@ def test_the_launch_script_under_deepspeed(tmp_path: Path, ranks: tuple[str, ...
 
 def test_an_error_is_one_line_and_a_status_under_the_launcher(tmp_path: Path) -> None:
     done = run_command(
-        tmp_path, "deepspeed", "--num_gpus", "2", str(ROOT / "launch/pretrain.py"), "--data", "gone.beton"
+        tmp_path, *deepspeed(), "--num_gpus", "2", str(ROOT / "launch/pretrain.py"), "--data", "gone.beton"
     )
     assert done.returncode == 3
     said = [line for line in done.stderr.splitlines() if "gone.beton" in line and not line.startswith("[")]
