@@ -95,6 +95,16 @@ def test_the_callers_generator_is_left_as_it_was() -> None:
             r"dla46x_c cannot take crops of 112 pixels \(.*\); views.crop_px may be \d+ or \d+$",
         ),
         ({"name": "dla46x_c"}, 112, r"; views.crop_px may be \d+ or \d+ with backbone.drop_path=0$"),
+        (
+            {"name": "lcnet_035"},
+            64,
+            "lcnet_035 has no branch that could be left out; set backbone.drop_path=0$",
+        ),
+        (
+            {"name": "mvitv2_tiny"},
+            112,
+            r"112 pixels \(index 5 is out of bounds .*\); try another views.crop_px",
+        ),
         ({"name": "efficientformer_l1"}, 112, r"take crops of 112 pixels .*; views.crop_px may be 224$"),
         (
             {"name": "mobilevit_xxs", "drop_path": 0, "patch_drop": 0.5},

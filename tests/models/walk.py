@@ -22,7 +22,7 @@ from torch import nn
 
 from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
-from vitds.jobs.models import model_row, sides_told
+from vitds.jobs.models import model_row, sides_text
 from vitds.models.build import build_backbone
 from vitds.models.facts import trains
 from vitds.models.resize import why_not_at
@@ -150,7 +150,7 @@ def line(result: Walked) -> str:
         f"`{result.name}`",
         f"{row.parameters / 1e6:.1f}",
         str(row.width),
-        sides_told(row.side_step, row.published_px),
+        sides_text(row.side_step, row.published_px),
         ", ".join(map(str, sorted(result.trained))) or "none",
         "yes" if row.drop_path else "no",
         "yes" if takes_patch_drop else "no",

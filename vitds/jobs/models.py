@@ -95,7 +95,7 @@ def _print_table(rows: list[ModelRow]) -> None:
             row.name,
             f"{row.parameters / 1e6:.2f}M",
             str(row.width),
-            sides_told(row.side_step, row.published_px),
+            sides_text(row.side_step, row.published_px),
             f"{row.gflop:.3g}",
             str(row.side_px),
             "yes" if row.drop_path else "no",
@@ -103,7 +103,7 @@ def _print_table(rows: list[ModelRow]) -> None:
     show(table)
 
 
-def sides_told(step: int, published_px: int) -> str:
+def sides_text(step: int, published_px: int) -> str:
     """Which sides a model takes, in a few letters: n stands for any whole number."""
     if not step:
         return f"{published_px} px"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 
+import torch
 from torch import nn
 
 from vitds import rng
 from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
-from vitds.models.create import create_model
+from vitds.models.create import create_model, own_words
 from vitds.models.facts import model_facts
 from vitds.rng import Purpose
 
@@ -31,9 +32,28 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
     with rng.seeded_torch(Purpose.INIT, seed, 0):
         backbone = create_model(settings, crop_px)
     backbone.facts = facts
+    _try_one_crop(backbone, settings.name, crop_px)
     for part in settings.frozen:
         freeze_part(backbone, part)
     return backbone
+
+
+def _try_one_crop(backbone: nn.Module, name: str, crop_px: int) -> None:
+    """A pass with numbers: on the meta device an index beyond a table's end is not seen (MViT v2 has one).
+
+    Raises: SettingsError if it fails.
+    """
+    if next(backbone.parameters()).is_meta:
+        return
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, crop_px, crop_px))
+    except Exception as error:  # each model has its own way to fail on a side
+        raise SettingsError(
+            f"backbone {name} cannot take crops of {crop_px} pixels ({own_words(error)}); try another "
+            "views.crop_px: multiples of 32 suit most models"
+        ) from error
+    backbone.train()  # as timm makes it; what a model keeps for evaluation is dropped
 
 
 def freeze_part(backbone: nn.Module, part: str) -> None:

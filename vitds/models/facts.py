@@ -84,8 +84,7 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
     with torch.device("meta"):
         # The counter follows gradients where there are any, and stumbles over some models' own.
         model = create_model(settings, crop_px).train().requires_grad_(False)
-        cut: list[int] = []
-        _listen(model, settings.name, cut)
+        heard = _listen(model, settings.name)
         with FlopCounterMode(display=False) as counter:
             try:
                 features = model(torch.zeros(CROPS, 3, crop_px, crop_px))
@@ -101,28 +100,40 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
             f"backbone {settings.name} gives {shape} for a crop, where one row of features is needed; "
             "backbone.options.global_pool says how tokens become one, where the model has it"
         )
+    if not heard.branches and any(isinstance(module, KeyedDropPath) for module in model.modules()):
+        raise SettingsError(f"backbone.drop_path: {settings.name} has no branch that could be left out")
     return ModelFacts(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         width=features.shape[1],
-        patches=cut[-1] if cut else 0,
+        patches=heard.patches,
         flops=counter.get_total_flops() // CROPS,
     )
 
 
-def _listen(model: nn.Module, name: str, cut: list[int]) -> None:
-    """Fill the keyed modules for CROPS crops, and note the patches that the model cuts of one."""
+@dataclass
+class _Heard:
+    """What a pass shows: the patches that the model cuts of a crop, how often a branch could be left out."""
+
+    patches: int = 0
+    branches: int = 0
+
+
+def _listen(model: nn.Module, name: str) -> _Heard:
+    """Fill the keyed modules for CROPS crops, and note what the next pass does."""
+    heard = _Heard()
 
     def note_patches(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor) and output.dim() == 3:
-            cut.append(output.shape[1])
+            heard.patches = output.shape[1]
 
     def check_rows(module: KeyedDropPath, args: tuple[Tensor, ...]) -> None:
         if len(args[0]) % CROPS:
             raise SettingsError(f"backbone.drop_path: in {name} the rows of a crop are not together")
+        heard.branches += 1
 
     def keep_patches(module: KeyedPatchDrop, args: tuple[Tensor, ...]) -> None:
-        cut.append(args[0].shape[1] - module.prefix_tokens)
-        module.order = torch.zeros(CROPS, kept_patches(cut[-1], module.rate), dtype=torch.int64)
+        heard.patches = args[0].shape[1] - module.prefix_tokens
+        module.order = torch.zeros(CROPS, kept_patches(heard.patches, module.rate), dtype=torch.int64)
 
     patch_embed = getattr(model, "patch_embed", None)
     if isinstance(patch_embed, nn.Module):
@@ -133,6 +144,7 @@ def _listen(model: nn.Module, name: str, cut: list[int]) -> None:
             module.register_forward_pre_hook(check_rows)
         elif isinstance(module, KeyedPatchDrop):
             module.register_forward_pre_hook(keep_patches)
+    return heard
 
 
 def _remedy(settings: Backbone, crop_px: int) -> str:
@@ -141,16 +153,16 @@ def _remedy(settings: Backbone, crop_px: int) -> str:
     changes = [{}, *({key: 0.0} for key in zero), *([zero] if len(zero) == 2 else [])]
     for change in changes[1:]:
         if trains(settings.model_copy(update=change), crop_px):
-            return f"set {_told(change)}"
+            return f"set {_named(change)}"
     for change in changes:
         changed = settings.model_copy(update=change)
         if sides := list(islice(_sides_that_train(changed, crop_px), 2)):
-            also = f" with {_told(change)}" if change else ""
+            also = f" with {_named(change)}" if change else ""
             return f"views.crop_px may be {' or '.join(map(str, sides))}{also}"
     return ""
 
 
-def _told(change: dict[str, float]) -> str:
+def _named(change: dict[str, float]) -> str:
     return " and ".join(f"backbone.{key}=0" for key in change)
 
 
