@@ -25,7 +25,6 @@ from safetensors.torch import load_file
 from tests.engine.training import SMALL, small_run, stopped_run
 from vitds.cli import main
 from vitds.config.methods import readers
-from vitds.config.methods import readers
 from vitds.jobs.quickstart import _print_table
 
 ROOT = Path(__file__).parents[1]
