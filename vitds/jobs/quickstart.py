@@ -27,10 +27,9 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
         seed: of all three
     """
     root = Path(run)
-    if not torch.cuda.is_available():
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # else DeepSpeed's launcher warns in every process that it found none
+    # What torch takes, whatever is left in the environment; where DeepSpeed's launcher has to look for itself and
+    # finds no GPU, it warns in every process.
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
     launcher = ("deepspeed", "--log_level", "error")
     config = ("--ds_config", "ds_configs/zero2.json", "--seed", str(seed))
     finetune = (*launcher, "launch/finetune.py", *config)
