@@ -27,7 +27,7 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
         seed: of all three
     """
     root = Path(run)
-    # What torch takes, whatever is left in the environment; where DeepSpeed's launcher has to look for itself and
+    # What torch takes, whatever is left in the environment. Where DeepSpeed's launcher looks for itself and
     # finds no GPU, it warns in every process.
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
     launcher = ("deepspeed", "--log_level", "error")
