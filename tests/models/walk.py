@@ -80,7 +80,9 @@ def assert_masks_are_of_crops(backbone: nn.Module, side: int) -> None:
     keyed = [module for module in backbone.eval().modules() if isinstance(module, KeyedDropPath)]
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
     for weight in backbone.parameters():
-        if not weight.any():  # many branches end in a scale that starts at zero: they add nothing yet
+        if (
+            weight.abs().max() < 1e-3
+        ):  # many branches end in a scale that starts near zero: they add nothing yet
             torch.nn.init.constant_(weight, 0.1)
     outputs = []
     for factor in (torch.ones(3), torch.tensor([1.0, 0.0, 1.0])):
@@ -121,17 +123,26 @@ def walk(family: str, name: str) -> Walked:
     return result
 
 
+def can_be_built(settings: Backbone, side: int) -> bool:
+    """Whether build_backbone takes it, a pass with numbers included."""
+    try:
+        build_backbone(settings, crop_px=side, seed=0)
+    except SettingsError:
+        return False
+    return True
+
+
 def resizing(name: str) -> str:
     """Whether weights go from about 112 to 224 and 448 px: really loaded there, and finite features."""
     settings = Backbone(name=name, drop_path=0)
-    first = next((side for side in (112, 96, 120, 126, 128, 256) if trains(settings, side)), None)
+    first = next((side for side in (112, 96, 120, 126, 128, 256) if can_be_built(settings, side)), None)
     if first is None:
         return "one side"
     later = {120: (240, 480), 256: (512,)}.get(first, (224, 448))
     weights = build_backbone(settings, crop_px=first, seed=0).state_dict()
     for side in later:
         if why := why_not_at(settings, first, side):
-            return f"no: {why.rpartition(': ')[2]}"
+            return f"no: `{why.rpartition(': ')[2].partition(' has shape')[0]}`"
         backbone = build_backbone(settings, crop_px=side, seed=1).eval()
         assert not load_backbone(backbone, weights, name).not_found
         if side == later[0]:

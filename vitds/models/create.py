@@ -52,7 +52,8 @@ def create_model(settings: Backbone, crop_px: int) -> nn.Module:
             f"backbone {settings.name} with options {options} cannot be built: {own_words(error)}"
         ) from error
     # timm's convolution over patches leaves out what does not divide, without a word.
-    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
+    embed = getattr(backbone, "patch_embed", None) or getattr(backbone, "stem", None)
+    patch = getattr(embed, "patch_size", None)
     patch_px = patch[0] if isinstance(patch, tuple | list) else patch
     if patch_px and "img_size" in options and crop_px % patch_px:
         raise SettingsError(
