@@ -12,6 +12,7 @@ export LC_ALL=C PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0 PYTHON
 unset PYTHONHOME PYTHONPATH
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd -- "$root" # before any pattern of files is read
 venv=$root/.venv
 native=$venv/native # OpenCV and libjpeg-turbo, for FFCV and for vitds/kernels/pixels.c
 work=$venv/tmp      # emptied at the end
@@ -310,7 +311,6 @@ open_venv() { # the one that is there, or a new one
 main() {
     (($# == 0)) || fail "unexpected word $1." \
         "This script takes none. VITDS_PYTHON=/path/to/python chooses the interpreter."
-    cd -- "$root"
     if ! is_up_to_date; then
         [[ -w . ]] || fail "$root cannot be written to, and its .venv is missing or not up to date." \
             "Make it writable, or copy the project."

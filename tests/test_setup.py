@@ -142,7 +142,7 @@ def finished(tmp_path: Path) -> Callable[[], bool]:
     project = tmp_path / "a project"
     (project / "launch").mkdir(parents=True)
     script = (ROOT / "launch/setup_env.sh").read_text()
-    (project / "launch/setup_env.sh").write_text(script.removesuffix('main "$@"\n') + 'cd -- "$root"\n"$@"\n')
+    (project / "launch/setup_env.sh").write_text(script.removesuffix('main "$@"\n') + '"$@"\n')
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for name in (
         *("setup.cfg", "setup.py", "pyproject.toml", "constraints.txt", ".venv/native/lib/libturbojpeg.so.0"),
