@@ -1,4 +1,6 @@
-"""Fixtures for all tests; shapes and types of public signatures are checked at run time (jaxtyping), which a run does not pay for."""
+"""Fixtures for all tests; shapes and types of public signatures are checked at run time (jaxtyping), which a
+run does not pay for.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from vitds.data.build import build_beton  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def one_rank() -> Iterator[None]:
-    """A launcher's variables that a test leaves behind make every later test a rank of a group that never meets."""
+    """A launcher's variables that a test leaves behind make every later test a rank of a group that never
+    meets.
+    """
     yield
     left = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
     assert not left, f"the test left {left} in the environment"

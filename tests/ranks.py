@@ -1,4 +1,6 @@
-"""Real gloo ranks for tests: one pool of processes a world size, kept for the whole session, for a start costs seconds."""
+"""Real gloo ranks for tests: one pool of processes a world size, kept for the whole session, for a start
+costs seconds.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class RankPool:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-        """Call a module-level function on every rank at once; returns what each rank returned. `output` is what they printed."""
+        """Call a module-level function on every rank at once; returns what each rank returned. `output` is
+        what they printed.
+        """
         already_said = self._output_size()
         for pipe in self.pipes:
             pipe.send((function, arguments, options))

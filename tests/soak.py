@@ -1,9 +1,11 @@
-"""Kills and the whole grid, for as long as it is given: python -m tests.soak [--kills 50] [--minutes 60] [--seed 0]
+"""Kills and the whole grid, for as long as it is given: python -m tests.soak [--kills 50] [--minutes 60]
+[--seed 0]
 
-Kills: runs of two real ranks get kill -9 at random instants (one rank, all ranks, the launcher) and go on until they have finished;
-each must end with the bytes of a run that nobody killed. Then, while there is time, the recipes and DeepSpeed files for large backbones,
-each with each, and cases of the whole grid in random order: a run cut at a step must go on to the same bytes. Prints what happened; ends
-with status 1 if anything differs, and keeps that run.
+Kills: runs of two real ranks get kill -9 at random instants (one rank, all ranks, the launcher) and go on
+until they have finished; each must end with the bytes of a run that nobody killed. Then, while there is time,
+the recipes and DeepSpeed files for large backbones, each with each, and cases of the whole grid in random
+order: a run cut at a step must go on to the same bytes. Prints what happened; ends with status 1 if anything
+differs, and keeps that run.
 """
 
 from __future__ import annotations
@@ -169,7 +171,9 @@ def killed_run(
 def soak_kills(
     folder: Path, data: tuple[str, str], pool: RankPool, most: int, until: float, draw: random.Random
 ) -> tuple[list[Kill], int]:
-    """Runs of KILLED in turn until there were enough kills or no time is left; the kills and how many runs were compared equal."""
+    """Runs of KILLED in turn until there were enough kills or no time is left; the kills and how many runs
+    were compared equal.
+    """
     kills: list[Kill] = []
     runs = 0
     while len(kills) < most and time.monotonic() < until:
@@ -184,7 +188,9 @@ def soak_kills(
 
 
 def soak_large(folder: Path, data: tuple[str, str], pool: RankPool, until: float) -> str:
-    """Every recipe for large backbones with every file for them, as it is and shrunk; how many pairs were run, all equal."""
+    """Every recipe for large backbones with every file for them, as it is and shrunk; how many pairs were
+    run, all equal.
+    """
     done = 0
     for recipe in RECIPES:
         first: list[float] = []
@@ -243,7 +249,8 @@ def show(kills: list[Kill], runs: int, grid: tuple[int, int]) -> None:
         )
     Console(width=140).print(table)
     print(
-        f"{runs} killed runs ended with the bytes of runs that nobody killed; {grid[0]} of {grid[1]} cases of the grid, all equal"
+        f"{runs} killed runs ended with the bytes of runs that nobody killed; "
+        f"{grid[0]} of {grid[1]} cases of the grid, all equal"
     )
 
 

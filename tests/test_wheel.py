@@ -23,7 +23,8 @@ def run(*words: str | Path, cwd: Path) -> str:
 def other_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with our wheel of its own, and with this one's packages, but for the editable vitds.
 
-    A line of a .pth file adds a folder to the path without reading the .pth files in it, so the editable link stays behind.
+    A line of a .pth file adds a folder to the path without reading the .pth files in it, so the editable
+    link stays behind.
     """
     folder = tmp_path_factory.mktemp("wheel")
     run(

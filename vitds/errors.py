@@ -12,7 +12,7 @@ VitdsError                  1
 └── Stopped               75   ended on a signal with everything saved; start the same command again (75 is
 sysexits' EX_TEMPFAIL)
 
-A message says what is wrong, where (file, key, line, value), and what to do. `cli.py` prints it as one line;
+A message says what is wrong, where (file, key, line, value), and what to do. `cli` prints it as one line;
 `--debug` shows the traceback.
 """
 

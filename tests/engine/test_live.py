@@ -1,4 +1,6 @@
-"""The line an epoch that a log shows: figures of the whole epoch, the probes where they were measured, the time left."""
+"""The line an epoch that a log shows: figures of the whole epoch, the probes where they were measured, the
+time left.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from tests.engine.training import small_run_path
 from vitds.runs.metrics import read_metrics
 
 LINE = re.compile(
-    r"epoch (\d)/3  step (\d+)  loss [\d.]+  lr [\d.e+-]+  ([\d,]+) images/s  ([\d.]+) s(.*)  (\d:\d\d:\d\d) left"
+    r"epoch (\d)/3  step (\d+)  loss [\d.]+  lr [\d.e+-]+  ([\d,]+) images/s  "
+    r"([\d.]+) s(.*)  (\d:\d\d:\d\d) left"
 )
 
 

@@ -1,4 +1,6 @@
-"""A run that learned nothing says so: skipped steps at its end are an error, and no checkpoint is written between them."""
+"""A run that learned nothing says so: skipped steps at its end are an error, and no checkpoint is written
+between them.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,20 @@ def test_a_short_run_that_ends_amid_skipped_steps_is_an_error_and_keeps_only_wha
     rank_pool, digit_files, tmp_path: Path, head: str
 ) -> None:
     run = tmp_path / "run"
-    options = {"optimizer__lr_peak": 1e30, "checkpoint__every_steps": 1, "checkpoint__keep": 9, "head__kind": head}
+    options = {
+        "optimizer__lr_peak": 1e30,
+        "checkpoint__every_steps": 1,
+        "checkpoint__keep": 9,
+        "head__kind": head,
+    }
     said = rank_pool(1).run(numerics_error, str(run), digit_files, epochs=3, **options)[0]
     lines = read_metrics(run / "metrics.jsonl")
     first = next(line["step"] for line in lines if line["skipped"])
     assert f"was not finite in {lines[-1]['skipped']} of 9 steps, most of the last ones among them" in said
     assert "lower optimizer.lr_peak or set optimizer.clip_norm" in said
-    assert [int(path.name.removeprefix("step-")) for path in list_checkpoints(run / "checkpoints")][-1] <= first
+    assert [int(path.name.removeprefix("step-")) for path in list_checkpoints(run / "checkpoints")][
+        -1
+    ] <= first
     assert not Run(run).is_finished and not (run / "backbone.safetensors").exists()
 
 

@@ -81,7 +81,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "views.groups": TWO_VIEWS,
         "mocov3.hidden": 32,
         "mocov3.width": 16,
-        # A batch norm over four nearly equal features makes much of rounding: eight images a chunk, small steps.
+        # A batch norm over four nearly equal features makes much of rounding: eight images a chunk, small
+        # steps.
         "batch.global_images": 48,
         "batch.chunk_images": 8,
         "optimizer.lr_peak": 3e-4,
@@ -90,9 +91,16 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def small_run(
-    run: str, data: tuple[str, str], *, stage: int | str = 0, method: str = "idmm", precision: str = "fp32", backbone: str = "vit",
-    epochs: int = 2, **changes: Any,
-) -> Run:  # fmt: skip
+    run: str,
+    data: tuple[str, str],
+    *,
+    stage: int | str = 0,
+    method: str = "idmm",
+    precision: str = "fp32",
+    backbone: str = "vit",
+    epochs: int = 2,
+    **changes: Any,
+) -> Run:
     """Train on this rank; changes are settings with `__` for the dot: head__kind="sharded".
 
     Args:

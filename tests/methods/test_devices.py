@@ -1,7 +1,7 @@
 """A step on a card that is not there: fake CUDA tensors find every mixture of devices before a GPU does.
 
-torch's FakeTensorMode computes shapes, types and devices of each operation. Its autograd engine asks for a real card, so
-the backward pass is left out.
+torch's FakeTensorMode computes shapes, types and devices of each operation. Its autograd engine asks for a
+real card, so the backward pass is left out.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def test_a_steps_tensors_all_lie_on_the_card(recipe: str, words: list[str]) -> N
     method_type = method_class(settings.method)
     settings = method_type.resolve(settings, ROWS, backbone.facts.width)
     method = method_type(settings, backbone, ROWS)
-    draws = StochasticDraws(
-        backbone, seed=0, rows_per_chunk=views * chunk, patches=patch_count(backbone)
-    )
+    draws = StochasticDraws(backbone, seed=0, rows_per_chunk=views * chunk, patches=patch_count(backbone))
     batch = CropBatch(
         crops=torch.zeros(images, views, 3, side, side, dtype=torch.uint8),
         index=torch.arange(images) % ROWS,
@@ -73,7 +71,7 @@ def test_a_steps_tensors_all_lie_on_the_card(recipe: str, words: list[str]) -> N
         first_chunk=0,
         real_images=images - 1,
     )
-    prepared = method.prepare(batch, settings, torch.device("cpu"))  # reads arrays, which fake tensors have not
+    prepared = method.prepare(batch, settings, torch.device("cpu"))  # reads arrays
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in (method.module, *method.outside):
             move(module)

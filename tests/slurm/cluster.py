@@ -1,4 +1,6 @@
-"""A real Slurm for tests: its daemons run on this machine, two nodes, all state in a temporary folder (launch/local_slurm.sh)."""
+"""A real Slurm for tests: its daemons run on this machine, two nodes, all state in a temporary folder
+(launch/local_slurm.sh).
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,8 @@ class Cluster:
         until = time.monotonic() + timeout_s
         while (facts := self.facts(job))["JobState"] not in states:
             is_over = facts["JobState"] in OVER or time.monotonic() > until
-            assert not is_over, (
-                f"job {job} is {facts['JobState']}, not {states}:\n{log.read_text() if log.exists() else 'no log'}"
-            )
+            said = log.read_text() if log.exists() else "no log"
+            assert not is_over, f"job {job} is {facts['JobState']}, not {states}:\n{said}"
             time.sleep(0.2)
         return facts
 
@@ -91,17 +92,21 @@ def installed() -> str:
         except subprocess.TimeoutExpired:
             return f"Slurm is not installed, and apt-get {words[0]} did not end in 90 s"
         if done.returncode:
-            return f"Slurm is not installed, and apt-get {words[0]} failed: {done.stderr.strip().splitlines()[-1]}"
+            last = done.stderr.strip().splitlines()[-1]
+            return f"Slurm is not installed, and apt-get {words[0]} failed: {last}"
     return ""
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[Cluster]:
-    """A cluster of two nodes, n0 and n1, torn down with all that runs on it, even when this process is killed."""
+    """A cluster of two nodes, n0 and n1, torn down with all that runs on it, even when this process is
+    killed.
+    """
     if reason := installed():
         pytest.skip(reason)
     script = str(ROOT / "launch/local_slurm.sh")
-    # Takes the cluster down when its standard input ends: when we close it, or when there is no longer a process that holds it.
+    # Takes the cluster down when its standard input ends: when we close it, or when there is no longer a
+    # process that holds it.
     words = ["bash", "-c", 'read -r; exec timeout 60 bash "$@"', "guard", script, "down", str(folder)]
     guard = subprocess.Popen(
         words,

@@ -1,4 +1,6 @@
-"""Clusters for the tests whose names begin with test_slurm; they skip, saying why, where Slurm is missing and cannot be installed."""
+"""Clusters for the tests whose names begin with test_slurm; they skip, saying why, where Slurm is missing and
+cannot be installed.
+"""
 
 from __future__ import annotations
 

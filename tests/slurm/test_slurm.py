@@ -65,7 +65,9 @@ def small_words(run: Path, data: tuple[str, str], *more: str) -> list[str]:
 def whole(
     slurm: Cluster, digit_files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """The run of a job of two nodes that nothing disturbed, and its log. Its name is one that a shell would take apart."""
+    """The run of a job of two nodes that nothing disturbed, and its log. Its name is one that a shell would
+    take apart.
+    """
     folder = tmp_path_factory.mktemp("whole")
     run, log = folder / 'it\'s a "run"; touch gone $(touch gone) `touch gone` *', folder / "log"
     job = slurm.submit(log, "--nodes=2", *small_words(run, digit_files))
@@ -119,7 +121,11 @@ def test_slurm_job_that_is_requeued_in_mid_run_ends_with_the_same_bytes(
 
 
 def test_slurm_cluster_goes_down_with_a_killed_test(slurm: Cluster, tmp_path: Path) -> None:
-    code = "import pathlib, sys, time\nfrom tests.slurm.cluster import started\nwith started(pathlib.Path(sys.argv[1])): time.sleep(99)"
+    code = (
+        "import pathlib, sys, time\n"
+        "from tests.slurm.cluster import started\n"
+        "with started(pathlib.Path(sys.argv[1])): time.sleep(99)"
+    )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "cluster"], cwd=ROOT) as test:
         wait_until(lambda: len(daemons(tmp_path)) == 4)
         test.kill()

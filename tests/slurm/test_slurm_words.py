@@ -12,7 +12,7 @@ from tests.slurm.cluster import ROOT
 
 
 def dry(script: str, *words: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """A script's dry run, as one that sbatch copied elsewhere: it has nothing to go by but SLURM_SUBMIT_DIR."""
+    """A script's dry run, as one that sbatch copied elsewhere: it has SLURM_SUBMIT_DIR alone to go by."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "VITDS"))}
     environment = ours | {"SLURM_SUBMIT_DIR": str(folder)} | environment
     command = ["bash", str(ROOT / "launch" / script), "--dry_run", *words]
@@ -93,7 +93,8 @@ def test_slurm_imagenet_from_a_run_on_a_subset_is_not_pretrained() -> None:
         (
             "slurm_small.sh",
             ["--init", "runs/pre", "--epochs", "3"],
-            "--epochs does nothing with --init: it is of the pretraining, which is left out; of the fine-tuning there",
+            "--epochs does nothing with --init: it is of the pretraining, which is left out; "
+            "of the fine-tuning there",
         ),
         ("slurm_imagenet.sh", ["--init", "runs/pre", "--recipe=r.yaml"], "--recipe does nothing with --init"),
         (

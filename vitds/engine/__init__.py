@@ -5,8 +5,8 @@ import warnings
 
 import torch
 
-# Before deepspeed is imported: it asks once. It has to take the device that torch takes, whatever is left in the
-# environment, and where it finds no GPU by itself it warns in every process.
+# Before deepspeed is imported: it asks once. It has to take the device that torch takes, whatever is left in
+# the environment, and where it finds no GPU by itself it warns in every process.
 os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
 # Read once; without it engine.deterministic is refused by cuBLAS.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,0 +1,51 @@
+"""The command line: a function a command, called by Fire after words.py has checked every word.
+
+A command exists by standing in COMMANDS. Its function is the flags (keyword-only), the words (positional) and
+the help (docstring); the job behind it is imported when it runs, so that help answers at once and without
+torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from vitds.cli.about import doctor, models, recipes, recipes_show
+from vitds.cli.chain import chain
+from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_verify
+from vitds.cli.data import data_build, data_info, data_preview, data_verify
+from vitds.cli.evaluate import eval_knn, eval_linear, eval_top1
+from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
+from vitds.cli.train import finetune, pretrain
+from vitds.console import run_command
+from vitds.words import Command
+
+COMMANDS: dict[str, Command] = {
+    "doctor": doctor,
+    "data build": data_build,
+    "data info": data_info,
+    "data preview": data_preview,
+    "data verify": data_verify,
+    "recipes": recipes,
+    "recipes show": recipes_show,
+    "models": models,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "eval top1": eval_top1,
+    "eval knn": eval_knn,
+    "eval linear": eval_linear,
+    "chain": chain,
+    "plan": plan,
+    "checkpoint list": checkpoint_list,
+    "checkpoint verify": checkpoint_verify,
+    "checkpoint prune": checkpoint_prune,
+    "bench loader": bench_loader,
+    "bench augment": bench_augment,
+    "bench step": bench_step,
+    "bench head": bench_head,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, by default this process's words; returns the exit status (console.py)."""
+    return run_command(COMMANDS, sys.argv[1:] if argv is None else argv)
