@@ -216,3 +216,17 @@ def test_evaluation_pixels_do_not_depend_on_workers(file):
         for workers in (1, 2)
     )
     assert all(torch.equal(*pair) for pair in zip(one, two, strict=True))
+
+
+def test_a_part_of_a_file_is_trained_and_evaluated_as_a_file_of_its_own(file):
+    part = file.take(np.array([8, 2, 5]))
+    run = settings_for(images_a_step=2, chunk=1)
+    seen = [batch for batch in collect(part, run, 0, 2, micro=2)]
+    real = [index for batch in seen for index in batch["index"][batch["is_real"]].tolist()]
+    assert part.images == 3 and sorted(real) == [0, 1, 2]
+    (ours,) = eval_batches(part, VIEWS, batch_images=4)
+    crops = ours.crops.clone()
+    (whole,) = eval_batches(file, VIEWS, batch_images=10)
+    assert (
+        torch.equal(crops, whole.crops[[8, 2, 5]]) and ours.label.tolist() == file.labels[[8, 2, 5]].tolist()
+    )

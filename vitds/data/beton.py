@@ -14,7 +14,7 @@ without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -128,6 +128,18 @@ class BetonFile:
     is_jpeg: NDArray[np.bool_]
     labels: NDArray[np.int64]
     manifest: Manifest
+
+    def take(self, positions: NDArray[np.int64]) -> BetonFile:
+        """Some of the images as a file of its own, in the given order; the manifest still speaks of all.
+
+        Args:
+            positions: (n,) of images in this file; n is at least 1.
+        """
+        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels")
+        taken = {name: getattr(self, name)[positions] for name in names}
+        for array in taken.values():
+            array.setflags(write=False)
+        return replace(self, images=len(positions), **taken)
 
 
 def manifest_path(path: Path) -> Path:
