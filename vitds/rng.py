@@ -44,6 +44,9 @@ class Purpose(IntEnum):
     NEGATIVES = 16
     ROUNDING = 17
     SOLARISE = 18
+    BOOTSTRAP = 19
+    FEW_SHOT = 20
+    HOLD_OUT = 21
 
 
 def _mix(word: Word) -> Word:

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vitds.errors import NumericsError, ShapeError
 from vitds.evaluate.linear import STRENGTHS, draw_held_out, linear_probe
+from vitds.rng import Purpose
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_result_is_a_plain_fit_on_all_of_training_at_the_chosen_strength(digits,
 
 def test_a_point_of_the_curve_is_a_plain_fit_on_the_part_that_was_not_held_out(digits, digits_score):
     bank, label = digits[0].double().numpy(), digits[1].numpy()
-    held_out = draw_held_out(label, 0)
+    held_out = draw_held_out(label, 0.2, Purpose.PROBE, 0)
     scaler = StandardScaler().fit(bank[~held_out])
     for strength, top1, _ in digits_score.curve[:6]:
         plain = LogisticRegression(C=1 / (strength * (~held_out).sum()), tol=1e-7, max_iter=5000)
@@ -111,13 +112,13 @@ def test_noise_wants_more_regularisation_than_clean_classes():
 
 def test_held_out_images_are_a_fifth_of_each_class_but_at_least_one():
     label = np.repeat([0, 1, 2, 3, 4], [1, 2, 7, 10, 53])
-    held_out = draw_held_out(label, 3)
+    held_out = draw_held_out(label, 0.2, Purpose.PROBE, 3)
     assert [int(held_out[label == group].sum()) for group in range(5)] == [0, 1, 1, 2, 10]
 
 
 def test_the_seed_decides_which_images_are_held_out():
     label = np.repeat([0, 1], 50)
-    first, again, other = (draw_held_out(label, seed) for seed in (1, 1, 2))
+    first, again, other = (draw_held_out(label, 0.2, Purpose.PROBE, seed) for seed in (1, 1, 2))
     assert (first == again).all() and (first != other).any()
 
 

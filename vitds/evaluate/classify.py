@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vitds.evaluate.features import check_labelled
 
+NOWHERE = torch.iinfo(torch.int64).max  # the place of a class without a score
+
 
 @dataclass(frozen=True)
 class TopScore:
@@ -34,8 +36,17 @@ def top_accuracy(logit_MC: Float[Tensor, "M C"], label_L: Int[Tensor, "L"]) -> T
 def count_hits(score_MC: Float[Tensor, "M C"], label_M: Int[Tensor, "M"]) -> Int[Tensor, "2"]:
     """Number of rows whose label has the highest score, and of those whose label is among the five highest.
 
-    Ties go to the lower class, so that the count does not depend on a sorting routine. A score of -inf is
-    never a hit.
+    Returns: int64, on the host.
+    """
+    place_M = place_of_label(score_MC, label_M)
+    return torch.stack([(place_M < places).sum() for places in (1, 5)])
+
+
+def place_of_label(score_MC: Float[Tensor, "M C"], label_M: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+    """How many classes come before the right one; 0: it has the highest score.
+
+    Ties go to the lower class, so that the place does not depend on a sorting routine. A score of -inf has
+    the place NOWHERE: it is never a hit.
 
     Returns: int64, on the host.
     """
@@ -43,8 +54,7 @@ def count_hits(score_MC: Float[Tensor, "M C"], label_M: Int[Tensor, "M"]) -> Int
     own_M1 = score_MC.gather(1, label_M1)
     is_lower_class = torch.arange(score_MC.shape[1], device=score_MC.device) < label_M1
     ahead_M = ((score_MC > own_M1) | ((score_MC == own_M1) & is_lower_class)).sum(1)
-    has_score = own_M1[:, 0] > -torch.inf
-    return torch.stack([(has_score & (ahead_M < places)).sum() for places in (1, 5)]).cpu()
+    return ahead_M.masked_fill(own_M1[:, 0] == -torch.inf, NOWHERE).cpu()
 
 
 def as_percent(hits: Int[Tensor, "2"], images: int) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitds.evaluate.classify import as_percent, count_hits
+from vitds.evaluate.answers import Answers, answers_of, joined
 from vitds.evaluate.features import check_labelled, check_same_width
 
 # Similarities (float32) held at once, 128 MB: bounds memory whatever the sizes of bank and query.
@@ -30,7 +30,7 @@ class KnnScore:
     neighbours: int
 
 
-def knn_accuracy(
+def knn_answers(
     bank_MD: Float[Tensor, "M D"],
     bank_label_M: Int[Tensor, "Ml"],
     query_QD: Float[Tensor, "Q Dq"],
@@ -39,7 +39,7 @@ def knn_accuracy(
     k: Sequence[int],
     temperature: float = 0.07,
     classes: int,
-) -> dict[int, KnnScore]:
+) -> dict[int, Answers]:
     """Classify each query by its k nearest bank images, for each k asked for.
 
     Features are L2-normalised; a neighbour of cosine similarity s votes exp(s / temperature) for its class;
@@ -50,8 +50,7 @@ def knn_accuracy(
     The product runs on the device of the features, a block of queries at a time (`SIMILARITIES_HELD`); votes
     are summed on the host in float64, so that their order on a device does not matter.
 
-    Returns: a score for each k, under the k that was asked for; a k above the bank's size is clipped (see
-        KnnScore.neighbours).
+    Returns: the answers for each k, under the k that was asked for; a k above the bank's size is clipped.
     Raises: ValueError if k is empty or below 1, temperature is not positive, bank or query is empty, or a
         label is outside 0..classes-1. ShapeError if lengths or widths differ. NumericsError if a feature is
         not finite (names the image).
@@ -67,7 +66,7 @@ def knn_accuracy(
     check_same_width(bank_MD, query_QD)
     bank_MD, bank_label_M = F.normalize(bank_MD.float(), dim=1), bank_label_M.cpu()
     neighbours = {asked: min(asked, len(bank_MD)) for asked in k}
-    hits = {asked: torch.zeros(2, dtype=torch.int64) for asked in k}
+    parts: dict[int, list[Answers]] = {asked: [] for asked in k}
     block = max(1, SIMILARITIES_HELD // max(len(bank_MD), classes))
     for query_BD, label_B in zip(query_QD.split(block), query_label_Q.cpu().split(block), strict=True):
         nearest = (F.normalize(query_BD.float(), dim=1) @ bank_MD.T).topk(max(neighbours.values()), dim=1)
@@ -77,7 +76,26 @@ def knn_accuracy(
         for asked, count in neighbours.items():
             votes_BC = torch.zeros(len(label_B), classes, dtype=torch.float64)
             votes_BC.scatter_add_(1, class_Bk[:, :count], vote_Bk[:, :count])
-            hits[asked] += count_hits(
-                votes_BC.log(), label_B
-            )  # the logarithm makes no vote -inf, which is no hit
-    return {asked: KnnScore(*as_percent(hits[asked], len(query_QD)), neighbours[asked]) for asked in k}
+            # The logarithm makes no vote -inf, which is no hit.
+            parts[asked].append(answers_of(votes_BC.log(), label_B))
+    return {asked: joined(parts[asked]) for asked in k}
+
+
+def knn_accuracy(
+    bank_MD: Float[Tensor, "M D"],
+    bank_label_M: Int[Tensor, "Ml"],
+    query_QD: Float[Tensor, "Q Dq"],
+    query_label_Q: Int[Tensor, "Ql"],
+    *,
+    k: Sequence[int],
+    temperature: float = 0.07,
+    classes: int,
+) -> dict[int, KnnScore]:
+    """Top-1 and top-5 of `knn_answers`, for each k asked for."""
+    answers = knn_answers(
+        bank_MD, bank_label_M, query_QD, query_label_Q, k=k, temperature=temperature, classes=classes
+    )
+    return {
+        asked: KnnScore(found.top(1), found.top(5), min(asked, len(bank_MD)))
+        for asked, found in answers.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from vitds import rng
-from vitds.evaluate.classify import as_percent, count_hits
+from vitds.evaluate.answers import Answers, answers_of
 from vitds.evaluate.features import check_labelled, check_same_width
 from vitds.rng import Purpose
 
@@ -49,12 +49,14 @@ class LinearScore:
         regularisation: chosen strength s of: mean cross-entropy + s / 2 · |weights|², on standardised
             features.
         curve: one point a strength, strong to weak; empty if nothing could be held out.
+        answers: to the queries, with probabilities.
     """
 
     top1: float
     top5: float
     regularisation: float
     curve: tuple[HeldOut, ...]
+    answers: Answers = field(compare=False, repr=False)
 
 
 def linear_probe(
@@ -90,7 +92,7 @@ def linear_probe(
             f"bank: all {len(label_M)} images are of class {label_M[0]}; a linear probe needs two classes or "
             "more"
         )
-    is_held_out = draw_held_out(label_M, seed)
+    is_held_out = draw_held_out(label_M, 1 / HELD_OUT, Purpose.PROBE, seed)
     if is_held_out.any():
         curve = _held_out_curve(rows_MD, label_M, is_held_out)
         best = max(curve, key=lambda point: (point.top1, -point.loss))
@@ -100,24 +102,36 @@ def linear_probe(
     model = _new_classifier()
     for strength in strengths:
         _fit(model, strength, rows_MD, label_M)
+    query_rows = query_QD.float().cpu().numpy()
     score_QC = torch.full((len(query_QD), classes), -torch.inf, dtype=torch.float64)
-    score_QC[:, torch.from_numpy(model.classes_).long()] = _scores(model, query_QD.float().cpu().numpy())
-    return LinearScore(
-        *as_percent(count_hits(score_QC, query_label_Q.cpu()), len(query_QD)), strengths[-1], curve
-    )
+    score_QC[:, torch.from_numpy(model.classes_).long()] = _scores(model, query_rows)
+    probability_QC = torch.zeros_like(score_QC)
+    probability_QC[:, torch.from_numpy(model.classes_).long()] = torch.from_numpy(
+        model.predict_proba(query_rows)
+    ).double()
+    answers = answers_of(score_QC, query_label_Q, probability_QC)
+    return LinearScore(answers.top(1), answers.top(5), strengths[-1], curve, answers)
 
 
-def draw_held_out(label_M: NDArray[np.integer], seed: int) -> NDArray[np.bool_]:
-    """Which rows choose the strength: of each class of n >= 2 images max(1, n // 5), by keyed words.
+def draw_held_out(
+    label_M: NDArray[np.integer], share: float, purpose: Purpose, seed: int
+) -> NDArray[np.bool_]:
+    """Which images are held out: that share of each class, rounded down, by keyed words.
 
+    Of a class of two images or more at least one is held out, and at least one is left.
+
+    Args:
+        share: of each class, above 0 and below 1.
+        purpose: of the draw.
+        seed: with the row number the key of the draw.
     Returns: bool (M,).
     """
-    word_M = rng.words(Purpose.PROBE, seed, np.arange(len(label_M)))
+    word_M = rng.words(purpose, seed, np.arange(len(label_M)))
     is_held_out = np.zeros(len(label_M), bool)
     for label in np.unique(label_M):
         rows = np.flatnonzero(label_M == label)
         if len(rows) > 1:
-            is_held_out[rows[np.argsort(word_M[rows])][: max(1, len(rows) // HELD_OUT)]] = True
+            is_held_out[rows[np.argsort(word_M[rows])][: max(1, int(len(rows) * share))]] = True
     return is_held_out
 
 
