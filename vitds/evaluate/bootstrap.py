@@ -1,7 +1,7 @@
 """95 % intervals by the bootstrap: what would another test set of as many images have given?
 
-The images are drawn anew, with repeats, DRAWS times. The draws are keyed by draw and position, so they are the
-same for every model: differences between models on the same images are paired.
+The images are drawn anew, with repeats, DRAWS times. The draws are keyed by draw and position, so they are
+the same for every model: differences between models on the same images are paired.
 """
 
 from __future__ import annotations
