@@ -212,7 +212,7 @@ def test_evaluation_stops_at_a_damaged_image_or_leaves_it_out_and_says_so(damage
         batches = eval_batches(damaged, VIEWS, batch_images=5, damaged="skip")
         seen = [(batch.index.tolist(), len(batch.crops), len(batch.label)) for batch in batches]
     assert seen == [([0, 1, 2, 4], 4, 4), ([5, 6, 7, 8, 9], 5, 5)]
-    assert "images [3]" in caplog.text
+    assert "cannot be decoded: image 3" in caplog.text
 
 
 def test_a_jpeg_of_another_size_than_recorded_is_seen_and_named(tmp_path):

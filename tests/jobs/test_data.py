@@ -11,11 +11,12 @@ from tests.data.images import class_folders, jpeg, png, write_folder
 from tests.data.test_catalogue import make_imagenet_folders
 from vitds.cli import data_build, main
 from vitds.data.beton import open_beton
+from vitds.data.build import build_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import DataError, UsageError
 from vitds.jobs.as_flags import as_flags
 from vitds.jobs.data import build
-from vitds.jobs.data_check import info, verify
+from vitds.jobs.data_check import info, list_images, verify
 
 
 def test_build_prints_and_returns_what_was_built_and_what_was_odd(tmp_path, capsys):
@@ -231,6 +232,24 @@ def test_info_of_images_without_labels(tmp_path, capsys):
     assert "none (no labels)" in printed and "short side reduced to 20" in printed
 
 
+def test_every_image_is_listed_with_its_number_class_and_photograph(built, capsys):
+    capsys.readouterr()
+    rows = list_images(str(built))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "0\tcat\tcat/000.jpg" and lines[4] == "4\tdog\tdog/001.jpg" and len(lines) == 5
+    assert list_images(str(built), as_json=True) == rows
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"file": str(built), "images": rows}
+    assert rows[3] == {"index": 3, "class": "dog", "name": "dog/000.jpg"}
+
+
+def test_images_without_label_and_name_are_listed_with_dashes(tmp_path, capsys):
+    source = write_folder(tmp_path / "flat", {"1.png": png(1)})
+    build_beton([source], tmp_path / "x.beton", no_names=True)
+    assert main(["data", "list", str(tmp_path / "x.beton")]) == 0
+    assert capsys.readouterr().out == "0\t-\t-\n"
+
+
 def test_verify_says_that_a_file_is_sound(built, capsys):
     capsys.readouterr()
     assert verify(str(built))["is_sound"]
@@ -244,10 +263,11 @@ def test_verify_as_json_is_one_object_also_of_a_damaged_file(built, capsys):
     built.write_bytes(data)
     with pytest.raises(
         DataError,
-        match=r"x\.beton: 1 of 5 images cannot be decoded, by index: 2 \(.*the JPEG data are.*Copy the file",
+        match=r"x\.beton: 1 of 5 images cannot be decoded, by index: 2 \(cat/002\.jpg: .*the JPEG data are.*Copy the file",
     ):
         verify(str(built), as_json=True)
-    assert list(json.loads(capsys.readouterr().out)["undecodable"]) == ["2"]
+    verdict = json.loads(capsys.readouterr().out)
+    assert list(verdict["undecodable"]) == ["2"] and verdict["names"] == {"2": "cat/002.jpg"}
 
 
 def test_verify_names_both_hashes_of_changed_content(built):

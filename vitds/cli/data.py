@@ -95,6 +95,22 @@ def data_info(file: str, *, json: bool = False) -> None:
     info(file, as_json=json)
 
 
+def data_list(file: str, *, json: bool = False) -> None:
+    """List the images of a .beton file: number, class, photograph.
+
+    A line an image, with tabs between. So an image that a message, a neighbour or a prediction speaks of can
+    be found, and who is in the test half can be listed. A dash stands for no label, or for a name that was
+    not kept.
+
+    Args:
+        file: a .beton file
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.data_check import list_images
+
+    list_images(file, as_json=json)
+
+
 def data_verify(file: str, *, json: bool = False) -> None:
     """Read every image of a .beton file back, for instance after a copy.
 

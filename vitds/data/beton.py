@@ -14,6 +14,7 @@ without it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
@@ -27,7 +28,8 @@ from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW
 
 FORMAT_VERSION = 2
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+READ_VERSIONS = (1, 2)  # 1 lacks the fields that have defaults
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
 
 HEADER = np.dtype(
@@ -61,6 +63,19 @@ class Finding:
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
+class Grouped:
+    """Images that belong together (one patient, one video) and went to one side of the split.
+
+    Attributes:
+        by: the regular expression or the table's column that says which.
+        groups: how many are in this file.
+    """
+
+    by: str
+    groups: Count
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
 class Manifest:
     """What x.beton.json says of x.beton.
 
@@ -81,6 +96,10 @@ class Manifest:
         sources: as given to the build.
         split: which part of them.
         findings: what was odd, by kind (vitds/data/findings.py).
+        unlabelled: how many images have the label -1 although there are classes.
+        grouped: how the split kept groups whole, where it did.
+        names: each image's path below its source, one a line in index order; None where they were not kept.
+            One text, as a list of a million would take a second and 200 MB to read.
     """
 
     version: int
@@ -98,6 +117,9 @@ class Manifest:
     sources: tuple[str, ...]
     split: str | None
     findings: dict[str, Finding]
+    unlabelled: Count = 0
+    grouped: Grouped | None = None
+    names: str | None = None
 
 
 MANIFEST_JSON = TypeAdapter(Manifest)
@@ -116,6 +138,7 @@ class BetonFile:
         sizes: (N,) int64, how many they are.
         is_jpeg: (N,) bool; else the bytes are the (H, W, 3) uint8 pixels.
         labels: (N,) int64, position in `manifest.classes`; -1 where there are none.
+        index: (N,) int64, each image's number in the .beton; 0..N-1 unless the file was taken from another.
         manifest: what x.beton.json says.
     """
 
@@ -127,7 +150,21 @@ class BetonFile:
     sizes: NDArray[np.int64]
     is_jpeg: NDArray[np.bool_]
     labels: NDArray[np.int64]
+    index: NDArray[np.int64]
     manifest: Manifest
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...] | None:
+        """The path of each image below its source; None where the build kept none."""
+        if self.manifest.names is None:
+            return None
+        lines = self.manifest.names.split("\n")
+        return tuple(lines[i] for i in self.index)
+
+    def describe(self, image: int) -> str:
+        """An image for a message: its number in the .beton, and its photograph where that is known."""
+        number = f"image {self.index[image]}"
+        return number if self.names is None else f"{number} ({self.names[image]})"
 
     def take(self, positions: NDArray[np.int64]) -> BetonFile:
         """Some of the images as a file of its own, in the given order; the manifest still speaks of all.
@@ -135,11 +172,17 @@ class BetonFile:
         Args:
             positions: (n,) of images in this file; n is at least 1.
         """
-        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels")
+        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels", "index")
         taken = {name: getattr(self, name)[positions] for name in names}
         for array in taken.values():
             array.setflags(write=False)
         return replace(self, images=len(positions), **taken)
+
+
+def labelled(file: BetonFile) -> BetonFile:
+    """The images of a file that have a label, as a file of its own; the file itself if all have one."""
+    has_label = file.labels >= 0
+    return file if has_label.all() else file.take(np.flatnonzero(has_label))
 
 
 def manifest_path(path: Path) -> Path:
@@ -169,7 +212,7 @@ def load_manifest(path: str | Path) -> Manifest:
         raise DataError(
             f"{sidecar}: {where}: {first['msg']}. Build the file again with `vitds data build`."
         ) from None
-    if manifest.version != MANIFEST_VERSION:
+    if manifest.version not in READ_VERSIONS:
         raise DataError(
             f"{sidecar}: manifest version {manifest.version}, this vitds reads {MANIFEST_VERSION}. "
             "Build the file again with this vitds, or install the one that wrote it."
@@ -206,6 +249,7 @@ def open_beton(path: str | Path) -> BetonFile:
         "sizes": sizes.astype(np.int64),
         "is_jpeg": image["mode"] == JPEG,
         "labels": samples["label"].astype(np.int64),
+        "index": np.arange(len(samples)),
     }
     for array in arrays.values():
         array.setflags(write=False)
@@ -228,7 +272,7 @@ def require_same_classes(train: BetonFile, test: BetonFile) -> None:
     raise DataError(
         f"{test.path}: its {len(theirs)} classes are not the {len(ours)} of {train.path}: "
         f"class {place} is {second} there, {first} here. "
-        f"Build it again with `--classes_from {train.path}`."
+        f"Build it again with `vitds data build … --classes_from {train.path}`."
     )
 
 
@@ -350,11 +394,19 @@ def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) 
         )
     _require(path, samples["index"] == np.arange(len(samples)), "its index is not its position")
     classes = len(manifest.classes)
-    low, high = (0, classes - 1) if classes else (-1, -1)
+    low, high = (-1 if manifest.unlabelled or not classes else 0), classes - 1
     in_range = (samples["label"] >= low) & (samples["label"] <= high)
     _require(
         path, in_range, f"its label is outside {low}..{high}, the range of the manifest's {classes} classes"
     )
+    without = int((samples["label"] < 0).sum()) if classes else 0
+    lines = len(samples) if manifest.names is None else manifest.names.count("\n") + 1
+    if (without, lines) != (manifest.unlabelled, len(samples)):
+        raise DataError(
+            f"{manifest_path(path)}: it speaks of {manifest.unlabelled} images without a label and names "
+            f"{lines}, {path.name} has {without} of {len(samples)}. The two files do not belong together: "
+            "copy both from one build, or build again with `vitds data build`."
+        )
 
 
 def _require(path: Path, holds: NDArray[np.bool_], what: str) -> None:

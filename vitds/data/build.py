@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import posixpath
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitds.data.beton import MANIFEST_VERSION, Manifest, load_manifest
-from vitds.data.findings import Findings
+from vitds.data.findings import Findings, shown
 from vitds.data.images import LeftOut, Stored, Storing, hash_entry, image_size, store_image
 from vitds.data.sources import ImageSet, SourceImage, scan_sources
 from vitds.data.workers import work_through
@@ -41,6 +42,7 @@ class BuildOptions:
         seed: of the draw that `test_fraction` makes; None for 0. Refused without `test_fraction`.
         classes_from: a .beton whose class list is taken.
         strict: any finding is an error.
+        no_names: the manifest keeps neither the images' names nor those of the findings, only counts.
         show_progress: a bar on standard error, if that is a terminal.
     Raises: UsageError if a value is out of range (names the field and the range), or does nothing.
     """
@@ -53,6 +55,7 @@ class BuildOptions:
     seed: int | None = None
     classes_from: str | Path | None = None
     strict: bool = False
+    no_names: bool = False
     show_progress: bool = False
 
     def __post_init__(self) -> None:
@@ -152,8 +155,21 @@ def build_set(
             if options.strict:
                 found.require_none()
         for writer, manifest in built:
-            writer.publish(manifest)
+            writer.publish(_without_names(manifest) if options.no_names else manifest)
     return [(writer.path, manifest) for writer, manifest in built]
+
+
+def _without_names(manifest: Manifest) -> Manifest:
+    counts = {kind: replace(found, names=()) for kind, found in manifest.findings.items()}
+    return replace(manifest, names=None, findings=counts)
+
+
+def _name_of(image: SourceImage, sources: tuple[str, ...]) -> str:
+    """The path below the source; with several sources the path of the source too, as it was given."""
+    if len(sources) > 1:
+        return image.name
+    below = image.name.removeprefix(shown(Path(sources[0])))
+    return posixpath.normpath(below.lstrip("/:")) if below != image.name else image.name
 
 
 def with_suffix(out: Path, half: str) -> Path:
@@ -227,7 +243,7 @@ def _write(
 ) -> Manifest:
     chosen = [images.images[i] for i in part.chosen]
     label_of = {name: label for label, name in enumerate(images.classes)}
-    totals = _Totals()
+    totals, names = _Totals(), []
     content = hashlib.sha256()  # over all samples in index order
     store = functools.partial(store_image, storing=storing)
     results = work_through(
@@ -249,6 +265,7 @@ def _write(
         writer.add(stored.data, is_jpeg=stored.is_jpeg, height=stored.height, width=stored.width, label=label)
         content.update(hash_entry(stored.digest, label))
         totals.add(stored, label)
+        names.append(_name_of(image, images.sources))
     if not totals.images:
         first = next((names[0] for names in findings.names.values()), "")
         raise DataError(
@@ -276,6 +293,7 @@ def _write(
         sources=images.sources,
         split=part.split,
         findings=findings.as_record(),
+        names="\n".join(names),
     )
 
 

@@ -14,6 +14,7 @@ from vitds.data.beton import MANIFEST_JSON, Manifest, open_beton
 from vitds.data.findings import TEXTS
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
+from vitds.terminal import say
 
 NAMES_SHOWN = 5
 
@@ -21,15 +22,15 @@ NAMES_SHOWN = 5
 def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
     """Print what a .beton and its manifest say, as tables or one JSON object.
 
-    Returns: the manifest's values, and `file`, `images_per_class` ([] without labels).
+    Returns: the manifest's values without the names, and `file`, `images_per_class` ([] without labels).
     Raises: DataError if the file is not sound (open_beton).
     """
     beton = open_beton(file)
     classes = len(beton.manifest.classes)
-    per_class = np.bincount(beton.labels, minlength=classes).tolist() if classes else []
+    per_class = np.bincount(beton.labels[beton.labels >= 0], minlength=classes).tolist() if classes else []
     facts = {
         "file": str(beton.path),
-        **MANIFEST_JSON.dump_python(beton.manifest, mode="json"),
+        **MANIFEST_JSON.dump_python(beton.manifest, mode="json", exclude={"names"}),
         "images_per_class": per_class,
     }
     if as_json:
@@ -41,11 +42,37 @@ def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
     return facts
 
 
+def list_images(file: str, *, as_json: bool = False) -> list[dict[str, Any]]:
+    """Print each image of a .beton: its number, its class, its photograph; tab-separated, or one JSON object.
+
+    Returns: a row an image with index, class and name; None where there is no label or no name was kept.
+    Raises: DataError if the file is not sound (open_beton).
+    """
+    beton = open_beton(file)
+    classes, names = beton.manifest.classes, beton.names
+    rows = [
+        {
+            "index": index,
+            "class": classes[label] if label >= 0 else None,
+            "name": names[index] if names else None,
+        }
+        for index, label in enumerate(beton.labels.tolist())
+    ]
+    if as_json:
+        say(json.dumps({"file": file, "images": rows}))
+    else:
+        # One string: a million calls of print would take longer than the reading.
+        say("\n".join(f"{row['index']}\t{row['class'] or '-'}\t{row['name'] or '-'}" for row in rows))
+    return rows
+
+
 def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> dict[str, Any]:
     """Read every image of a .beton back and print the verdict, as a line or one JSON object.
 
-    Returns: file, images, is_sound, content_hash, expected_hash and undecodable (index -> reason).
-    Raises: DataError if the file is not sound, after printing (names the images by index, or the two hashes).
+    Returns: file, images, is_sound, content_hash, expected_hash, undecodable (index -> reason) and names
+        (index -> photograph, of the undecodable ones).
+    Raises: DataError if the file is not sound, after printing (names the images by index and photograph, or
+        the two hashes).
     """
     verdict = verify_beton(file, workers=workers, show_progress=True)
     result = {
@@ -55,6 +82,7 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
         "content_hash": verdict.content_hash,
         "expected_hash": verdict.expected_hash,
         "undecodable": {str(index): reason for index, reason in verdict.undecodable.items()},
+        "names": {str(index): name for index, name in verdict.names.items()},
     }
     if as_json:
         print(json.dumps(result))
@@ -63,7 +91,8 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
         Console().print(Text(line), soft_wrap=True)
     if verdict.undecodable:
         listed = ", ".join(
-            f"{index} ({reason})" for index, reason in list(verdict.undecodable.items())[:NAMES_SHOWN]
+            f"{index} ({verdict.names[index] + ': ' if index in verdict.names else ''}{reason})"
+            for index, reason in list(verdict.undecodable.items())[:NAMES_SHOWN]
         )
         more = ", …" * (len(verdict.undecodable) > NAMES_SHOWN)
         raise DataError(
