@@ -14,7 +14,7 @@ from vitds.cli.about import doctor, models, recipes, recipes_show
 from vitds.cli.chain import chain
 from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_verify
 from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
-from vitds.cli.evaluate import eval_knn, eval_linear, eval_top1
+from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
 from vitds.cli.train import finetune, pretrain
 from vitds.console import run_command
@@ -35,6 +35,8 @@ COMMANDS: dict[str, Command] = {
     "eval top1": eval_top1,
     "eval knn": eval_knn,
     "eval linear": eval_linear,
+    "eval fewshot": eval_fewshot,
+    "eval retrieval": eval_retrieval,
     "chain": chain,
     "plan": plan,
     "checkpoint list": checkpoint_list,

@@ -1,13 +1,15 @@
-"""`vitds eval …`: accuracy of a run, a checkpoint or one of timm's models."""
+"""`vitds eval …`: what runs, checkpoints or timm's models are worth."""
 
 from __future__ import annotations
 
 
-def eval_top1(run: str, *, data: str | None = None, json: bool = False) -> None:
-    """Top-1 and top-5 of a fine-tuned model.
+def eval_top1(*runs: str, data: str | None = None, json: bool = False) -> None:
+    """Accuracy of a fine-tuned model: top-1, top-5, balanced accuracy, macro-F1, calibration, each class.
+
+    Several runs give one table, with the mean and the deviation of those that differ in their seed alone.
 
     Args:
-        run: a run directory, or one of its checkpoints
+        runs: a run directory, or one of its checkpoints
         data: the .beton file to classify (default the run's test file)
         json: print one JSON object and nothing else
     """
@@ -15,14 +17,16 @@ def eval_top1(run: str, *, data: str | None = None, json: bool = False) -> None:
     from vitds.jobs.evaluate import evaluate
 
     with as_flags(eval_top1):
-        evaluate("top1", run, data=data, as_json=json)
+        evaluate("top1", *runs, data=data, as_json=json)
 
 
-def eval_knn(run: str, *, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
-    """Top-1 and top-5 of weighted nearest neighbours on frozen features.
+def eval_knn(*runs: str, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
+    """Accuracy of weighted nearest neighbours on frozen features.
+
+    Several runs give one table, with the mean and the deviation of those that differ in their seed alone.
 
     Args:
-        run: a run directory, one of its checkpoints, or a timm model's name
+        runs: a run directory, one of its checkpoints, or a timm model's name
         data: the .beton file to classify (default the run's test file)
         bank: the labelled .beton file whose images are the neighbours (default the run's training file)
         json: print one JSON object and nothing else
@@ -31,16 +35,16 @@ def eval_knn(run: str, *, data: str | None = None, bank: str | None = None, json
     from vitds.jobs.evaluate import evaluate
 
     with as_flags(eval_knn):
-        evaluate("knn", run, data=data, bank=bank, as_json=json)
+        evaluate("knn", *runs, data=data, bank=bank, as_json=json)
 
 
-def eval_linear(run: str, *, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
-    """Top-1 and top-5 of a linear classifier on frozen features.
+def eval_linear(*runs: str, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
+    """Accuracy of a linear classifier on frozen features.
 
-    Its regularisation is chosen on a part of the training images.
+    Its regularisation is chosen on a part of the training images. Several runs give one table.
 
     Args:
-        run: a run directory, one of its checkpoints, or a timm model's name
+        runs: a run directory, one of its checkpoints, or a timm model's name
         data: the .beton file to classify (default the run's test file)
         bank: the labelled .beton file that the classifier learns from (default the run's training file)
         json: print one JSON object and nothing else
@@ -49,4 +53,40 @@ def eval_linear(run: str, *, data: str | None = None, bank: str | None = None, j
     from vitds.jobs.evaluate import evaluate
 
     with as_flags(eval_linear):
-        evaluate("linear", run, data=data, bank=bank, as_json=json)
+        evaluate("linear", *runs, data=data, bank=bank, as_json=json)
+
+
+def eval_fewshot(*runs: str, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
+    """Accuracy from 1, 2, 5 and 10 labelled images a class, by the nearest class mean of frozen features.
+
+    Each number is the mean of five draws of these images. Several runs give one table.
+
+    Args:
+        runs: a run directory, one of its checkpoints, or a timm model's name
+        data: the .beton file to classify (default the run's test file)
+        bank: the labelled .beton file that the few images are drawn from (default the run's training file)
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.as_flags import as_flags
+    from vitds.jobs.evaluate import evaluate
+
+    with as_flags(eval_fewshot):
+        evaluate("fewshot", *runs, data=data, bank=bank, as_json=json)
+
+
+def eval_retrieval(*runs: str, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
+    """Whether the images that lie nearest are of the same class: recall at 1, 5 and 10, and mAP.
+
+    Several runs give one table.
+
+    Args:
+        runs: a run directory, one of its checkpoints, or a timm model's name
+        data: the .beton file whose images are looked for (default the run's test file)
+        bank: the labelled .beton file that is searched (default the run's training file)
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.as_flags import as_flags
+    from vitds.jobs.evaluate import evaluate
+
+    with as_flags(eval_retrieval):
+        evaluate("retrieval", *runs, data=data, bank=bank, as_json=json)

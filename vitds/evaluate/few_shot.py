@@ -25,7 +25,6 @@ def few_shot(
     query_label_Q: Int[Tensor, "Ql"],
     *,
     shots: int,
-    seed: int,
     classes: int,
 ) -> list[Answers]:
     """Classify each query by the nearest class mean of `shots` images a class, REPEATS times.
@@ -34,8 +33,8 @@ def few_shot(
     with fewer images gives all it has, one without images is never answered.
 
     Args:
-        seed: of the draws, which are keyed by it, the repeat and the image's position in the bank. The images
-            of fewer shots are among those of more.
+        shots: images of a class. Their draw is keyed by the repeat and the image's position in the bank, so
+            it is the same for every model; the images of fewer shots are among those of more.
     Returns: the answers of each repeat.
     Raises: ValueError if bank or query is empty, or a label is outside 0..classes-1. ShapeError if lengths or
         widths differ. NumericsError if a feature is not finite (names the image).
@@ -47,7 +46,7 @@ def few_shot(
     unit_MD, unit_QD = (F.normalize(rows.double().cpu(), dim=1) for rows in (bank_MD, query_QD))
     label_M, found = bank_label_M.cpu().long().numpy(), []
     for repeat in range(REPEATS):
-        taken = torch.from_numpy(draw_shots(label_M, shots, seed, repeat))
+        taken = torch.from_numpy(draw_shots(label_M, shots, repeat))
         sums_CD = torch.zeros(classes, unit_MD.shape[1], dtype=torch.float64)
         sums_CD.index_add_(0, bank_label_M.cpu().long()[taken], unit_MD[taken])
         score_QC = unit_QD @ F.normalize(sums_CD, dim=1).T
@@ -57,9 +56,9 @@ def few_shot(
     return found
 
 
-def draw_shots(label_M: NDArray[np.int64], shots: int, seed: int, repeat: int) -> NDArray[np.int64]:
+def draw_shots(label_M: NDArray[np.int64], shots: int, repeat: int) -> NDArray[np.int64]:
     """Positions of `shots` images of each class, or of all it has."""
-    word_M = rng.words(Purpose.FEW_SHOT, seed, repeat, np.arange(len(label_M)))
+    word_M = rng.words(Purpose.FEW_SHOT, repeat, np.arange(len(label_M)))
     order = np.lexsort((word_M, label_M))  # by class, and within it as drawn
     first_of_class = np.searchsorted(label_M[order], label_M[order])
     return order[np.arange(len(order)) - first_of_class < shots]

@@ -1,7 +1,7 @@
 """Features are computed once and kept in the run: RUN/analysis/features-<12 hex digits>.safetensors.
 
-The digits are of the hash of all facts that the features depend on. The file holds the facts too, and the hash
-of its own rows, so that what is taken from it is what was computed. It may be deleted at any time.
+The digits are of the hash of all facts that the features depend on. The file holds the facts too, and the
+hash of its own rows, so that what is taken from it is what was computed. It may be deleted at any time.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def class_head(model: OpenModel) -> tuple[tuple[str, ...] | None, nn.Linear]:
     """
     if model.run is None or not method_class(model.settings.method).leaves_class_head:
         raise RunError(
-            f"{model.source or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take knn "
-            "or linear."
+            f"{model.source or 'a plain timm model'} has no class head; top1 is for fine-tuned runs. Take "
+            "knn or linear."
         )
     file = model.run.path / "head.safetensors"
     names = read_class_names(file) if file.exists() else None
