@@ -46,4 +46,8 @@ def test_probes_stand_in_the_line_of_the_epoch_they_were_measured_in(logged) -> 
 def test_the_time_left_falls_to_nothing_and_the_result_comes_last(logged) -> None:
     lines, _, said = logged
     assert lines[-1][6] == "0:00:00"
-    assert re.fullmatch(r"kNN, k = 5: top-1 [\d.]+ %, top-5 [\d.]+ %", said.strip().splitlines()[-1])
+    assert re.fullmatch(
+        r"kNN, k = 5: top-1 [\d.]+ % \([\d.]+ to [\d.]+\), top-5 [\d.]+ %, balanced [\d.]+ %, "
+        r"macro-F1 [\d.]+ %; always the most frequent class: 25.0 %",
+        said.strip().splitlines()[-1],
+    )

@@ -48,9 +48,7 @@ def test_a_class_that_the_bank_lacks_is_never_found() -> None:
 def test_features_of_two_backbones_are_refused() -> None:
     for measure in (
         lambda: retrieve(torch.eye(3), torch.arange(3), torch.eye(4), torch.arange(4), classes=4),
-        lambda: few_shot(
-            torch.eye(3), torch.arange(3), torch.eye(4), torch.arange(4), shots=1, classes=4
-        ),
+        lambda: few_shot(torch.eye(3), torch.arange(3), torch.eye(4), torch.arange(4), shots=1, classes=4),
     ):
         with pytest.raises(ShapeError, match="bank features are 3 wide, query features 4"):
             measure()

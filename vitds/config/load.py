@@ -37,7 +37,10 @@ PLAIN_WORDS = {
 }
 PATH_KEYS = ("data.train", "data.test", "init")
 # What may differ between a run's first start and its resume: none of these changes a number of the training.
-FREE_ON_RESUME = ("checkpoint.", "log.", "eval.", "data.workers", "batch.micro_images")
+FREE_ON_RESUME = (
+    *("checkpoint.", "log.", "eval.every_epochs", "eval.batch_images", "eval.knn_k"),
+    *("data.workers", "batch.micro_images"),
+)
 
 
 class Given(NamedTuple):

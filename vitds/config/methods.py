@@ -67,7 +67,10 @@ METHODS: dict[str, MethodFacts] = {
     "idmm": MethodFacts("pretrain", ("mix", "head")),
     "supervised": MethodFacts(
         "finetune",
-        ("mix", "head.kind", "head.bias", "head.label_smoothing", "head.lr_scale", "head.keep_mb"),
+        (
+            *("mix", "head.kind", "head.bias", "head.label_smoothing", "head.lr_scale", "head.keep_mb"),
+            "head.class_weight",
+        ),
         groups=1,
     ),
     "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),

@@ -141,6 +141,7 @@ class Head(Section):
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     lazy: bool = False
     row_dtype: Literal["fp32", "bf16"] = "fp32"
+    class_weight: Literal["none", "balanced"] = "none"
     keep_mb: Annotated[int, Field(ge=0)] = 64
 
     @model_validator(mode="after")
@@ -230,11 +231,24 @@ class Checkpoint(Section):
 
 
 class Eval(Section):
-    """Probes during training (0: never), and evaluation at the end of a run."""
+    """Probes during training (0: never), and evaluation at the end of a run.
+
+    hold_out: the share of each class's training images that is not trained on, but measured along training.
+    """
 
     every_epochs: Count = 0
+    hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_images: Positive = 256
-    knn_k: tuple[Positive, ...] = (10, 20, 100, 200)
+    knn_k: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 20, 100, 200)
+
+    @model_validator(mode="after")
+    def _measures_what_is_held_out(self) -> Eval:
+        if self.hold_out and not self.every_epochs:
+            raise ValueError(
+                f"hold_out {self.hold_out:g} takes images out of training to measure accuracy along it, but "
+                "every_epochs is 0, never; set one of them"
+            )
+        return self
 
 
 class Log(Section):
@@ -289,6 +303,14 @@ class Settings(MethodSections):
             raise ValueError(
                 f"views.groups: method {self.method} takes {facts.views} views of an image in all, got "
                 f"{views}"
+            )
+        for_classes = {
+            "head.class_weight": self.head.class_weight != "none",
+            "eval.hold_out": self.eval.hold_out,
+        }
+        if facts.command != "finetune" and (given := [key for key, is_set in for_classes.items() if is_set]):
+            raise ValueError(
+                f"{given[0]}: is for fine-tuning; method {self.method} trains without class labels"
             )
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from vitds.augment.mix import normalise
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, labelled
 from vitds.data.loader import TrainLoader
+from vitds.evaluate.answers import answers_of, balanced_means
+from vitds.evaluate.features import Features
 from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
 from vitds.evaluate.probes import alignment, rankme, uniformity
@@ -35,7 +38,8 @@ class Probes:
     Args:
         settings: of the run, resolved.
         file: the training images.
-        test_file: queries of the kNN probe; None, or a training file without labels, leaves it out.
+        test_file: labelled images that are classified, by the nearest training images and by the class head
+            that trains; None, or a training file without labels, leaves it out.
         device: that trains.
     """
 
@@ -72,7 +76,7 @@ class Probes:
             found["probe/uniformity"] = uniformity(first_MD)
             found["probe/rankme"] = rankme(first_MD)
             found |= method.probes(first_MD, index_M, weights)
-        return found | self._knn()
+        return found | self._accuracy(method, weights)
 
     @torch.inference_mode()
     def _two_views(self) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
@@ -97,12 +101,13 @@ class Probes:
         )
         return first, last, index
 
-    def _knn(self) -> dict[str, float]:
-        """Nearest neighbours of the test images among the training images, where both have labels."""
+    def _accuracy(self, method: Method, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Accuracy on the test images, where they and the training images have labels."""
         if self.test_file is None or not self.file.manifest.classes or not self.test_file.manifest.classes:
             return {}
-        bank = file_features(self.settings, self.backbone, labelled(self.file), self.device)
         query = file_features(self.settings, self.backbone, self.test_file, self.device)
+        found = _of_class_head(query, weights) if method.leaves_class_head else {}
+        bank = file_features(self.settings, self.backbone, labelled(self.file), self.device)
         scores = knn_accuracy(
             bank.rows_MD,
             bank.label_M,
@@ -111,7 +116,21 @@ class Probes:
             k=self.settings.eval.knn_k,
             classes=len(self.file.manifest.classes),
         )
-        return {f"probe/knn{number}_top1": score.top1 for number, score in scores.items()}
+        return found | {f"probe/knn{number}_top1": score.top1 for number, score in scores.items()}
+
+
+def _of_class_head(query: Features, weights: dict[str, Tensor]) -> dict[str, float]:
+    """Percent of the images that the class head gets right, and the same for unequal classes."""
+    head = {name: weights[f"head.{name}"].cpu() for name in ("weight", "bias") if f"head.{name}" in weights}
+    answers = answers_of(F.linear(query.rows_MD, **head), query.label_M)
+    balanced_R, f1_R = balanced_means(
+        answers.label_M[None], answers.predicted_M[None], classes=len(head["weight"])
+    )
+    return {
+        "probe/top1": answers.top(1),
+        "probe/balanced_accuracy": 100 * float(balanced_R[0]),
+        "probe/macro_f1": 100 * float(f1_R[0]),
+    }
 
 
 def _as_numpy(parts: list[tuple[Tensor, ...]]) -> list[tuple[object, ...]]:

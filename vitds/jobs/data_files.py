@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from vitds import dist
 from vitds.config.methods import METHODS, Command
 from vitds.config.recipes import DEFAULT_RECIPES, RECIPES_OF_PHOTOGRAPHS, list_recipes, read_recipe
@@ -14,7 +16,9 @@ from vitds.data.beton import BetonFile, labelled, open_beton, require_same_class
 from vitds.data.digits import NAME as DIGITS  # as data.train or data.test: the embedded set
 from vitds.data.digits import embedded_digits
 from vitds.errors import DataError, ResourceError, SettingsError
+from vitds.evaluate.linear import draw_held_out
 from vitds.methods import method_class
+from vitds.rng import Purpose
 
 DATA_FOLDER = Path("data")  # where the embedded set is built
 
@@ -72,6 +76,11 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
     if needs_labels:
         train = _with_labels(train)
     if settings.data.test is None:
+        if needs_labels and settings.eval.every_epochs and not settings.eval.hold_out:
+            raise SettingsError(
+                f"eval.every_epochs {settings.eval.every_epochs}: no images to measure accuracy on. "
+                "Give --test FILE.beton, or hold a part of the training images out (--set eval.hold_out=0.1)"
+            )
         return train, None
     test = open_file(settings.data.test, "--test", "test")
     for file in (train, test):
@@ -84,6 +93,23 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
             )
     require_same_classes(train, test)
     return train, _with_labels(test)
+
+
+def hold_out(train: BetonFile, share: float, seed: int) -> tuple[BetonFile, BetonFile]:
+    """The training images, and those of them that are held out to be measured along training.
+
+    Args:
+        train: labelled images.
+        share: of each class.
+        seed: with an image's position the key of the draw.
+    Raises: DataError if no class has an image to spare.
+    """
+    is_held_out = draw_held_out(train.labels, share, Purpose.HOLD_OUT, seed)
+    if not is_held_out.any():
+        raise DataError(
+            f"{train.path}: no class has two images or more, so none can be held out; leave eval.hold_out out"
+        )
+    return train.take(np.flatnonzero(~is_held_out)), train.take(np.flatnonzero(is_held_out))
 
 
 def _with_labels(file: BetonFile) -> BetonFile:

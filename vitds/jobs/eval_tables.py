@@ -34,7 +34,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
     score, lines = evaluation.score, evaluation.lines
     kind = score["kind"]
     keys = [key for key in COLUMNS if key in lines[0].numbers]
-    table = Table(title=f"{kind} of {score['model']} on {score['data']} ({score['images']:,} images), in percent")
+    table = Table(
+        title=f"{kind} of {score['model']} on {score['data']} ({score['images']:,} images), in percent"
+    )
     for column in ("", *(COLUMNS[key] for key in keys)):
         table.add_column(column, justify="right")
     for line in lines:

@@ -34,6 +34,7 @@ from vitds.engine.resolve import padding_note, resolve_settings
 from vitds.engine.update import JointUpdate
 from vitds.errors import RunError
 from vitds.evaluate.files import own_features
+from vitds.jobs.data_files import hold_out
 from vitds.jobs.evaluate import knn_of_run, top1_of_run
 from vitds.jobs.session import Session, open_session
 from vitds.methods import method_class
@@ -67,7 +68,14 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
         file, test_file = session.files
         if note := backbone_note(flags.recipe, command, session.settings):
             session.say(note)
-        trainer, method = _trained(session, ds, file, test_file)
+        probe_file = test_file
+        if share := session.settings.eval.hold_out:
+            file, probe_file = hold_out(file, share, session.settings.seed)
+            session.say(
+                f"{probe_file.images:,} training images are held out and not trained on: accuracy along "
+                "training is measured on them, and nothing is chosen by it"
+            )
+        trainer, method = _trained(session, ds, file, probe_file)
         results = _evaluate(session, method, file, test_file)
         _finish(session, trainer, results)
         draw_curve(session.run)
@@ -75,9 +83,9 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
 
 
 def _trained(
-    session: Session, ds: DsConfig, file: BetonFile, test_file: BetonFile | None
+    session: Session, ds: DsConfig, file: BetonFile, probe_file: BetonFile | None
 ) -> tuple[Trainer, Method]:
-    """Build, resume, train, and write the trained weights."""
+    """Build, resume, train, and write the trained weights; accuracy along training is of `probe_file`."""
     given = session.settings
     backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=given.seed)
     saved, problems = newest_sound(session.run.checkpoints)
@@ -102,7 +110,7 @@ def _trained(
                 rows,
                 session.device,
                 lock=session.lock,
-                test_file=test_file,
+                probe_file=probe_file,
                 class_head=class_head,
                 saved=saved,
             )
@@ -161,7 +169,7 @@ def build_trainer(
     device: torch.device,
     *,
     lock: RunLock | None = None,
-    test_file: BetonFile | None = None,
+    probe_file: BetonFile | None = None,
     class_head: dict[str, Tensor] | None = None,
     saved: Saved | None = None,
 ) -> Trainer:
@@ -176,7 +184,7 @@ def build_trainer(
         rows: of the method's classifier.
         device: that trains.
         lock: this process's hold on the run.
-        test_file: for the kNN probe.
+        probe_file: labelled images whose accuracy is measured along training.
         class_head: weights of a trained class head to begin with.
         saved: the checkpoint to go on from.
     Raises: SettingsError for what does not fit together; RunError if the checkpoint is of other data or
@@ -204,6 +212,7 @@ def build_trainer(
         patches=patch_count(backbone),
     )
     method = method_class(settings.method)(settings, backbone, rows)
+    method.learn_labels(file.labels)
     if class_head is not None:
         method.module.head.load_state_dict(class_head)
     if saved is None:
@@ -212,7 +221,7 @@ def build_trainer(
     engine = build_engine(method, settings, ds, loader.accumulation, device)
     heads = [HeadShard(head, settings, device, rate) for head in method.outside]
     update = JointUpdate(engine, heads, settings.optimizer.average_decay)
-    probes = Probes(settings, file, test_file, device) if settings.eval.every_epochs else None
+    probes = Probes(settings, file, probe_file, device) if settings.eval.every_epochs else None
     trainer = Trainer(run, settings, method, update, rate, loader, draws, probes, facts, lock)
     if saved is not None:
         trainer.resume(CheckpointReader(saved))
@@ -235,9 +244,7 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig)
     settings = trainer.settings
     start = f"resumes after step {trainer.progress.step}" if trainer.progress.step else "starts"
     whole = file.manifest.images
-    images = (
-        f"{file.images:,} images" if file.images == whole else f"the {file.images:,} labelled of {whole:,}"
-    )
+    images = f"{file.images:,} images" if file.images == whole else f"{file.images:,} of {whole:,} images"
     return (
         f"{session.run.path} {start}: {settings.method}, {settings.backbone.name} on {images}, "
         f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "
@@ -280,11 +287,21 @@ def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None
         write_json(session.run.path / "summary.json", facts | results | times)
     session.say(f"saving checkpoints took {saving_s:.2f} of {seconds:.1f} s ({saving_s / seconds:.1%})")
     for k, score in results.get("knn", {}).items():
-        session.say(f"kNN, k = {k}: top-1 {score['top1']:.1f} %, top-5 {score['top5']:.1f} %")
+        session.say(f"kNN, k = {k}: {_figures(score)}")
     if "top1" in results:
-        session.say(f"test top-1 {results['top1']:.1f} %, top-5 {results['top5']:.1f} %")
+        session.say(f"test {_figures(results)}")
     dist.barrier()
     leave_ranks_at_exit()
+
+
+def _figures(score: dict[str, Any]) -> str:
+    """An accuracy as the last line says it."""
+    low, high = score["top1_interval"]
+    return (
+        f"top-1 {score['top1']:.1f} % ({low:.1f} to {high:.1f}), top-5 {score['top5']:.1f} %, balanced "
+        f"{score['balanced_accuracy']:.1f} %, macro-F1 {score['macro_f1']:.1f} %; always the most frequent "
+        f"class: {score['majority']:.1f} %"
+    )
 
 
 # The Python functions

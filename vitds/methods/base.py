@@ -122,6 +122,13 @@ class Method(ABC):
             device: that trains.
         """
 
+    def learn_labels(self, label_N: NDArray[np.int64]) -> None:  # noqa: B027 (most do nothing)
+        """Called once by every rank, before the first step after each start.
+
+        Args:
+            label_N: class of each training image, -1 where it has none.
+        """
+
     @property
     def backbones(self) -> tuple[nn.Module, ...]:
         """The backbones in `module` that run in a step, which torch.compile may take."""

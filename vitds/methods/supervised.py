@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from vitds.batch import CropBatch, TrainBatch
+from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.tree import Settings
 from vitds.errors import SettingsError
 from vitds.heads import DenseHead
@@ -27,6 +31,18 @@ class Method(base.Method):
         self.module = WithHead(backbone, head)
         self.terms = group_names(settings)
         self.lr_scales = {"head.": settings.head.lr_scale}
+        self.is_balanced = settings.head.class_weight == "balanced"
+        self.class_weight_C = torch.ones(rows)
+
+    def learn_labels(self, label_N: NDArray[np.int64]) -> None:
+        """With head.class_weight balanced an image of class c weighs N / (C · n_c): on average 1.
+
+        So the weights are fixed for the run, and a step's loss keeps its divisor, which every rank knows.
+        """
+        if self.is_balanced:
+            present = np.unique(label_N)
+            weight = compute_class_weight("balanced", classes=present, y=label_N)
+            self.class_weight_C[torch.from_numpy(present)] = torch.from_numpy(weight).float()
 
     @staticmethod
     def rows(size: base.SetSize) -> int:
@@ -49,9 +65,22 @@ class Method(base.Method):
         return mixed(batch, batch.label, settings, device)
 
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
-        """Mixed, smoothed cross-entropy."""
-        return forward(batch.images, batch.targets)
+        """Mixed, smoothed cross-entropy, each target weighing as much as its class."""
+        targets = weighted(batch.targets, self.class_weight_C) if self.is_balanced else batch.targets
+        return forward(batch.images, targets)
 
     @property
     def about(self) -> str:
         return f"dense head of {self.module.head.last:,} classes"
+
+
+def weighted(targets: Targets, class_weight_C: Float[Tensor, "C"]) -> Targets:
+    """The targets of a loss in which each of a crop's two classes counts by its weight.
+
+    lam · w_a · loss_a + (1 - lam) · w_b · loss_b is the mixed loss at another lam, times another weight; so
+    the head need not know. The smoothed part of the loss weighs as much as the crop.
+    """
+    weight_C = class_weight_C.to(targets.weight.device)
+    first_M, second_M = targets.lam * weight_C[targets.a], (1 - targets.lam) * weight_C[targets.b]
+    both_M = first_M + second_M
+    return replace(targets, lam=first_M / both_M, weight=targets.weight * both_M)

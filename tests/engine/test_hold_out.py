@@ -1,0 +1,116 @@
+"""eval.hold_out: a part of the training images is measured along fine-tuning and not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.training import outcome, rewound, small_run, small_run_path
+from vitds.data.beton import open_beton
+from vitds.errors import DataError, VitdsError
+from vitds.jobs.data_files import hold_out
+from vitds.runs.checkpoint import list_checkpoints
+from vitds.runs.directory import read_json
+from vitds.runs.metrics import read_metrics
+
+HELD_OUT = {"method": "supervised", "eval__every_epochs": 1, "eval__hold_out": 0.25}
+
+
+@pytest.fixture(scope="module")
+def held_out_run(rank_pool, digit_files, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("held out") / "run"
+    options = {"checkpoint__every_steps": 1, "checkpoint__keep": 9, "epochs": 3} | HELD_OUT
+    rank_pool(1).run(small_run_path, str(run), digit_files, **options)
+    return run
+
+
+def test_a_part_of_each_class_is_held_out_and_the_rest_is_left(digit_files) -> None:
+    whole = open_beton(digit_files[0])
+    train, held_out = hold_out(whole, 0.25, seed=3)
+    assert np.bincount(held_out.labels).tolist() == [3] * 4  # of 13
+    assert sorted([*train.index, *held_out.index]) == list(range(52))
+    assert hold_out(whole, 0.25, seed=3)[1].index.tolist() == held_out.index.tolist()
+    assert hold_out(whole, 0.25, seed=4)[1].index.tolist() != held_out.index.tolist()
+
+
+def test_the_rest_trains_and_the_accuracy_of_the_part_is_in_every_epochs_line(
+    held_out_run: Path, rank_pool
+) -> None:
+    lines = read_metrics(held_out_run / "metrics.jsonl")
+    assert len(lines) == 6  # 40 images in steps of 24
+    probed = [line for line in lines if "probe/top1" in line]
+    assert [line["step"] for line in probed] == [1, 3, 5]
+    twelfths = [line["probe/top1"] * 12 / 100 for line in probed]
+    assert twelfths == [pytest.approx(round(each)) for each in twelfths]
+    assert all(line["probe/balanced_accuracy"] == pytest.approx(line["probe/top1"]) for line in probed)
+    assert read_json(held_out_run / "analysis" / "top1.json")["images"] == 20, (
+        "the result is of the test file"
+    )
+
+
+def test_a_run_with_images_held_out_goes_on_to_the_same_bytes(
+    held_out_run: Path, rank_pool, digit_files, tmp_path: Path
+) -> None:
+    assert len(list_checkpoints(held_out_run / "checkpoints")) == 6
+    copy = rewound(held_out_run, tmp_path / "copy", 3)
+    options = {"checkpoint__every_steps": 1, "checkpoint__keep": 9, "epochs": 3} | HELD_OUT
+    rank_pool(1).run(small_run_path, str(copy), digit_files, **options)
+    assert outcome(copy) == outcome(held_out_run)
+
+
+def test_another_share_is_another_run(held_out_run: Path, rank_pool, digit_files, tmp_path: Path) -> None:
+    copy = rewound(held_out_run, tmp_path / "copy", 3)
+    said = rank_pool(1).run(refusal, str(copy), digit_files, **HELD_OUT | {"eval__hold_out": 0.5}, epochs=3)[
+        0
+    ]
+    assert "eval.hold_out was 0.25, now 0.5" in said
+
+
+def test_accuracy_on_the_test_file_ends_as_the_result(rank_pool, digit_files, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", {"method": "supervised", "eval__every_epochs": 1}
+    rank_pool(1).run(small_run_path, str(run), digit_files, **options)
+    summary, last = read_json(run / "summary.json"), read_metrics(run / "metrics.jsonl")[-1]
+    for key in ("top1", "balanced_accuracy", "macro_f1"):
+        assert last[f"probe/{key}"] == pytest.approx(summary[key])
+
+
+def refusal(run: str, data: tuple[str, str | None], **options: object) -> str:
+    """What a small run says that is refused."""
+    try:
+        small_run(run, data, **options)
+    except VitdsError as error:
+        return str(error)
+    return "it ran"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"eval__hold_out": 0.2}, "method idmm trains without class labels"),
+        ({"head__class_weight": "balanced"}, "method idmm trains without class labels"),
+        (
+            {"method": "supervised", "eval__hold_out": 0.2, "eval__every_epochs": 0},
+            "every_epochs is 0, never",
+        ),
+        ({"eval__knn_k": "[]"}, "eval.knn_k"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(digit_files, tmp_path: Path, options: dict, text: str) -> None:
+    options = {"eval__every_epochs": 1} | options
+    assert text in refusal(str(tmp_path / "run"), digit_files, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_accuracy_along_training_needs_images(digit_files, tmp_path: Path) -> None:
+    said = refusal(str(tmp_path / "run"), (digit_files[0], None), method="supervised", eval__every_epochs=1)
+    assert "eval.every_epochs 1: no images to measure accuracy on. Give --test FILE.beton" in said.replace(
+        "argument test", "--test"
+    )
+
+
+def test_a_class_of_one_image_is_not_held_out(digit_files) -> None:
+    single = open_beton(digit_files[0]).take(np.array([0, 20, 40]))
+    with pytest.raises(DataError, match="no class has two images or more, so none can be held out"):
+        hold_out(single, 0.5, seed=0)
