@@ -110,6 +110,46 @@ class BuildFlags:
     download: bool = False
 
 
+@dataclass(frozen=True)
+class FitFlags:
+    """What `vitds fit` takes beside its sources.
+
+    Args:
+        minutes: that building, training and evaluation may take
+        out: the folder of the result (default runs/ and the name of the first source)
+        plan: build the data, time a step and say what would be trained, then stop
+        compare: also train from scratch for as many minutes, where the plan has a pretraining
+        seed: of every random draw (default the recipes')
+        labels: a table of labels (CSV), as of `vitds data build`
+        label_column: the column of the labels, by its name or number, where it is not clear
+        label_from: take the class from the file's name, as `crazing` from crazing_12.jpg; shown before it is
+            believed
+        yes: the classes that --label_from found are right
+        alike: labels that differ only by case or blanks: make one class of them, or keep them apart
+        unlabelled: a further folder or archive of images without labels, for the pretraining
+        no_labels: take no labels, whatever the folders are
+        classes_are_folders: the first folders are the classes, even if they look like splits
+        split: the folder of this name within each source
+        group: images of one group are on one side of the split; a regular expression or a column of --labels
+    """
+
+    minutes: float
+    out: str | None = None
+    plan: bool = False
+    compare: bool = False
+    seed: int | None = None
+    labels: str | None = None
+    label_column: str | None = None
+    label_from: Literal["name"] | None = None
+    yes: bool = False
+    alike: Literal["merge", "keep"] | None = None
+    unlabelled: str | None = None
+    no_labels: bool = False
+    classes_are_folders: bool = False
+    split: str | None = None
+    group: str | None = None
+
+
 @contextmanager
 def as_arguments() -> Iterator[None]:
     """Errors from within speak of Python's arguments, `argument epochs`, and not of flags."""

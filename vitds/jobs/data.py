@@ -66,7 +66,7 @@ def build(sources: Sequence[str], flags: BuildFlags) -> list[dict[str, Any]]:
             name: getattr(flags, name) for name in (*SOURCE_OPTIONS, "test_fraction", "folds", "seed")
         }
         built = build_beton(sources, flags.out, sample=sample, **options)
-    _print_built(built, time.monotonic() - started)
+    print_built(built, time.monotonic() - started)
     record = partial(MANIFEST_JSON.dump_python, mode="json", exclude={"names"})
     return [{"file": str(path), **record(manifest)} for path, manifest in built]
 
@@ -116,7 +116,7 @@ def _build_named(name: str, flags: BuildFlags, sample: Sample, options: BuildOpt
     return built
 
 
-def _print_built(built: Built, seconds: float) -> None:
+def print_built(built: Built, seconds: float) -> None:
     console = Console()
     for path, manifest in built:
         for line in (_summary(path, manifest), *_warnings(path, manifest)):

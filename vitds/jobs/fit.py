@@ -1,0 +1,259 @@
+"""`vitds fit PHOTOS --minutes M`: from a folder of images to a model in use, in the time that a person has.
+
+data -> what to train (fit_plan.py) -> stages as in a chain -> result, page, and the commands to use it.
+OUT/fit.json says how far it is: the same call goes on, one with more minutes trains on from there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitds.config.flags import FitFlags
+from vitds.config.methods import Command
+from vitds.data.beton import BetonFile, open_beton
+from vitds.data.build import BuildOptions, build_set
+from vitds.data.digits import NAME as DIGITS
+from vitds.data.digits import embedded_digits
+from vitds.data.findings import Findings
+from vitds.data.sources import SOURCE_OPTIONS, SourceOptions, scan_sources
+from vitds.data.split import with_suffix
+from vitds.errors import RunError, UsageError
+from vitds.jobs.chain import Stage, run_stages
+from vitds.jobs.data import print_built
+from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
+from vitds.jobs.fit_result import SCRATCH, Result, print_result
+from vitds.jobs.report import report
+from vitds.runs.directory import Run, read_json, write_json
+from vitds.terminal import say
+
+TEST_SHARE = 0.2
+AGAIN_S = 60  # less than a minute more is not worth another stage
+STORED_PX = {"cpu": 96, "cuda": 256}  # short side: half as much again as the crops, and what the paper has
+
+
+def fit(*sources: str | Path, minutes: float, **options: Any) -> Result:
+    """Train a model on images in so many minutes, and give it back for use.
+
+    Args:
+        sources: folders, tars or zips of images; or `digits`.
+        minutes: that building, training and evaluation may take.
+        options: the other fields of FitFlags.
+    Returns: accuracy, predict, embed, report; see fit_result.Result.
+    Raises: UsageError if the minutes are too few, or an argument does nothing; DataError for images that
+        cannot be used; RunError if `out` holds another fit.
+    """
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return run_fit([str(source) for source in sources], FitFlags(minutes=minutes, **given))
+
+
+def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
+    """As `fit`, with the flags of the command line."""
+    began = time.monotonic()
+    if not flags.minutes > 0:
+        raise UsageError(f"`minutes={flags.minutes}`: must be more than 0.")
+    if not sources:
+        raise UsageError("no images were given. Name a folder of them, a tar, a zip, or digits.")
+    out = Path(flags.out or Path("runs") / (Path(sources[0]).name.partition(".")[0] or "fit")).expanduser()
+    record = _Record(out, sources, flags)
+    train, test = _data(out, sources, flags)
+    choice = choose(train, on_gpu=torch.cuda.is_available())
+    say(f"{choice.reason}")
+    if flags.compare and choice.pretrain is None:
+        say("nothing to compare: this is training from scratch")
+    record.spend(time.monotonic() - began)
+    _train(record, choice, train, test, flags)
+    if flags.plan:
+        say(f"nothing was trained; leave --plan out and {out} goes on from here")
+        return Result(out)
+    report([str(run.path) for run in record.runs], out=str(out / "report.html"))
+    result = Result(out)
+    print_result(result, list(sources))
+    return result
+
+
+class _Record:
+    """OUT/fit.json: of what this is a fit, the time spent, and its stages.
+
+    Raises: RunError if the folder holds the fit of other images, or anything else.
+    """
+
+    def __init__(self, out: Path, sources: Sequence[str], flags: FitFlags) -> None:
+        self.out = out
+        self.path = out / "fit.json"
+        of = {name: getattr(flags, name) for name in (*sorted(SOURCE_OPTIONS), "seed")}
+        of = {"sources": [str(Path(source).absolute()) for source in sources], **of}
+        self.facts: dict[str, Any] = {"of": of, "spent_s": 0.0, "stages": []}
+        if self.path.exists():
+            self.facts = read_json(self.path)
+            if changed := [name for name in of if of[name] != self.facts["of"].get(name)]:
+                raise RunError(
+                    f"{out} is the fit of other images: {changed[0]} was "
+                    f"{self.facts['of'].get(changed[0])!r}, now {of[changed[0]]!r}. Give the same words to go "
+                    "on, or another `out`."
+                )
+        elif out.exists() and any(out.iterdir()):
+            raise RunError(f"{out} is not empty and holds no fit. Choose another `out`.")
+        out.mkdir(parents=True, exist_ok=True)
+
+    def save(self) -> None:
+        """Write it."""
+        write_json(self.path, self.facts)
+
+    def add(self, stage: dict[str, Any]) -> None:
+        """A stage that is about to begin."""
+        self.stages.append(stage)
+        self.save()
+
+    def spend(self, seconds: float) -> None:
+        """Count time; of a call that finds its work done, next to nothing."""
+        self.facts["spent_s"] = round(self.facts["spent_s"] + seconds, 1)
+        self.save()
+
+    def left_s(self, flags: FitFlags) -> float:
+        """Seconds of the minutes that nothing has used."""
+        return flags.minutes * 60 - self.facts["spent_s"]
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """{name, run, words, epochs, expected_s} in order."""
+        return self.facts["stages"]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Of all stages."""
+        return [Run(Path(stage["run"])) for stage in self.stages]
+
+
+def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
+    """The training file and, where there are labels, the test file; built once."""
+    if list(sources) == [DIGITS]:
+        train, test = embedded_digits(out / "data")
+        return open_beton(train), open_beton(test)
+    path = out / "data" / "photos.beton"
+    halves = [with_suffix(path, half) for half in ("train", "test")]
+    if path.exists():
+        return open_beton(path), None
+    if all(half.exists() for half in halves):
+        return open_beton(halves[0]), open_beton(halves[1])
+    findings = Findings()
+    reading = SourceOptions(**{name: getattr(flags, name) for name in SOURCE_OPTIONS})
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
+        images = scan_sources(sources, findings, Path(workspace), reading)
+        options = BuildOptions(
+            side_px=STORED_PX["cuda" if torch.cuda.is_available() else "cpu"],
+            test_fraction=TEST_SHARE if images.classes else None,
+            seed=flags.seed if images.classes else None,
+            show_progress=True,
+        )
+        built = build_set(images, path, options, findings, grouped_by=reading.group)
+    print_built(built, time.monotonic() - began)
+    files = [open_beton(name) for name, _ in built]
+    return files[0], files[1] if len(files) == 2 else None
+
+
+def _train(
+    record: _Record, choice: Choice, train: BetonFile, test: BetonFile | None, flags: FitFlags
+) -> None:
+    """Go on with what was begun; then fill the time that is left with new stages."""
+    for stage in record.stages:
+        _run(record, stage)
+    commands = list(choice.stages)[len(record.stages) :]
+    if not commands:
+        if record.left_s(flags) < AGAIN_S:
+            return
+        commands = ["finetune" if choice.finetune else "pretrain"]  # more minutes than before
+    began = time.monotonic()
+    speeds = {
+        command: measure(command, choice.stages[command][0], choice.settings, train, test)
+        for command in commands
+    }
+    record.spend(time.monotonic() - began)
+    shared_s = record.left_s(flags)
+    for number in range(len(commands)):
+        # Again before each stage: what those before took more or less is made up for.
+        shares = {command: choice.stages[command][1] for command in commands[number:]}
+        epochs = fill(shares, speeds, record.left_s(flags))
+        stages = [
+            _stage(record, command, epochs[command], speeds[command], choice, train, test, flags)
+            for command in commands[number:]
+        ]
+        if number == 0:
+            for stage in stages:
+                say(_announcement(stage))
+        if flags.plan:
+            return
+        record.add(stages[0])
+        _run(record, stages[0])
+    if flags.compare and choice.pretrain and choice.finetune:
+        epochs = fill({"finetune": 1}, speeds, shared_s)["finetune"]
+        record.add(
+            _stage(record, "finetune", epochs, speeds["finetune"], choice, train, test, flags, SCRATCH)
+        )
+        _run(record, record.stages[-1])
+
+
+def _stage(
+    record: _Record,
+    command: Command,
+    epochs: int,
+    speed: Speed,
+    choice: Choice,
+    train: BetonFile,
+    test: BetonFile | None,
+    flags: FitFlags,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """One run: its directory, its command, and what it is expected to take.
+
+    Args:
+        name: of a run from scratch; else it goes on from the one before, and is called by its command.
+    """
+    again = sum(stage["name"] == command for stage in record.stages)
+    words = [command, "--recipe", choice.stages[command][0], "--data", str(train.path)]
+    words += ["--epochs", str(epochs)]
+    if test is not None:
+        words += ["--test", str(test.path)]
+    if record.runs and name is None:
+        words += ["--init", str(record.runs[-1].path)]
+    if flags.seed is not None:
+        words += ["--seed", str(flags.seed)]
+    for setting in choice.settings:
+        words += ["--set", setting]
+    return {
+        "name": name or command,
+        "run": str(record.out / (name or (f"{command}-{again + 1}" if again else command))),
+        "words": words,
+        "epochs": epochs,
+        "expected_s": round(speed.seconds_of(epochs), 1),
+    }
+
+
+def _announcement(stage: dict[str, Any]) -> str:
+    return (
+        f"{stage['run']}: {stage['epochs']} epochs, about {stage['expected_s'] / 60:.1f} minutes: "
+        f"vitds {shlex.join(stage['words'])}"
+    )
+
+
+def _run(record: _Record, stage: dict[str, Any]) -> None:
+    """Run a stage to its end, or on from where it was stopped."""
+    run = Run(Path(stage["run"]))
+    if run.is_finished:
+        return
+    ends = datetime.now() + timedelta(seconds=stage["expected_s"])
+    if not run.has_begun:
+        number, of = record.stages.index(stage) + 1, len(record.stages)
+        say(f"stage {number} of {of}: {stage['name']}, until about {ends:%H:%M}")
+    command = (sys.executable, "-m", "vitds", *stage["words"])
+    [result] = run_stages([Stage(run.path, command)])
+    record.spend(result.seconds)

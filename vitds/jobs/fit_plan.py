@@ -1,0 +1,132 @@
+"""What `vitds fit` trains in the minutes that it has: which recipes, and how many epochs of each."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from vitds.config.deepspeed import load_ds_config
+from vitds.config.flags import TrainFlags
+from vitds.config.load import settings_of
+from vitds.config.methods import Command
+from vitds.data.beton import BetonFile
+from vitds.data.order import steps_per_epoch
+from vitds.engine.process import joined_ranks
+from vitds.errors import UsageError
+from vitds.jobs.data_files import training_files
+from vitds.jobs.timed_steps import train_steps
+from vitds.methods import method_class
+from vitds.methods.base import SetSize
+
+TIMED_STEPS = 8
+SMALL_PX = 48  # pictures up to this side are seen whole, at their own size
+# Start of a process and the page at its end; measured on two cores, where it is 12 to 20 s.
+AROUND_A_STAGE_S = 20.0
+FORWARD_SHARE = 1 / 3  # of the time of a training step, as evaluation needs
+RESERVE = 0.97  # steps beside other work take a little longer than the few that were timed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is trained.
+
+    Attributes:
+        pretrain: a recipe's name; None for no pretraining.
+        finetune: likewise; None where there are no labels.
+        share: of the time, for the pretraining.
+        settings: of both, as words for --set.
+        reason: one line for the person.
+    """
+
+    pretrain: str | None
+    finetune: str | None
+    share: float
+    settings: tuple[str, ...]
+    reason: str
+
+    @property
+    def stages(self) -> dict[Command, tuple[str, float]]:
+        """Command -> its recipe and its share of the time, in order."""
+        both: dict[Command, tuple[str | None, float]] = {
+            "pretrain": (self.pretrain, self.share),
+            "finetune": (self.finetune, 1 - self.share),
+        }
+        return {command: (recipe, share) for command, (recipe, share) in both.items() if recipe is not None}
+
+
+def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
+    """The recipes for a training set and this machine. docs/results.md has the measurements behind it."""
+    side = min(file.manifest.height_px[0], file.manifest.width_px[0])
+    settings = (f"views.crop_px={max(32, side // 8 * 8)}",) if side <= SMALL_PX else ()
+    if not file.manifest.classes:
+        recipe = "idmm_deit_tiny" if on_gpu else "photos_cpu"
+        return Choice(recipe, None, 1.0, settings, "no labels: pretraining alone")
+    if on_gpu:
+        why = "a GPU: the paper's recipe, a half of the time for each stage (not measured on a GPU yet)"
+        return Choice("idmm_deit_tiny", "finetune_deit_tiny_224", 0.5, settings, why)
+    why = (
+        "no GPU: all of the time trains a ResNet-18 on the labels; on a processor that beats pretraining "
+        "at equal time (docs/results.md)"
+    )
+    return Choice(None, "finetune_photos_cpu", 0.0, settings, why)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one epoch, and of what comes with a stage however long it is."""
+
+    epoch_s: float
+    around_s: float
+
+    def epochs_in(self, seconds: float) -> int:
+        """How many fill the time; 0 if not even one does."""
+        return max(0, int((seconds - self.around_s) * RESERVE / self.epoch_s))
+
+    def seconds_of(self, epochs: int) -> float:
+        """Of a whole stage."""
+        return self.around_s + epochs * self.epoch_s
+
+
+def measure(
+    command: Command, recipe: str, settings: tuple[str, ...], train: BetonFile, test: BetonFile | None
+) -> Speed:
+    """Time a few steps of a stage on its own images, in a folder that is removed again."""
+    flags = TrainFlags(recipe=recipe, data=str(train.path), set=settings)
+    given = settings_of(command, flags)
+    file, _ = training_files(given)  # of labelled images alone, where it needs labels
+    head = given.head.model_copy(update={"init": "noise"})  # else all features would be computed first
+    given = given.model_copy(update={"head": head})
+    rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
+    with joined_ranks() as device:
+        timed = train_steps(given, load_ds_config(None), file, rows, device, steps=TIMED_STEPS)
+    step_s = statistics.median(timed.whole_s[2:])  # the first ones fill caches
+    batch = given.batch.global_images
+    evaluated = 0 if test is None else test.images + (train.images if command == "pretrain" else 0)
+    evaluation_s = evaluated / (batch * given.views.count) * step_s * FORWARD_SHARE
+    return Speed(steps_per_epoch(file.images, batch) * step_s, AROUND_A_STAGE_S + evaluation_s)
+
+
+def fill(shares: dict[Command, float], speeds: dict[Command, Speed], seconds: float) -> dict[Command, int]:
+    """Epochs of each stage that fill the time.
+
+    Args:
+        shares: of the time; only their ratios count.
+        speeds: of each stage.
+        seconds: for all stages.
+    Raises: UsageError if it is too short for an epoch of each (says how long would do).
+    """
+    whole = sum(shares.values())
+    epochs = {
+        command: speeds[command].epochs_in(seconds * share / whole) for command, share in shares.items()
+    }
+    if not all(epochs.values()):
+        needed = max(
+            (speeds[command].around_s + speeds[command].epoch_s / RESERVE) * whole / share
+            for command, share in shares.items()
+        )
+        raise UsageError(
+            f"`minutes`: {max(0, seconds) / 60:.1f} of them are left, and one epoch of each stage, with start "
+            f"and evaluation, takes {needed / 60:.1f} here. Give at least "
+            f"{max(0.1, (needed - seconds) / 60 + 0.05):.1f} more, or fewer images."
+        )
+    return epochs
