@@ -17,6 +17,7 @@ from vitds.cli.data import data_build, data_info, data_preview, data_verify
 from vitds.cli.evaluate import eval_knn, eval_linear, eval_top1
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
 from vitds.cli.train import finetune, pretrain
+from vitds.cli.use import embed, export_hf, export_onnx, export_timm, predict, similar
 from vitds.console import run_command
 from vitds.words import Command
 
@@ -34,6 +35,12 @@ COMMANDS: dict[str, Command] = {
     "eval top1": eval_top1,
     "eval knn": eval_knn,
     "eval linear": eval_linear,
+    "predict": predict,
+    "embed": embed,
+    "similar": similar,
+    "export timm": export_timm,
+    "export hf": export_hf,
+    "export onnx": export_onnx,
     "chain": chain,
     "plan": plan,
     "checkpoint list": checkpoint_list,

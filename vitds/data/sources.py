@@ -74,6 +74,18 @@ class SourceTree:
     folders: frozenset[Parts]
 
 
+def read_tree(source: Path, findings: Findings, workspace: Path) -> list[SourceImage]:
+    """All images of one source by the order of their paths, whatever folders they lie in; none has a class.
+
+    Args:
+        source: a folder or tar.
+        findings: gets what was odd.
+        workspace: as for scan_sources.
+    Raises: DataError if the source is missing, of no such kind, damaged or without images.
+    """
+    return [image for _, image in sorted(_read_source(source, findings, workspace).files.items())]
+
+
 def scan_sources(
     sources: Sequence[str | Path],
     findings: Findings,

@@ -1,0 +1,26 @@
+"""Guesses as rows of a table."""
+
+from __future__ import annotations
+
+from vitds.use.model import Guess
+from vitds.use.tables import Row
+
+TOP = 3
+_PLACES = ("", *(f"_{place}" for place in range(2, TOP + 1)))
+SCHEMA = {
+    "file": "text",
+    **{
+        f"{name}{place}": kind
+        for place in _PLACES
+        for name, kind in (("class", "text"), ("probability", "number"))
+    },
+    "reason": "text",
+}  # file class probability class_2 probability_2 class_3 probability_3 reason
+
+
+def row_of(guess: Guess) -> Row:
+    """The row of one image: what there is no value for is None; the reason is empty where the image was read."""
+    row: Row = {**dict.fromkeys(SCHEMA), "file": guess.file, "reason": guess.reason}
+    for place, name, probability in zip(_PLACES, guess.classes, guess.probabilities, strict=False):
+        row |= {f"class{place}": name, f"probability{place}": probability}
+    return row
