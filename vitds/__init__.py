@@ -1,8 +1,8 @@
 """Train Vision Transformers from scratch on the images you have.
 
 `vitds.pretrain(...)`, `vitds.finetune(...)` and `vitds.evaluate(...)` are the functions that the command line
-calls. `vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used, so
-that `import vitds` loads neither torch nor DeepSpeed.
+calls. `vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used,
+so that `import vitds` loads neither torch nor DeepSpeed.
 """
 
 import importlib as _importlib

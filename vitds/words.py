@@ -114,7 +114,8 @@ def _sort_words(
             value = "true" if kinds[name] is bool else next(queue, "--")
             if value.startswith("--"):
                 raise UsageError(
-                    f"{_flag(name)} needs a value; a value that itself starts with -- is written {_flag(name)}=VALUE"
+                    f"{_flag(name)} needs a value; a value that itself starts with -- is written "
+                    f"{_flag(name)}=VALUE"
                 )
         flags.setdefault(name, []).append(value)
     return plain, flags

@@ -10,7 +10,7 @@ from typing import Literal
 from vitds.data.beton import BetonFile, open_beton
 from vitds.errors import ResourceError, RunError
 from vitds.terminal import say
-from vitds.use.export import new_folder
+from vitds.use.export import new_folder, sameness
 from vitds.use.model import Model, open_model
 
 Kind = Literal["timm", "hf", "onnx"]
@@ -38,7 +38,7 @@ def export(kind: Kind, run: str, *, out: str, int8: bool = False) -> Path:
             lines = module.export_onnx(model, folder, int8=int8, test_file=test_file)
         else:
             found = getattr(module, f"export_{kind}")(model, folder)
-            lines = [f"the numbers differ from the run's by at most {found:.0e} of the largest"]
+            lines = [f"its numbers differ from the run's {sameness(found)}"]
     for line in lines:
         say(f"{out}: {line}")
     say(f"{out}/README.md says how to use it")

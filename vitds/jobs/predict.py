@@ -48,7 +48,8 @@ def predict(
 
 @contextmanager
 def found_images(model: Model, named: Sequence[str | Path]) -> Iterator[list[NamedImage]]:
-    """The images that a command names; what should be known of them and of the model goes to standard error."""
+    """The images that a command names; what should be known of them and of the model is said on standard
+    error."""
     with tempfile.TemporaryDirectory() as workspace:
         found, findings = find_images(list(named), Path(workspace))
         for note in filter(None, (*model.notes, passed_over(findings))):

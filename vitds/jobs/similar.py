@@ -78,7 +78,8 @@ def _draw(model: Model, path: Path, asked: NamedImage, found: list[Neighbour], t
     page.save(path)
     if escaped:
         say(
-            f"{path}: no font of this machine has {' '.join(sorted(escaped))}; they stand there as code points"
+            f"{path}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as "
+            "code points"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,45 @@ from vitds.runs.directory import Run, read_json, write_atomic
 from vitds.use.model import Model
 
 NAMES_SHOWN = 20
+CARD = """\
+---
+license: unknown
+library_name: {library}
+pipeline_tag: {task}
+tags: [vitds]
+---
+
+# {backbone}, trained by `{method}`
+
+Exported by vitds {version} from the run `{run}`. Input: {side} x {side} pixels, mean {mean}, deviation {std}.
+
+## Use
+
+In this folder, on a photograph of yours:
+
+```python
+{usage}
+```
+
+{notes}
+
+## Data
+
+{data}
+
+## Recipe
+
+{recipe}
+
+## Results
+
+{results}
+
+## Licence
+
+Not decided. Put one in place of `unknown` in the first lines. The weights come from the images named above, and
+from the weights that the recipe names as `init`, if it does.
+"""
 
 
 def write_card(folder: Path, model: Model, *, library: str, usage: str, notes: list[str]) -> None:
@@ -26,30 +64,24 @@ def write_card(folder: Path, model: Model, *, library: str, usage: str, notes: l
         usage: Python that runs in the folder beside a photo.jpg; its last three lines do the work.
         notes: what else a person should know of these weights, a line each.
     """
-    run = model.run
-    settings = model.settings
-    task = "image-classification" if model.head is not None else "image-feature-extraction"
-    head = {"license": "unknown", "library_name": library, "pipeline_tag": task, "tags": ["vitds"]}
-    sections = {
-        f"# {settings.backbone.name}, trained by `{settings.method}`": (
-            f"Exported by vitds {__version__} from the run `{run.path.name}`. Input: {settings.views.crop_px} x "
-            f"{settings.views.crop_px} pixels, mean {list(settings.views.mean)}, deviation {list(settings.views.std)}."
-        ),
-        "## Use": f"In this folder:\n\n```python\n{usage.strip()}\n```"
-        + "".join(f"\n\n{note}" for note in notes),
-        "## Data": _data(run, model),
-        "## Recipe": _recipe(model),
-        "## Results": _results(run),
-        "## Licence": (
-            "Not decided: `license: unknown` in the first lines stands for it. The weights come from the images "
-            "named above and from nothing else, unless the recipe has an `init`."
-        ),
-    }
-    front = "\n".join(
-        f"{key}: {json.dumps(value) if isinstance(value, list) else value}" for key, value in head.items()
+    settings, run = model.settings, model.run
+    text = CARD.format(
+        task="image-classification" if model.head is not None else "image-feature-extraction",
+        library=library,
+        backbone=settings.backbone.name,
+        method=settings.method,
+        version=__version__,
+        run=run.path.name,
+        side=settings.views.crop_px,
+        mean=list(settings.views.mean),
+        std=list(settings.views.std),
+        usage=usage.strip(),
+        notes="\n".join(f"- {note}" for note in notes),
+        data=_data(run, model),
+        recipe=_recipe(model),
+        results=_results(run),
     )
-    body = "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
-    write_atomic(folder / "README.md", f"---\n{front}\n---\n\n{body}\n".encode())
+    write_atomic(folder / "README.md", text.encode())
     write_atomic(folder / "settings.yaml", dump_settings(settings).encode())
 
 
@@ -59,24 +91,18 @@ def command_of(model: Model) -> str:
 
 
 def _data(run: Run, model: Model) -> str:
-    facts = _known(run, "data.json")
-    contents = _known(run, "inputs.json")
-    lines = [f"`{model.settings.data.train}`"]
+    facts, contents = _known(run, "data.json"), _known(run, "inputs.json")
+    lines = [f"Trained on `{model.settings.data.train}`"]
     if facts:
-        lines[0] += f": {facts['images']:,} images" + f", {facts['classes']} classes" * bool(facts["classes"])
-        lines.append(
-            f"Stored as {facts['storage']}, "
-            + (f"short side {facts['side_px']} px" if facts["side_px"] else "in their own size")
-        )
+        side = f"at most {facts['side_px']} px on the short side" if facts["side_px"] else "in their own size"
+        lines[0] += f": {facts['images']:,} images, stored as {facts['storage']}, {side}"
     if "data.train" in contents:
-        lines.append(f"SHA-256 of its content: `{contents['data.train']}`")
+        lines.append(f"The content's hash: `{contents['data.train']}`")
     if model.classes:
-        named = ", ".join(model.classes[:NAMES_SHOWN])
-        lines.append(
-            f"Classes: {named}"
-            + f" and {len(model.classes) - NAMES_SHOWN} more" * (len(model.classes) > NAMES_SHOWN)
-        )
-    return ".\n".join(lines) + "."
+        more = len(model.classes) - NAMES_SHOWN
+        named = ", ".join(model.classes[:NAMES_SHOWN]) + f" and {more} more" * (more > 0)
+        lines.append(f"{len(model.classes)} classes: {named}")
+    return "".join(f"{line}.\n" for line in lines).strip()
 
 
 def _recipe(model: Model) -> str:
@@ -85,8 +111,8 @@ def _recipe(model: Model) -> str:
     begin = f"from the weights of `{settings.init}`" if settings.init else "from random weights"
     text = (
         f"{settings.epochs} epochs {begin}, {settings.batch.global_images} images a step, rate "
-        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `settings.yaml` has every "
-        f"setting. The command that trains it once more:\n\n    {command_of(model)}"
+        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `settings.yaml` has "
+        f"every setting. The command that trains it once more:\n\n    {command_of(model)}"
     )
     if facts:
         versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("vitds", "torch", "timm"))

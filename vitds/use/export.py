@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,8 @@ def new_folder(out: str) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        for file in part.iterdir():  # some libraries write for the owner alone, whatever the umask says
+            file.chmod(part.stat().st_mode & 0o666)
         if path.exists():
             path.rmdir()
         part.replace(path)
@@ -64,7 +66,7 @@ def trial_crops(model: Model) -> Float[Tensor, "B 3 S S"]:
 def difference(
     model: Model, features: Tensor | None, logits: Tensor | None, crops: Float[Tensor, "B 3 S S"]
 ) -> float:
-    """The largest difference of exported features and logits from the model's own, over the largest of its own.
+    """The largest difference of exported features and logits from the run's, over the largest of the run's.
 
     Args:
         model: on the CPU.
@@ -84,10 +86,15 @@ def difference(
     return max(float((ours - theirs).abs().max() / ours.abs().max()) for ours, theirs in pairs)
 
 
-def require_same(found: float, allowed: float, what: str, instead: Callable[[], str] | str) -> None:
+def sameness(found: float) -> str:
+    """What to say of a difference."""
+    return f"by at most {found:.0e} of the largest number" if found else "in nothing"
+
+
+def require_same(found: float, allowed: float, what: str, instead: str) -> None:
     """Raises: ShapeError if an export's numbers are not the run's; says what would work."""
     if not found <= allowed:
         raise ShapeError(
-            f"{what} gives other numbers than the run (by {found:.1e} of the largest, allowed {allowed:.0e}), so nothing "
-            f"was written; {instead}"
+            f"{what} gives other numbers than the run (by {found:.1e} of the largest, allowed are "
+            f"{allowed:.0e}), so nothing was written; {instead}"
         )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForImageClassification, BitImageProcessor, ViTConfig, ViTModel
+from transformers import BitImageProcessor, ViTConfig, ViTModel
 from transformers import ViTForImageClassification as ViTClassifier
+from transformers.utils import logging
 
 from vitds.errors import ShapeError
 from vitds.use.card import write_card
-from vitds.use.export import difference, require_same, short_side, trial_crops
+from vitds.use.export import difference, require_same, sameness, short_side, trial_crops
 from vitds.use.model import Model
 
 ALLOWED = 1e-5  # of the largest number
@@ -58,17 +61,18 @@ def export_hf(model: Model, folder: Path) -> float:
     kind = "AutoModel" if model.head is None else "AutoModelForImageClassification"
     network = ViTModel(config, add_pooling_layer=False) if model.head is None else ViTClassifier(config)
     _load(network, model)
-    network.eval().save_pretrained(folder)
-    _processor(model).save_pretrained(folder)
-    found = _compare(model, folder)
+    with _quiet():
+        network.eval().save_pretrained(folder)
+        _processor(model).save_pretrained(folder)
+        found = _compare(model, folder)
     result = (
         "features = model(**pixels).last_hidden_state[:, 0]"
         if model.head is None
         else "probabilities = model(**pixels).logits.softmax(1)"
     )
     notes = [
-        "transformers scales pictures by its own code, so pixels differ by a level or two from those of vitds; on the "
-        f"same pixels the numbers differ by at most {found:.0e} of the largest."
+        "transformers scales pictures by its own code, so pixels differ by a level or two from those of vitds. "
+        f"On the same pixels its numbers differ from the run's {sameness(found)}."
     ]
     if model.classes:
         notes.insert(0, "`model.config.id2label` has the classes in the order of the probabilities.")
@@ -108,12 +112,13 @@ def _require_vit(vit: nn.Module, model: Model) -> None:
     name = model.settings.backbone.name
     if type(vit) is not VisionTransformer:
         raise ShapeError(
-            f"{name} is a {type(vit).__name__}, which transformers' ViT is not (no distillation either); {INSTEAD}"
+            f"{name} is a {type(vit).__name__}, and transformers' ViT is timm's VisionTransformer alone, "
+            f"without distillation; {INSTEAD}"
         )
     if vit.global_pool != "token":
         raise ShapeError(
-            f"{name} of this run pools its tokens by {vit.global_pool!r}, and transformers' ViT has the class token alone; "
-            f"{INSTEAD}. A run with backbone.options.global_pool=token can be exported"
+            f"{name} of this run pools its tokens by {vit.global_pool!r}, and transformers' ViT has the class "
+            f"token alone; {INSTEAD}. A run with backbone.options.global_pool=token can be exported"
         )
     names = {key for key in vit.state_dict() if not key.startswith("blocks.")} - set(TENSORS)
     own = set(LAYERS) | {"attn.qkv"}
@@ -147,7 +152,7 @@ def _load(network: nn.Module, model: Model) -> None:
 
 
 def _processor(model: Model) -> BitImageProcessor:
-    """Scales to the short side and takes the central window, as evaluation does; transformers' ViT has none that does."""
+    """Scales to the short side and takes the central window, as evaluation does; the ViT's own has no window."""
     views = model.settings.views
     side = views.crop_px
     return BitImageProcessor(
@@ -162,12 +167,28 @@ def _processor(model: Model) -> BitImageProcessor:
 def _compare(model: Model, folder: Path) -> float:
     """Load the folder as a person would, and compare."""
     crops = trial_crops(model)
-    features = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    logits = None
     with torch.inference_mode():
-        rows = features(crops).last_hidden_state[:, 0]
-        logits = None
-        if model.head is not None:
-            logits = AutoModelForImageClassification.from_pretrained(folder).eval()(crops).logits
-    found = difference(model, rows, logits, crops)
+        if model.head is None:
+            vit = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+        else:
+            classifier = ViTClassifier.from_pretrained(folder).eval()
+            vit, logits = classifier.vit, classifier(crops).logits
+        features = vit(crops).last_hidden_state[:, 0]
+    found = difference(model, features, logits, crops)
     require_same(found, ALLOWED, "transformers' ViT", INSTEAD)
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and reports about a file that was written a moment ago."""
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -19,23 +19,22 @@ from torch import Tensor, nn
 from vitds.data.beton import BetonFile
 from vitds.data.loader import eval_batches
 from vitds.evaluate.classify import top_accuracy
-from vitds.use.card import write_card
-from vitds.use.export import difference, require_same, short_side, trial_crops
-from vitds.use.model import Model
 from vitds.runs.directory import write_json
+from vitds.use.card import write_card
+from vitds.use.export import difference, require_same, sameness, short_side, trial_crops
+from vitds.use.model import Model
 
 ALLOWED = 1e-4  # of the largest number
 FLOATS, INT8 = "model.onnx", "model_int8.onnx"
 
 USAGE = """\
-import json
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-model, about = onnxruntime.InferenceSession("model.onnx"), json.load(open("config.json"))
-image = ImageOps.fit(Image.open("photo.jpg").convert("RGB"), about["size"], Image.Resampling.BICUBIC, about["bleed"])
-{results} = model.run({names}, {{"pixels": np.asarray(image).transpose(2, 0, 1)[None]}})
+model = onnxruntime.InferenceSession("model.onnx")
+image = ImageOps.fit(Image.open("photo.jpg").convert("RGB"), ({side}, {side}), bleed={bleed:.6f})
+{results} = model.run(None, {{"pixels": np.asarray(image).transpose(2, 0, 1)[None]}})
 """
 
 
@@ -68,8 +67,7 @@ def export_onnx(
     Raises: ShapeError if onnxruntime computes other numbers.
     """
     _export(model, folder / FLOATS)
-    views = model.settings.views
-    side = views.crop_px
+    side = model.settings.views.crop_px
     crops = trial_crops(model)
     outputs = run_onnx(folder / FLOATS, _pixels_of(crops, model))
     logits = None if model.head is None else torch.from_numpy(outputs[1])
@@ -80,20 +78,22 @@ def export_onnx(
         "onnxruntime",
         "this is a fault of torch's exporter; `vitds export timm` may do instead",
     )
-    lines = [f"{FLOATS}: the numbers differ from the run's by at most {found:.0e} of the largest"]
+    lines = [f"{FLOATS}: its numbers differ from the run's {sameness(found)}"]
     if int8:
         lines += _int8(model, folder, test_file)
-    about = {"size": [side, side], "bleed": (1 - side / short_side(side)) / 2, "classes": list(model.classes)}
-    write_json(folder / "config.json", about)
-    results, names = (
-        ("features, logits", '["features", "logits"]') if model.head else ("features,", '["features"]')
+    write_json(folder / "config.json", {"side_px": side, "classes": list(model.classes)})
+    usage = USAGE.format(
+        side=side,
+        bleed=(1 - side / short_side(side)) / 2,
+        results="features, logits" if model.head is not None else "(features,)",
     )
     notes = [
-        "The model takes uint8 pixels (images, 3, height, width), any number of images, and normalises them itself."
-        + ' `about["classes"]` has the classes in the order of the logits.' * bool(model.classes),
+        "It takes uint8 pixels (images, 3, height, width), any number of images, and normalises them itself.",
         *lines,
     ]
-    write_card(folder, model, library="onnx", usage=USAGE.format(results=results, names=names), notes=notes)
+    if model.classes:
+        notes.insert(1, "`config.json` has the classes in the order of the logits.")
+    write_card(folder, model, library="onnx", usage=usage, notes=notes)
     return lines
 
 

@@ -12,21 +12,12 @@ from torch import nn
 from vitds.errors import ShapeError
 from vitds.models.create import takes_side
 from vitds.use.card import write_card
-from vitds.use.export import crop_share, difference, require_same, trial_crops
+from vitds.use.export import crop_share, difference, require_same, sameness, trial_crops
 from vitds.use.model import Model
 
 ALLOWED = 1e-5  # of the largest number: the order of sums may differ
 # Of timm's own weights for the architecture; these are others.
-FOREIGN = (
-    "tag",
-    "license",
-    "origin_url",
-    "paper_ids",
-    "paper_name",
-    "notes",
-    "description",
-    "label_descriptions",
-)
+FOREIGN = ("license", "origin_url", "paper_ids", "paper_name", "notes", "description", "label_descriptions")
 
 USAGE = """\
 import timm
@@ -48,6 +39,8 @@ def export_timm(model: Model, folder: Path) -> float:
     Raises: ShapeError for an architecture whose classifier is not one linear layer behind the features.
     """
     network = whole_network(model)
+    for name in FOREIGN:
+        network.pretrained_cfg.pop(name, None)
     views = model.settings.views
     side = views.crop_px
     preparation = {
@@ -63,7 +56,7 @@ def export_timm(model: Model, folder: Path) -> float:
         network,
         str(folder),
         model_config={
-            "pretrained_cfg": preparation | dict.fromkeys(FOREIGN),
+            "pretrained_cfg": preparation,
             "model_args": _arguments(model),
             **names,
         },
@@ -77,8 +70,8 @@ def export_timm(model: Model, folder: Path) -> float:
             '`model.pretrained_cfg["label_names"]` has the classes in the order of the probabilities.'
         )
     notes.append(
-        "timm scales pictures with Pillow, vitds with its own kernels, so pixels differ by a level or two; on the same "
-        f"pixels the numbers differ by at most {found:.0e} of the largest."
+        "timm scales pictures with Pillow, vitds with its own kernels, so pixels differ by a level or two. On the "
+        f"same pixels its numbers differ from the run's {sameness(found)}."
     )
     write_card(folder, model, library="timm", usage=USAGE.format(result=result, tail=tail), notes=notes)
     return found
@@ -96,8 +89,8 @@ def whole_network(model: Model) -> nn.Module:
         classifier = network.get_classifier()
         if not isinstance(classifier, nn.Linear) or classifier.weight.shape != head.weight.shape:
             raise ShapeError(
-                f"{name} classifies in timm by more than one linear layer behind its features, so the run's class head has "
-                "no place there; `vitds export onnx` takes it"
+                f"{name} classifies in timm by more than one linear layer behind its features, so the run's class "
+                "head has no place there; `vitds export onnx` takes it"
             )
         own = {id(parameter) for parameter in classifier.parameters()}
         missing = [key for key in missing if id(network.get_parameter(key)) not in own]

@@ -53,7 +53,7 @@ NamedImage = SourceImage | StoredImage
 
 
 def find_images(named: Sequence[AnyImage], workspace: Path) -> tuple[list[NamedImage], Findings]:
-    """The images in the order in which they are named; those of a folder or archive by the order of their paths.
+    """The images in the order in which they are named, those of a folder or archive in the order of paths.
 
     Args:
         named: image files, folders, archives, .beton files; pictures of Pillow; (H, W, 3) uint8 arrays.
@@ -95,7 +95,7 @@ def _of_path(path: Path, findings: Findings, workspace: Path) -> list[NamedImage
 
 
 def _looks_like_one_file(path: Path) -> bool:
-    """Whether a file is no archive, by its first bytes and its name; what is no image either gets its reason later."""
+    """Whether a file is no archive, by its first bytes and name; what is no image gets its reason later."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -113,10 +113,11 @@ def _of_beton(path: Path) -> list[NamedImage]:
 
 
 def _rgb_of(picture: Image.Image, place: int) -> NDArray[np.uint8]:
-    """A picture in memory as the same picture in a file would be read: turned upright, on white, 8-bit RGB."""
+    """A picture in memory as it would be read from a file: turned upright, on white, 8-bit RGB."""
     if picture.mode in ("I", "F"):
         raise DataError(
-            f"image {place}: a picture of mode {picture.mode}, whose range is not known; make it 8-bit RGB first"
+            f"image {place}: a picture of mode {picture.mode}, whose range is not known; make it 8-bit RGB "
+            "first"
         )
     picture.load()  # a TIFF is turned by that, and its tag is gone
     exif = Image.Exif()

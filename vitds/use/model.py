@@ -246,8 +246,8 @@ def _no_head(name: str, is_run: bool) -> RunError:
         ("was trained without labels and", f" --init {name}") if is_run else ("is a plain timm model and", "")
     )
     return RunError(
-        f"{name} {what} has no class head, so it cannot name classes. Fine-tune first (vitds finetune{init} --data "
-        "LABELLED.beton), or take `vitds embed` for features and `vitds similar` for the nearest images"
+        f"{name} {what} has no class head, so it cannot name classes. Fine-tune first (vitds finetune{init} "
+        "--data LABELLED.beton), or take `vitds embed` for features and `vitds similar` for the nearest images"
     )
 
 

@@ -19,7 +19,7 @@ SCHEMA = {
 
 
 def row_of(guess: Guess) -> Row:
-    """The row of one image: what there is no value for is None; the reason is empty where the image was read."""
+    """The row of one image; None stands where there is no value, no reason where the image was read."""
     row: Row = {**dict.fromkeys(SCHEMA), "file": guess.file, "reason": guess.reason}
     for place, name, probability in zip(_PLACES, guess.classes, guess.probabilities, strict=False):
         row |= {f"class{place}": name, f"probability{place}": probability}

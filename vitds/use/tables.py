@@ -104,7 +104,7 @@ def check_out(out: str, endings: Sequence[str]) -> Path:
         raise ResourceError(f"`out={out}`: there is no folder {path.parent}; make it first")
     if path.suffix.lower() == ".parquet" and pyarrow is None:
         raise ResourceError(
-            f'`out={out}`: Parquet needs pyarrow: pip install "vitds[parquet]"; or write to a name that ends in .csv'
+            f'`out={out}`: Parquet needs pyarrow: pip install "vitds[parquet]"; or end the name in .csv'
         )
     return path
 

@@ -1,7 +1,7 @@
-"""One image to the view that evaluation has of it, to the bit: the path of `vitds data build`, then the kernels'.
+"""One image to the view that evaluation has of it, to the bit.
 
-A run is evaluated on a .beton file, whose images were reduced and stored when it was built. So any other image
-is stored in the same way first, in memory, and its view is cut from that.
+A run is evaluated on a .beton file, whose images were reduced and stored when it was built. So any other
+image is stored in the same way first, in memory, and the kernels cut its view from that.
 """
 
 from __future__ import annotations
