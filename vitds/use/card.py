@@ -49,8 +49,8 @@ In this folder, on a photograph of yours:
 
 ## Licence
 
-Not decided. Put one in place of `unknown` in the first lines. The weights come from the images named above, and
-from the weights that the recipe names as `init`, if it does.
+Not decided. Put one in place of `unknown` in the first lines. The weights come from the images named above,
+and from the weights that the recipe names as `init`, if it does.
 """
 
 
@@ -111,8 +111,8 @@ def _recipe(model: Model) -> str:
     begin = f"from the weights of `{settings.init}`" if settings.init else "from random weights"
     text = (
         f"{settings.epochs} epochs {begin}, {settings.batch.global_images} images a step, rate "
-        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `settings.yaml` has "
-        f"every setting. The command that trains it once more:\n\n    {command_of(model)}"
+        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `settings.yaml` "
+        f"has every setting. The command that trains it once more:\n\n    {command_of(model)}"
     )
     if facts:
         versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("vitds", "torch", "timm"))

@@ -59,9 +59,9 @@ def export_hf(model: Model, folder: Path) -> float:
     """
     config = _config(model)
     kind = "AutoModel" if model.head is None else "AutoModelForImageClassification"
-    network = ViTModel(config, add_pooling_layer=False) if model.head is None else ViTClassifier(config)
-    _load(network, model)
     with _quiet():
+        network = ViTModel(config, add_pooling_layer=False) if model.head is None else ViTClassifier(config)
+        _load(network, model)
         network.eval().save_pretrained(folder)
         _processor(model).save_pretrained(folder)
         found = _compare(model, folder)
@@ -71,8 +71,8 @@ def export_hf(model: Model, folder: Path) -> float:
         else "probabilities = model(**pixels).logits.softmax(1)"
     )
     notes = [
-        "transformers scales pictures by its own code, so pixels differ by a level or two from those of vitds. "
-        f"On the same pixels its numbers differ from the run's {sameness(found)}."
+        "transformers scales pictures by its own code, so pixels differ a little from those of vitds. On the "
+        f"same pixels its numbers differ from the run's {sameness(found)}."
     ]
     if model.classes:
         notes.insert(0, "`model.config.id2label` has the classes in the order of the probabilities.")
@@ -117,8 +117,8 @@ def _require_vit(vit: nn.Module, model: Model) -> None:
         )
     if vit.global_pool != "token":
         raise ShapeError(
-            f"{name} of this run pools its tokens by {vit.global_pool!r}, and transformers' ViT has the class "
-            f"token alone; {INSTEAD}. A run with backbone.options.global_pool=token can be exported"
+            f"{name} of this run pools its tokens by {vit.global_pool!r}, and transformers' ViT has the "
+            f"class token alone; {INSTEAD}. A run with backbone.options.global_pool=token can be exported"
         )
     names = {key for key in vit.state_dict() if not key.startswith("blocks.")} - set(TENSORS)
     own = set(LAYERS) | {"attn.qkv"}
@@ -152,7 +152,7 @@ def _load(network: nn.Module, model: Model) -> None:
 
 
 def _processor(model: Model) -> BitImageProcessor:
-    """Scales to the short side and takes the central window, as evaluation does; the ViT's own has no window."""
+    """Scales to the short side and takes the central window, as evaluation does; the ViT's own has none."""
     views = model.settings.views
     side = views.crop_px
     return BitImageProcessor(

@@ -70,8 +70,8 @@ def export_timm(model: Model, folder: Path) -> float:
             '`model.pretrained_cfg["label_names"]` has the classes in the order of the probabilities.'
         )
     notes.append(
-        "timm scales pictures with Pillow, vitds with its own kernels, so pixels differ by a level or two. On the "
-        f"same pixels its numbers differ from the run's {sameness(found)}."
+        "timm scales pictures with Pillow, vitds with its own kernels, so pixels differ a little. On the same "
+        f"pixels its numbers differ from the run's {sameness(found)}."
     )
     write_card(folder, model, library="timm", usage=USAGE.format(result=result, tail=tail), notes=notes)
     return found
@@ -89,8 +89,8 @@ def whole_network(model: Model) -> nn.Module:
         classifier = network.get_classifier()
         if not isinstance(classifier, nn.Linear) or classifier.weight.shape != head.weight.shape:
             raise ShapeError(
-                f"{name} classifies in timm by more than one linear layer behind its features, so the run's class "
-                "head has no place there; `vitds export onnx` takes it"
+                f"{name} classifies in timm by more than one linear layer behind its features, so the run's "
+                "class head has no place there; `vitds export onnx` takes it"
             )
         own = {id(parameter) for parameter in classifier.parameters()}
         missing = [key for key in missing if id(network.get_parameter(key)) not in own]

@@ -1,4 +1,4 @@
-"""From what a person names (files, folders, archives, .beton files, pictures in memory) to a list of images."""
+"""What a person names (files, folders, archives, .beton files, pictures in memory) as a list of images."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def _no_head(name: str, is_run: bool) -> RunError:
     )
     return RunError(
         f"{name} {what} has no class head, so it cannot name classes. Fine-tune first (vitds finetune{init} "
-        "--data LABELLED.beton), or take `vitds embed` for features and `vitds similar` for the nearest images"
+        "--data LABELLED.beton), or take `vitds embed` for features, `vitds similar` for the nearest images"
     )
 
 
