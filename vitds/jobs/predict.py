@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitds.terminal import say
 from vitds.use.images import NamedImage, find_images, passed_over
-from vitds.use.model import Guess, Model, open_model
+from vitds.use.model import Model, Prediction, open_model
 from vitds.use.predict import SCHEMA, TOP, row_of
 from vitds.use.tables import CsvTable, Table, check_out, open_table
 
@@ -37,12 +37,12 @@ def predict(
     path = check_out(out, ENDINGS) if out else None
     model = open_model(run, needs_head=True)
     with found_images(model, images) as found:
-        guesses = model.guesses(found, top=TOP, workers=workers, show_progress=True)
+        predictions = model.predictions(found, top=TOP, workers=workers, show_progress=True)
         if path is None:
-            _write(CsvTable(sys.stdout, list(SCHEMA)), guesses)
+            _write(CsvTable(sys.stdout, list(SCHEMA)), predictions)
             return
         with open_table(path, SCHEMA) as table:
-            counts, unreadable = _write(table, guesses)
+            counts, unreadable = _write(table, predictions)
     say(f"{out}: {_summary(counts, unreadable)}")
 
 
@@ -57,14 +57,14 @@ def found_images(model: Model, named: Sequence[str | Path]) -> Iterator[list[Nam
         yield found
 
 
-def _write(table: Table, guesses: Iterator[Guess]) -> tuple[Counter[str], int]:
+def _write(table: Table, predictions: Iterator[Prediction]) -> tuple[Counter[str], int]:
     """How many images of each class there were, and how many could not be read."""
     counts: Counter[str] = Counter()
     unreadable = 0
-    for guess in guesses:
-        table.write(row_of(guess))
-        if guess.classes:
-            counts[guess.classes[0]] += 1
+    for prediction in predictions:
+        table.write(row_of(prediction))
+        if prediction.classes:
+            counts[prediction.classes[0]] += 1
         else:
             unreadable += 1
     return counts, unreadable

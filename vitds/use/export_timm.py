@@ -70,8 +70,8 @@ def export_timm(model: Model, folder: Path) -> float:
             '`model.pretrained_cfg["label_names"]` has the classes in the order of the probabilities.'
         )
     notes.append(
-        "timm scales pictures with Pillow, vitds with its own kernels, so pixels differ a little. On the same "
-        f"pixels its numbers differ from the run's {sameness(found)}."
+        "timm scales pictures with Pillow, vitds with its own kernels, so pixels differ a little. On the "
+        f"same pixels its numbers differ from the run's {sameness(found)}."
     )
     write_card(folder, model, library="timm", usage=USAGE.format(result=result, tail=tail), notes=notes)
     return found

@@ -11,18 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitds.data.archives import TAR_SUFFIXES
 from vitds.data.beton import open_beton
 from vitds.data.findings import TEXTS, Findings, shown
-from vitds.data.formats import HEAD_BYTES, format_of
 from vitds.data.images import LeftOut
 from vitds.data.metadata import ORIENTATION, orientation_of
 from vitds.data.pixels import layout_of, to_rgb
 from vitds.data.sources import SourceImage, read_tree
 from vitds.errors import DataError
 
-AnyImage = str | Path | Image.Image | NDArray[np.uint8]
+AnyImage = str | Path | Image.Image | np.ndarray  # an array is (H, W, 3) uint8
+Images = Sequence[AnyImage] | np.ndarray
 # Modes of Pillow that a PNG keeps as they are; CMYK and the like become RGB first.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, ".zip")
 MISSING_SHOWN = 3
 
 
@@ -52,7 +54,7 @@ class StoredImage:
 NamedImage = SourceImage | StoredImage
 
 
-def find_images(named: Sequence[AnyImage], workspace: Path) -> tuple[list[NamedImage], Findings]:
+def find_images(named: Images, workspace: Path) -> tuple[list[NamedImage], Findings]:
     """The images in the order in which they are named, those of a folder or archive in the order of paths.
 
     Args:
@@ -62,6 +64,8 @@ def find_images(named: Sequence[AnyImage], workspace: Path) -> tuple[list[NamedI
     Raises: DataError if a file does not exist, a source holds no image, or a picture in memory has another
         shape or type (names all that are missing before anything is read).
     """
+    if isinstance(named, str) or getattr(named, "ndim", 4) == 3:
+        raise DataError("give the images as a list, also where there is only one: predict([image])")
     missing = [str(one) for one in named if isinstance(one, str | Path) and not Path(one).exists()]
     if missing:
         more = f" and {len(missing) - MISSING_SHOWN} more" if len(missing) > MISSING_SHOWN else ""
@@ -89,20 +93,9 @@ def passed_over(findings: Findings) -> str:
 def _of_path(path: Path, findings: Findings, workspace: Path) -> list[NamedImage]:
     if path.suffix == ".beton":
         return _of_beton(path)
-    if path.is_dir() or not _looks_like_one_file(path):
+    if path.is_dir() or path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return list(read_tree(path, findings, workspace))
     return [SourceImage(shown(path), "", None, str(path))]
-
-
-def _looks_like_one_file(path: Path) -> bool:
-    """Whether a file is no archive, by its first bytes and name; what is no image gets its reason later."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return True
-    is_archive = ".tar" in path.name.lower() or path.suffix.lower() in (".zip", ".tgz", ".tbz2", ".txz")
-    return format_of(head) is not None or not is_archive
 
 
 def _of_beton(path: Path) -> list[NamedImage]:
@@ -119,7 +112,10 @@ def _rgb_of(picture: Image.Image, place: int) -> NDArray[np.uint8]:
             f"image {place}: a picture of mode {picture.mode}, whose range is not known; make it 8-bit RGB "
             "first"
         )
-    picture.load()  # a TIFF is turned by that, and its tag is gone
+    try:
+        picture.load()  # a TIFF is turned by that, and its tag is gone
+    except OSError as error:
+        raise DataError(f"image {place}: the picture cannot be decoded: {error}") from error
     exif = Image.Exif()
     exif[ORIENTATION], _ = orientation_of(picture)
     if picture.mode not in PNG_MODES:
@@ -130,16 +126,11 @@ def _rgb_of(picture: Image.Image, place: int) -> NDArray[np.uint8]:
         return np.asarray(to_rgb(png, layout_of(png, file.getvalue())))
 
 
-def _checked(array: object, place: int) -> NDArray[np.uint8]:
-    is_picture = isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[2] == 3 and array.size
-    if not is_picture or array.dtype != np.uint8:
-        what = (
-            f"an array {array.shape} of {array.dtype}"
-            if isinstance(array, np.ndarray)
-            else type(array).__name__
-        )
+def _checked(array: np.ndarray, place: int) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError(
-            f"image {place} is {what}; give a path, a picture of Pillow, or an (H, W, 3) array of uint8"
+            f"image {place} is an array {array.shape} of {array.dtype}; give a path, a picture of Pillow, or "
+            "an (H, W, 3) array of uint8"
         )
     return np.ascontiguousarray(array)
 

@@ -12,7 +12,6 @@ import numpy as np
 import timm
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor, nn
 
 from vitds.config.tree import Settings
@@ -20,7 +19,7 @@ from vitds.data.beton import load_manifest, manifest_path
 from vitds.data.images import LeftOut, Storing
 from vitds.data.loader import EvalBatch
 from vitds.data.workers import work_through
-from vitds.errors import DataError, ResourceError, RunError
+from vitds.errors import ResourceError, RunError
 from vitds.evaluate.features import extract_features
 from vitds.methods import method_class
 from vitds.models.build import build_backbone
@@ -29,7 +28,7 @@ from vitds.models.precision import AUTOCAST
 from vitds.runs.backbone import load_backbone, read_class_names, read_weights
 from vitds.runs.checkpoint import CheckpointReader, Saved
 from vitds.runs.directory import Run, read_json
-from vitds.use.images import AnyImage, NamedImage, find_images, name_of
+from vitds.use.images import Images, NamedImage, find_images, name_of
 from vitds.use.view import view_of
 
 UNCHANGED = Storing("raw", None, 90)  # the pixels as they are
@@ -51,7 +50,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Guess:
+class Prediction:
     """The classes that an image most likely is of, the likeliest first.
 
     Attributes:
@@ -98,7 +97,7 @@ class Model:
         """The run that it is of; None for a timm model."""
         return None if self.source is None else Run(_run_of(self.source))
 
-    def predict(self, images: Sequence[AnyImage], top: int = 3) -> list[Guess]:
+    def predict(self, images: Images, top: int = 3) -> list[Prediction]:
         """The likeliest classes of each image, in the order given.
 
         Args:
@@ -107,10 +106,10 @@ class Model:
         Raises: RunError without class head; DataError for a path that does not exist, or no picture.
         """
         with tempfile.TemporaryDirectory() as workspace:
-            found, _ = find_images(_as_list(images), Path(workspace))
-            return list(self.guesses(found, top=top))
+            found, _ = find_images(images, Path(workspace))
+            return list(self.predictions(found, top=top))
 
-    def embed(self, images: Sequence[AnyImage]) -> Float[np.ndarray, "M D"]:
+    def embed(self, images: Images) -> Float[np.ndarray, "M D"]:
         """Features, a row an image, in the order given; a row of NaN for an image that cannot be read.
 
         Args:
@@ -118,7 +117,7 @@ class Model:
         Raises: DataError for a path that does not exist, or no picture.
         """
         with tempfile.TemporaryDirectory() as workspace:
-            found, _ = find_images(_as_list(images), Path(workspace))
+            found, _ = find_images(images, Path(workspace))
             rows = [answer.row for answer in self.answers(found)]
         width = next((len(row) for row in rows if row is not None), self.width)
         return np.stack([np.full(width, np.nan, np.float32) if row is None else row for row in rows])
@@ -130,14 +129,14 @@ class Model:
         with torch.inference_mode():
             return self.backbone(torch.zeros(1, 3, side, side, device=self.device)).shape[1]
 
-    def guesses(
+    def predictions(
         self,
         images: Sequence[NamedImage],
         *,
         top: int = 3,
         workers: int | None = None,
         show_progress: bool = False,
-    ) -> Iterator[Guess]:
+    ) -> Iterator[Prediction]:
         """As predict, of images that were found; few of them in memory.
 
         Args:
@@ -146,7 +145,7 @@ class Model:
         """
         self.require_head()
         for answer in self.answers(images, logits=True, workers=workers, show_progress=show_progress):
-            yield _guess(answer, self.classes, top)
+            yield _prediction(answer, self.classes, top)
 
     def require_head(self) -> None:
         """Raises: RunError if the model cannot classify (says what can)."""
@@ -315,16 +314,11 @@ def _storing_of(run: Path, settings: Settings) -> tuple[Storing, tuple[str, ...]
     return UNCHANGED, (note,)
 
 
-def _guess(answer: Answer, classes: tuple[str, ...], top: int) -> Guess:
+def _prediction(answer: Answer, classes: tuple[str, ...], top: int) -> Prediction:
     if answer.row is None:
-        return Guess(answer.file, (), (), answer.reason)
+        return Prediction(answer.file, (), (), answer.reason)
     chances = torch.from_numpy(answer.row).double().softmax(0)
     best = chances.topk(min(top, len(classes)))
-    return Guess(answer.file, tuple(classes[i] for i in best.indices.tolist()), tuple(best.values.tolist()))
-
-
-def _as_list(images: Sequence[AnyImage]) -> Sequence[AnyImage]:
-    is_one = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) == 3
-    if is_one:
-        raise DataError("give the images as a list, also where there is only one: predict([image])")
-    return images
+    return Prediction(
+        answer.file, tuple(classes[i] for i in best.indices.tolist()), tuple(best.values.tolist())
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 
 from vitds.runs.directory import Run
-from vitds.use.images import AnyImage
-from vitds.use.model import Guess, Model, open_model
+from vitds.use.images import Images
+from vitds.use.model import Model, Prediction, open_model
 
 
 class TrainedRun(Run):
@@ -21,10 +20,10 @@ class TrainedRun(Run):
         """The trained network, opened at its first use."""
         return open_model(self.path)
 
-    def predict(self, images: Sequence[AnyImage], top: int = 3) -> list[Guess]:
+    def predict(self, images: Images, top: int = 3) -> list[Prediction]:
         """As Model.predict."""
         return self.model.predict(images, top)
 
-    def embed(self, images: Sequence[AnyImage]) -> Float[np.ndarray, "M D"]:
+    def embed(self, images: Images) -> Float[np.ndarray, "M D"]:
         """As Model.embed."""
         return self.model.embed(images)

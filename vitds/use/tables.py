@@ -6,8 +6,9 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOBase
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 from vitds.errors import ResourceError, UsageError
 
@@ -21,6 +22,7 @@ ROWS_A_GROUP = 4096  # of a Parquet file, which are in memory
 Row = dict[str, Any]
 
 
+@runtime_checkable
 class Table(Protocol):
     """What rows are written to."""
 
@@ -31,7 +33,7 @@ class Table(Protocol):
 class CsvTable:
     """Comma-separated values in UTF-8; lists become columns NAME_0, NAME_1, ..."""
 
-    def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
+    def __init__(self, stream: TextIOBase, columns: Sequence[str]) -> None:
         self._writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
         self._writer.writeheader()
 
@@ -46,7 +48,7 @@ class CsvTable:
 class JsonTable:
     """A list of objects, one a line."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIOBase) -> None:
         self._stream = stream
         self._before = "[\n"
 
