@@ -29,7 +29,7 @@ ROWS = (
         "augment",
         "models",
     ),
-    *("heads", "methods", "plan", "runs", "evaluate", "engine", "report", "jobs", "bench"),
+    *("heads", "methods", "plan", "runs", "evaluate", "use", "engine", "report", "jobs", "bench"),
     *("words", "console", "cli"),
 )
 FRONT = ("__init__.py", "__main__.py")  # of the package itself: above every row

@@ -1,7 +1,8 @@
 """Train Vision Transformers from scratch on the images you have.
 
 `vitds.pretrain(...)`, `vitds.finetune(...)` and `vitds.evaluate(...)` are the functions that the command line
-calls; each is imported when it is first used, so that `import vitds` loads neither torch nor DeepSpeed.
+calls. `vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used,
+so that `import vitds` loads neither torch nor DeepSpeed.
 """
 
 import importlib as _importlib
@@ -12,10 +13,16 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from vitds.jobs.evaluate import evaluate
     from vitds.jobs.train import finetune, pretrain
+    from vitds.use.model import open_model
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "finetune", "pretrain"]
-_MODULES = {"evaluate": "vitds.jobs.evaluate", "finetune": "vitds.jobs.train", "pretrain": "vitds.jobs.train"}
+__all__ = ["evaluate", "finetune", "open_model", "pretrain"]
+_MODULES = {
+    "evaluate": "vitds.jobs.evaluate",
+    "finetune": "vitds.jobs.train",
+    "open_model": "vitds.use.model",
+    "pretrain": "vitds.jobs.train",
+}
 
 
 def __getattr__(name: str) -> _typing.Any:

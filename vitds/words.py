@@ -91,15 +91,15 @@ def checked_words(function: Command, words: Sequence[str], command: str) -> list
             folded.append(f"--{name}={json.dumps(values)}")
             continue
         if len(values) > 1:
-            raise UsageError(f"--{name} is given {len(values)} times, {' and '.join(values)}; leave one")
+            raise UsageError(f"{_flag(name)} is given {len(values)} times, {' and '.join(values)}; leave one")
         try:
             _convert(kinds[name], values[0])
         except ValueError as error:
-            raise UsageError(f"--{name} {values[0]}: {error}") from None
+            raise UsageError(f"{_flag(name)} {values[0]}: {error}") from None
         folded.append(f"--{name}={values[0]}")
     for name in _flag_names(function):
         if _parameters(function)[name].default is inspect.Parameter.empty and name not in flags:
-            raise UsageError(f"--{name} is missing; see {command} --help")
+            raise UsageError(f"{_flag(name)} is missing; see {command} --help")
     return [*plain, *folded]
 
 
@@ -115,16 +115,17 @@ def _sort_words(
             plain.append(word)
             continue
         name, equals, value = word.lstrip("-").partition("=")
-        name = name.replace("-", "_")
+        name = _parameter(name.replace("-", "_"), kinds)
         if not word.startswith("--") or name not in kinds:
-            flag_names = [f"--{known}" for known in kinds]
-            hint = did_you_mean(f"--{name}", flag_names) if flag_names else "this command has none"
+            flag_names = [_flag(known) for known in kinds]
+            hint = did_you_mean(_flag(name), flag_names) if flag_names else "this command has none"
             raise UsageError(f"unknown flag {word.partition('=')[0]}; {hint}")
         if not equals:
             value = "true" if kinds[name] is bool else next(queue, "--")
             if value.startswith("--"):
                 raise UsageError(
-                    f"--{name} needs a value; a value that itself starts with -- is written --{name}=VALUE"
+                    f"{_flag(name)} needs a value; a value that itself starts with -- is written "
+                    f"{_flag(name)}=VALUE"
                 )
         flags.setdefault(name, []).append(value)
     return plain, flags
@@ -194,6 +195,16 @@ def _kinds(function: Command) -> dict[str, Any]:
     return kinds
 
 
+def _flag(name: str) -> str:
+    """--data for `data`; --in for `in_`, as Python has no parameter of that name."""
+    return f"--{name.rstrip('_')}"
+
+
+def _parameter(flag: str, kinds: dict[str, Any]) -> str:
+    """The parameter that a flag's name, without dashes, stands for."""
+    return f"{flag}_" if f"{flag}_" in kinds else flag
+
+
 def _word_name(parameter: inspect.Parameter) -> str:
     """RUN for `run`; SOURCE for `*sources`."""
     name = parameter.name.upper()
@@ -217,7 +228,9 @@ def help_text(function: Command, command: str) -> str:
             usage.append(word if parameter.default is parameter.empty else f"[{word}]")
             usage += [f"[{word} ...]"] if parameter.kind is parameter.VAR_POSITIONAL else []
         else:
-            flags.append((f"--{name} {_kind_name(kinds[name])}".rstrip(), text + _default_text(parameter)))
+            flags.append(
+                (f"{_flag(name)} {_kind_name(kinds[name])}".rstrip(), text + _default_text(parameter))
+            )
     flags += [("--debug", "show the traceback of an error"), ("--help", "show this text")]
     usage += ["[flags]"]
     parts = [f"usage: {' '.join(usage)}", about.strip()]

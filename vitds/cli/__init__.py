@@ -15,8 +15,10 @@ from vitds.cli.chain import chain
 from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_verify
 from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
+from vitds.cli.fit import fit
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
 from vitds.cli.train import finetune, pretrain
+from vitds.cli.use import embed, export_hf, export_onnx, export_timm, predict, similar
 from vitds.console import run_command
 from vitds.words import Command
 
@@ -30,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "recipes": recipes,
     "recipes show": recipes_show,
     "models": models,
+    "fit": fit,
     "pretrain": pretrain,
     "finetune": finetune,
     "eval top1": eval_top1,
@@ -37,6 +40,12 @@ COMMANDS: dict[str, Command] = {
     "eval linear": eval_linear,
     "eval fewshot": eval_fewshot,
     "eval retrieval": eval_retrieval,
+    "predict": predict,
+    "embed": embed,
+    "similar": similar,
+    "export timm": export_timm,
+    "export hf": export_hf,
+    "export onnx": export_onnx,
     "chain": chain,
     "plan": plan,
     "checkpoint list": checkpoint_list,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from vitds.errors import VitdsError
 
-RENAMED = {"side_px": "side"}  # arguments whose flag is called otherwise
+RENAMED = {"side_px": "side", "among": "in"}  # arguments whose flag is called otherwise
 
 
 @contextmanager
@@ -23,7 +23,9 @@ def as_flags(command: Callable[..., None]) -> Iterator[None]:
         command: the function behind the command; its keyword-only parameters are its flags.
     """
     parameters = inspect.signature(command).parameters.values()
-    flags = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    flags = {
+        parameter.name.rstrip("_") for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
     def flag(found: re.Match[str]) -> str:
         name, value = RENAMED.get(found[1], found[1]), found[2]

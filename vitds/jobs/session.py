@@ -22,7 +22,7 @@ from vitds.engine.peers import Peers
 from vitds.engine.process import joined_ranks
 from vitds.errors import SettingsError, ShapeError, UsageError, VitdsError
 from vitds.jobs.data_files import check_recipe, training_files
-from vitds.runs.directory import Run, given_settings, save_inputs
+from vitds.runs.directory import Run, given_settings, save_data_facts, save_inputs
 from vitds.runs.lock import RunLock, next_run
 from vitds.terminal import say
 
@@ -82,6 +82,7 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
                 settings = given_settings(run, given, contents)
                 if lock is not None and files is not None:
                     save_inputs(run, settings, contents)
+                    save_data_facts(run, files[0].manifest)
                 yield Session(run, settings, files, device, lock, started, peers)
 
 

@@ -47,6 +47,7 @@ from vitds.runs.checkpoint import CheckpointReader, Saved, newest_sound
 from vitds.runs.directory import Run, disk_note, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
 from vitds.schedule import LearningRate
+from vitds.use.run import TrainedRun
 
 
 def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
@@ -308,17 +309,17 @@ def _figures(score: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _as_function(command: Command, about: str) -> Callable[..., Run]:
+def _as_function(command: Command, about: str) -> Callable[..., TrainedRun]:
     """`vitds.pretrain(data=..., views={...})`: flags and sections of settings as keywords."""
     names = [field.name for field in fields(TrainFlags)]
 
-    def function(**words: Any) -> Run:
+    def function(**words: Any) -> TrainedRun:
         flags = {name: words.pop(name) for name in names if name in words}
         flags |= {name: str(value) for name, value in flags.items() if isinstance(value, Path)}
         given = flags.get("set", ())
         flags["set"] = (given,) if isinstance(given, str) else tuple(given)
         with as_arguments():
-            return train(command, TrainFlags(**flags), **words)
+            return TrainedRun(train(command, TrainFlags(**flags), **words).path)
 
     function.__name__ = function.__qualname__ = command
     function.__doc__ = f"{about}\n\n{inspect.cleandoc(TrainFlags.__doc__).partition(chr(10))[2].strip()}"

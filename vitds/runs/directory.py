@@ -21,6 +21,7 @@ import torch
 from vitds import dist
 from vitds.config.load import differences, dump_settings, read_settings
 from vitds.config.tree import Settings
+from vitds.data.beton import Manifest
 from vitds.errors import ResourceError, RunError
 
 STATES_BYTES = 12  # of a weight in a checkpoint: itself and two moments, in float32
@@ -198,6 +199,12 @@ def save_inputs(run: Run, settings: Settings, contents: Mapping[str, str]) -> No
         return
     of_weights = content_of_weights(settings.init)
     write_json(run.path / "inputs.json", {**contents, **({"init": of_weights} if of_weights else {})})
+
+
+def save_data_facts(run: Run, manifest: Manifest) -> None:
+    """RUN/data.json: how the training images were stored, so that other images can be treated alike."""
+    facts = {name: getattr(manifest, name) for name in ("storage", "side_px", "quality", "images")}
+    write_json(run.path / "data.json", {**facts, "classes": len(manifest.classes)})
 
 
 def known_inputs(run: Run, saved: Settings) -> dict[str, str]:

@@ -1,0 +1,147 @@
+"""The model card beside exported weights: what they were made of, how, how good they are, how to use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitds import __version__
+from vitds.config.load import dump_settings
+from vitds.config.methods import METHODS
+from vitds.errors import RunError
+from vitds.runs.directory import Run, read_json, write_atomic
+from vitds.use.model import Model
+
+NAMES_SHOWN = 20
+CARD = """\
+---
+license: unknown
+library_name: {library}
+pipeline_tag: {task}
+tags: [vitds]
+---
+
+# {backbone}, trained by `{method}`
+
+Exported by vitds {version} from the run `{run}`. Input: {side} x {side} pixels, mean {mean}, deviation {std}.
+
+## Use
+
+In this folder, on a photograph of yours:
+
+```python
+{usage}
+```
+
+{notes}
+
+## Data
+
+{data}
+
+## Recipe
+
+{recipe}
+
+## Results
+
+{results}
+
+## Licence
+
+Not decided. Put one in place of `unknown` in the first lines. The weights come from the images named above,
+and from the weights that the recipe names as `init`, if it does.
+"""
+
+
+def write_card(folder: Path, model: Model, *, library: str, usage: str, notes: list[str]) -> None:
+    """README.md and settings.yaml, the recipe, in a folder of exported weights.
+
+    Args:
+        folder: of the weights.
+        model: of a run.
+        library: which reads the weights, as Hugging Face calls it.
+        usage: Python that runs in the folder beside a photo.jpg; its last three lines do the work.
+        notes: what else a person should know of these weights, a line each.
+    """
+    settings, run = model.settings, model.run
+    text = CARD.format(
+        task="image-classification" if model.head is not None else "image-feature-extraction",
+        library=library,
+        backbone=settings.backbone.name,
+        method=settings.method,
+        version=__version__,
+        run=run.path.name,
+        side=settings.views.crop_px,
+        mean=list(settings.views.mean),
+        std=list(settings.views.std),
+        usage=usage.strip(),
+        notes="\n".join(f"- {note}" for note in notes),
+        data=_data(run, model),
+        recipe=_recipe(model),
+        results=_results(run),
+    )
+    write_atomic(folder / "README.md", text.encode())
+    write_atomic(folder / "settings.yaml", dump_settings(settings).encode())
+
+
+def command_of(model: Model) -> str:
+    """The command that trains the run of a model once more, beside its settings.yaml."""
+    return f"vitds {METHODS[model.settings.method].command} --recipe settings.yaml --run runs/again"
+
+
+def _data(run: Run, model: Model) -> str:
+    facts, contents = _known(run, "data.json"), _known(run, "inputs.json")
+    lines = [f"Trained on `{model.settings.data.train}`"]
+    if facts:
+        side = f"at most {facts['side_px']} px on the short side" if facts["side_px"] else "in their own size"
+        lines[0] += f": {facts['images']:,} images, stored as {facts['storage']}, {side}"
+    if "data.train" in contents:
+        lines.append(f"The content's hash: `{contents['data.train']}`")
+    if model.classes:
+        more = len(model.classes) - NAMES_SHOWN
+        named = ", ".join(model.classes[:NAMES_SHOWN]) + f" and {more} more" * (more > 0)
+        lines.append(f"{len(model.classes)} classes: {named}")
+    return "".join(f"{line}.\n" for line in lines).strip()
+
+
+def _recipe(model: Model) -> str:
+    settings = model.settings
+    facts = _known(model.run, "environment.json")
+    begin = f"from the weights of `{settings.init}`" if settings.init else "from random weights"
+    text = (
+        f"{settings.epochs} epochs {begin}, {settings.batch.global_images} images a step, rate "
+        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `settings.yaml` "
+        f"has every setting. The command that trains it once more:\n\n    {command_of(model)}"
+    )
+    if facts:
+        versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("vitds", "torch", "timm"))
+        text += (
+            f"\n\nIt was trained on {facts['ranks']} rank(s) with ZeRO {facts['zero_stage']} ({versions})."
+        )
+    return text
+
+
+def _results(run: Run) -> str:
+    if not run.is_finished:
+        return "The run is not finished: there are none yet."
+    summary = run.summary
+    rows = {name: summary[name] for name in ("top1", "top5") if name in summary}
+    for k, score in summary.get("knn", {}).items():
+        rows |= {f"kNN top1, k = {k}": score["top1"], f"kNN top5, k = {k}": score["top5"]}
+    if not rows:
+        return "It was trained without a test file: there are none."
+    table = "".join(f"\n| {name} | {value:.2f} % |" for name, value in rows.items())
+    return f"On `{run.settings.data.test}`, by the run itself:\n\n| | |\n|---|---|{table}"
+
+
+def _known(run: Run, name: str) -> dict[str, Any]:
+    """A small file of the run; nothing where it has none, as runs of earlier versions."""
+    return read_json(run.path / name) if (run.path / name).exists() else {}
+
+
+def require_run(model: Model) -> Run:
+    """The run of a model. Raises: RunError for one of timm's."""
+    if model.run is None:
+        raise RunError(f"{model.name} is a timm model; export is for runs and their checkpoints")
+    return model.run
