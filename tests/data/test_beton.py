@@ -18,11 +18,11 @@ from vitds.data.beton import (
     SAMPLES_START,
     _read_tables,
     labelled,
-    load_manifest,
     open_beton,
     require_same_classes,
 )
 from vitds.data.build import build_beton
+from vitds.data.manifest import load_manifest
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW

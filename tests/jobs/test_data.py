@@ -10,13 +10,18 @@ import pytest
 from tests.data.images import class_folders, jpeg, png, write_folder
 from tests.data.test_catalogue import make_imagenet_folders
 from vitds.cli import data_build, main
+from vitds.config.flags import BuildFlags
 from vitds.data.beton import open_beton
 from vitds.data.build import build_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import DataError, UsageError
 from vitds.jobs.as_flags import as_flags
-from vitds.jobs.data import build
+from vitds.jobs.data import build as build_files
 from vitds.jobs.data_check import info, list_images, verify
+
+
+def build(sources, **flags):
+    return build_files(sources, BuildFlags(**flags))
 
 
 def test_build_prints_and_returns_what_was_built_and_what_was_odd(tmp_path, capsys):
@@ -84,13 +89,31 @@ IDLE = [  # sources, what would do nothing with them, the message
     (
         ["folder"],
         {"root": "r"},
-        r"`root` does nothing with folders and tars: it goes with one published set: aircraft, cars, ",
+        r"`root` does nothing with folders, tars and zips: it goes with one published set: aircraft, cars, ",
     ),
-    (["folder"], {"download": True}, r"`download` does nothing with folders and tars"),
-    (["folder"], {"per_class": 3}, r"`per_class` does nothing with folders and tars"),
-    (["folder"], {"classes": 3}, r"`classes` does nothing with folders and tars"),
-    (["folder"], {"total": 3}, r"`total` does nothing with folders and tars"),
-    (["folder"], {"list": "x"}, r"`list` does nothing with folders and tars"),
+    (["folder"], {"download": True}, r"`download` does nothing with folders, tars and zips"),
+    (
+        ["digits"],
+        {"per_class": 3},
+        r"`per_class` does nothing with digits: it goes with one published set or folders: aircraft, ",
+    ),
+    (["digits"], {"classes": 3}, r"`classes` does nothing with digits"),
+    (["digits"], {"total": 3}, r"`total` does nothing with digits"),
+    (["digits"], {"folds": 3}, r"`folds` does nothing with digits"),
+    (["digits"], {"labels": "l.csv"}, r"`labels` does nothing with digits"),
+    (["pets"], {"root": "r", "unlabelled": "u"}, r"`unlabelled` does nothing with pets"),
+    (["folder"], {"label_column": "x"}, r"`label_column` does nothing here: it goes with `labels`\."),
+    (["folder"], {"yes": True}, r"`yes` does nothing here: it goes with `label_from`\."),
+    (["folder"], {"alike": "keep"}, r"`alike` does nothing here: it goes with `labels` or `label_from`\."),
+    (["folder"], {"group": "a"}, r"`group` does nothing here: it goes with `test_fraction` or `folds`\."),
+    (
+        ["folder"],
+        {"no_labels": True, "classes_are_folders": True},
+        r"`classes_are_folders` does nothing here",
+    ),
+    (["folder"], {"no_labels": True, "labels": "x"}, r"`labels` and `no_labels` exclude each other"),
+    (["folder"], {"folds": 2, "test_fraction": 0.5}, r"`test_fraction` and `folds` exclude each other"),
+    (["folder"], {"list": "x"}, r"`list` does nothing with folders, tars and zips"),
     (["digits"], {"root": "r"}, r"`root` does nothing with digits: it goes with one published set"),
     (
         ["digits"],
@@ -108,7 +131,7 @@ IDLE = [  # sources, what would do nothing with them, the message
     (
         ["folder"],
         {"seed": 1},
-        r"`seed=1`: nothing is drawn\. It goes with `test_fraction`, or with `per_class`, ",
+        r"`seed=1`: nothing is drawn\. It goes with `test_fraction` or `folds`, or with `per_class`, ",
     ),
     (["folder"], {"seed": 0}, r"`seed=0`: nothing is drawn"),
     (["digits"], {"seed": 1}, r"`seed=1`: nothing is drawn"),
@@ -144,8 +167,8 @@ def test_on_the_command_line_messages_speak_of_flags(tmp_path, capsys):
         (
             "--seed",
             "1",
-        ): "--seed 1: nothing is drawn. It goes with --test_fraction, or with --per_class, --classes or",
-        ("--root", "r"): "--root does nothing with folders and tars: it goes with one published set",
+        ): "--seed 1: nothing is drawn. It goes with --test_fraction or --folds, or with --per_class",
+        ("--root", "r"): "--root does nothing with folders, tars and zips: it goes with one published set",
     }
     for words, message in said.items():
         assert main(["data", "build", str(tmp_path / "set"), *out, *words]) in (2, 3)
@@ -224,9 +247,7 @@ def test_info_shows_a_table(built, capsys):
 
 
 def test_info_of_images_without_labels(tmp_path, capsys):
-    build(
-        [str(write_folder(tmp_path / "flat", {"1.png": png(1)}))], out=str(tmp_path / "x.beton"), side_px=20
-    )
+    build([str(write_folder(tmp_path / "flat", {"1.png": png(1)}))], out=str(tmp_path / "x.beton"), side=20)
     info(str(tmp_path / "x.beton"))
     printed = capsys.readouterr().out
     assert "none (no labels)" in printed and "short side reduced to 20" in printed
@@ -263,7 +284,7 @@ def test_verify_as_json_is_one_object_also_of_a_damaged_file(built, capsys):
     built.write_bytes(data)
     with pytest.raises(
         DataError,
-        match=r"x\.beton: 1 of 5 images cannot be decoded, by index: 2 \(cat/002\.jpg: .*the JPEG data are.*Copy the file",
+        match=r"x\.beton: 1 of 5 images cannot be decoded, by index: 2 \(cat/002\.jpg: .*the JPEG data are",
     ):
         verify(str(built), as_json=True)
     verdict = json.loads(capsys.readouterr().out)

@@ -17,19 +17,16 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
 
+from vitds.data.manifest import Manifest, load_manifest, manifest_path
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW
 
 FORMAT_VERSION = 2
-MANIFEST_VERSION = 2
-READ_VERSIONS = (1, 2)  # 1 lacks the fields that have defaults
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
 
 HEADER = np.dtype(
@@ -48,81 +45,6 @@ SAMPLE = np.dtype([("image", IMAGE), ("index", "<i8"), ("label", "<i8")], align=
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FIELDS = {"image": 2, "index": 1, "label": 1}  # name -> FFCV's type: RGBImageField, IntField
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
-
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Count = Annotated[int, Field(ge=0)]
-Channels = tuple[float, float, float]
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Finding:
-    """Images of one oddity: how many, and the names of the first thousand."""
-
-    count: Count
-    names: tuple[str, ...]
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Grouped:
-    """Images that belong together (one patient, one video) and went to one side of the split.
-
-    Attributes:
-        by: the regular expression or the table's column that says which.
-        groups: how many are in this file.
-    """
-
-    by: str
-    groups: Count
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Manifest:
-    """What x.beton.json says of x.beton.
-
-    Attributes:
-        version: of this record.
-        images: N.
-        file_bytes: size of the .beton it belongs to.
-        classes: names in label order, () where the images have no labels.
-        storage: "raw" pixels, or "jpg": a file's own bytes where they needed no change, else encoded.
-        side_px: short side that larger images were reduced to.
-        quality: of what was encoded.
-        width_px: smallest and largest stored.
-        height_px: likewise.
-        mean: per channel over all stored pixels, 0..1.
-        std: likewise.
-        content_hash: SHA-256 over the decoded samples and labels in index order; neither the file's layout
-            nor the number of workers enters.
-        sources: as given to the build.
-        split: which part of them.
-        findings: what was odd, by kind (vitds/data/findings.py).
-        unlabelled: how many images have the label -1 although there are classes.
-        grouped: how the split kept groups whole, where it did.
-        names: each image's path below its source, one a line in index order; None where they were not kept.
-            One text, as a list of a million would take a second and 200 MB to read.
-    """
-
-    version: int
-    images: Annotated[int, Field(ge=1)]
-    file_bytes: Count
-    classes: tuple[str, ...]
-    storage: Literal["raw", "jpg"]
-    side_px: int | None
-    quality: int
-    width_px: tuple[int, int]
-    height_px: tuple[int, int]
-    mean: Channels
-    std: Channels
-    content_hash: str
-    sources: tuple[str, ...]
-    split: str | None
-    findings: dict[str, Finding]
-    unlabelled: Count = 0
-    grouped: Grouped | None = None
-    names: str | None = None
-
-
-MANIFEST_JSON = TypeAdapter(Manifest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,41 +105,6 @@ def labelled(file: BetonFile) -> BetonFile:
     """The images of a file that have a label, as a file of its own; the file itself if all have one."""
     has_label = file.labels >= 0
     return file if has_label.all() else file.take(np.flatnonzero(has_label))
-
-
-def manifest_path(path: Path) -> Path:
-    """Where the manifest of a .beton lies: x.beton -> x.beton.json."""
-    return path.with_name(path.name + ".json")
-
-
-def load_manifest(path: str | Path) -> Manifest:
-    """The manifest of the .beton at `path`.
-
-    Raises: DataError if it is missing, unreadable, of another version, or lacks a field (names the file and
-        the field).
-    """
-    sidecar = manifest_path(Path(path))
-    try:
-        text = sidecar.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{sidecar}: the manifest of {Path(path).name} cannot be read ({error.strerror}). "
-            "Copy it along from where the file was built, or build the file again with `vitds data build`."
-        ) from None
-    try:
-        manifest = MANIFEST_JSON.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(
-            f"{sidecar}: {where}: {first['msg']}. Build the file again with `vitds data build`."
-        ) from None
-    if manifest.version not in READ_VERSIONS:
-        raise DataError(
-            f"{sidecar}: manifest version {manifest.version}, this vitds reads {MANIFEST_VERSION}. "
-            "Build the file again with this vitds, or install the one that wrote it."
-        )
-    return manifest
 
 
 def open_beton(path: str | Path) -> BetonFile:

@@ -22,13 +22,11 @@ from vitds.data.beton import (
     FIELDS,
     FORMAT_VERSION,
     HEADER,
-    MANIFEST_JSON,
     MAX_PAGE_BYTES,
     SAMPLE,
     SAMPLES_START,
-    Manifest,
-    manifest_path,
 )
+from vitds.data.manifest import MANIFEST_JSON, Manifest, manifest_path
 from vitds.errors import DataError, ResourceError
 from vitds.kernels.views import JPEG, RAW
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from vitds.data.beton import MANIFEST_JSON, Manifest, open_beton
+from vitds.data.beton import BetonFile, open_beton
 from vitds.data.findings import TEXTS
+from vitds.data.manifest import MANIFEST_JSON, Manifest
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
 from vitds.terminal import say
@@ -26,12 +27,10 @@ def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
     Raises: DataError if the file is not sound (open_beton).
     """
     beton = open_beton(file)
-    classes = len(beton.manifest.classes)
-    per_class = np.bincount(beton.labels[beton.labels >= 0], minlength=classes).tolist() if classes else []
     facts = {
         "file": str(beton.path),
         **MANIFEST_JSON.dump_python(beton.manifest, mode="json", exclude={"names"}),
-        "images_per_class": per_class,
+        "images_per_class": images_per_class(beton),
     }
     if as_json:
         print(json.dumps(facts))
@@ -40,6 +39,12 @@ def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
     console.print(_facts_table(facts))
     print_findings(console, beton.manifest)
     return facts
+
+
+def images_per_class(beton: BetonFile) -> list[int]:
+    """How many images each class has, in label order; [] without labels."""
+    own = beton.labels[beton.labels >= 0]
+    return np.bincount(own, minlength=len(beton.manifest.classes)).tolist() if beton.manifest.classes else []
 
 
 def list_images(file: str, *, as_json: bool = False) -> list[dict[str, Any]]:
