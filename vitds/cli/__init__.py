@@ -17,6 +17,7 @@ from vitds.cli.data import data_build, data_info, data_list, data_preview, data_
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.fit import fit
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
+from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
 from vitds.cli.use import embed, export_hf, export_onnx, export_timm, predict, similar
 from vitds.console import run_command
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "export timm": export_timm,
     "export hf": export_hf,
     "export onnx": export_onnx,
+    "runs": runs,
     "chain": chain,
     "plan": plan,
     "checkpoint list": checkpoint_list,
