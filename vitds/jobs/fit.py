@@ -31,7 +31,6 @@ from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
 from vitds.jobs.fit_result import SCRATCH, Result, print_result
-from vitds.jobs.report import report
 from vitds.runs.directory import Run, read_json, write_json
 from vitds.terminal import say
 
@@ -74,7 +73,6 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
     if flags.plan:
         say(f"nothing was trained; leave --plan out and {out} goes on from here")
         return Result(out)
-    report([str(run.path) for run in record.runs], out=str(out / "report.html"))
     result = Result(out)
     print_result(result, list(sources))
     return result
@@ -94,11 +92,12 @@ class _Record:
         self.facts: dict[str, Any] = {"of": of, "spent_s": 0.0, "stages": []}
         if self.path.exists():
             self.facts = read_json(self.path)
-            if changed := [name for name in of if of[name] != self.facts["of"].get(name)]:
+            before = self.facts["of"]
+            if changed := [name for name in of if of[name] != before.get(name)]:
+                name = changed[0]
                 raise RunError(
-                    f"{out} is the fit of other images: {changed[0]} was "
-                    f"{self.facts['of'].get(changed[0])!r}, now {of[changed[0]]!r}. Give the same words to go "
-                    "on, or another `out`."
+                    f"{out} was begun with other words: {name} was {before.get(name)!r}, now {of[name]!r}. "
+                    "Give the same to go on, or another `out`."
                 )
         elif out.exists() and any(out.iterdir()):
             raise RunError(f"{out} is not empty and holds no fit. Choose another `out`.")

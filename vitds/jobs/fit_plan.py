@@ -125,8 +125,8 @@ def fill(shares: dict[Command, float], speeds: dict[Command, Speed], seconds: fl
             for command, share in shares.items()
         )
         raise UsageError(
-            f"`minutes`: {max(0, seconds) / 60:.1f} of them are left, and one epoch of each stage, with start "
-            f"and evaluation, takes {needed / 60:.1f} here. Give at least "
+            f"`minutes`: {max(0, seconds) / 60:.1f} of them are left, and one epoch of each stage, with its "
+            f"start and evaluation, takes {needed / 60:.1f} here. Give at least "
             f"{max(0.1, (needed - seconds) / 60 + 0.05):.1f} more, or fewer images."
         )
     return epochs
