@@ -157,7 +157,14 @@ def test_settings_and_command_line_load_no_torch(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["vitds.evaluate.knn", "vitds.evaluate.linear", "vitds.runs.backbone", "vitds.jobs.evaluate"]
+    "module",
+    [
+        "vitds.evaluate.knn",
+        "vitds.evaluate.linear",
+        "vitds.runs.backbone",
+        "vitds.jobs.evaluate",
+        "vitds.jobs.predict",
+    ],
 )
 def test_evaluation_loads_no_deepspeed(module):
     assert "torch" in loads(ROOT / "vitds", module)
