@@ -1,7 +1,7 @@
 """Train Vision Transformers from scratch on the images you have.
 
 `vitds.pretrain(...)`, `vitds.finetune(...)` and `vitds.evaluate(...)` are the functions that the command line
-calls. `vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used,
+calls; `vitds.fit(...)` makes a model of a folder of images. `vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used,
 so that `import vitds` loads neither torch nor DeepSpeed.
 """
 
@@ -12,14 +12,16 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from vitds.jobs.evaluate import evaluate
+    from vitds.jobs.fit import fit
     from vitds.jobs.train import finetune, pretrain
     from vitds.use.model import open_model
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "finetune", "open_model", "pretrain"]
+__all__ = ["evaluate", "finetune", "fit", "open_model", "pretrain"]
 _MODULES = {
     "evaluate": "vitds.jobs.evaluate",
     "finetune": "vitds.jobs.train",
+    "fit": "vitds.jobs.fit",
     "open_model": "vitds.use.model",
     "pretrain": "vitds.jobs.train",
 }

@@ -1,0 +1,131 @@
+"""`vitds fit`: what is trained in so many minutes, and that a folder of pictures becomes a model in use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vitds.cli import main
+from vitds.data.beton import BetonFile, open_beton
+from vitds.errors import RunError, UsageError
+from vitds.jobs.fit import fit
+from vitds.jobs.fit_plan import Speed, choose, fill
+
+FAST, SLOW = Speed(epoch_s=1.0, around_s=20.0), Speed(epoch_s=30.0, around_s=20.0)
+
+
+def of_size(file: BetonFile, side_px: int, classes: tuple[str, ...]) -> BetonFile:
+    """The file, with another manifest."""
+    manifest = replace(file.manifest, height_px=(side_px, 500), width_px=(side_px, 500), classes=classes)
+    return replace(file, manifest=manifest)
+
+
+@pytest.fixture
+def file(digit_files: tuple[str, str]) -> BetonFile:
+    return open_beton(digit_files[0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "on_gpu", "stages"),
+    [
+        (("a", "b"), False, ["finetune"]),
+        (("a", "b"), True, ["pretrain", "finetune"]),
+        ((), False, ["pretrain"]),
+        ((), True, ["pretrain"]),
+    ],
+)
+def test_labels_and_machine_decide_what_is_trained(
+    file: BetonFile, classes: tuple[str, ...], on_gpu: bool, stages: list[str]
+) -> None:
+    choice = choose(of_size(file, 200, classes), on_gpu=on_gpu)
+    assert list(choice.stages) == stages
+    assert sum(share for _, share in choice.stages.values()) == 1 and choice.settings == ()
+
+
+@pytest.mark.parametrize(("side_px", "crop_px"), [(8, 32), (33, 32), (47, 40), (48, 48)])
+def test_small_pictures_are_seen_whole(file: BetonFile, side_px: int, crop_px: int) -> None:
+    assert choose(of_size(file, side_px, ("a", "b")), on_gpu=False).settings == (f"views.crop_px={crop_px}",)
+
+
+def test_epochs_fill_the_time_that_is_left() -> None:
+    assert fill({"finetune": 1.0}, {"finetune": FAST}, 120.0) == {"finetune": 97}
+    both = fill({"pretrain": 0.5, "finetune": 0.5}, {"pretrain": SLOW, "finetune": FAST}, 240.0)
+    assert both == {"pretrain": 3, "finetune": 97}
+
+
+def test_too_few_minutes_are_refused_with_what_is_needed() -> None:
+    with pytest.raises(
+        UsageError, match=r"0\.5 of them are left.* takes 0\.8 here\. Give at least 0\.4 more"
+    ):
+        fill({"finetune": 1.0}, {"finetune": SLOW}, 30.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scanned digits as a person's folder: two classes of 24 pictures."""
+    folder = tmp_path_factory.mktemp("my photos")
+    digits = load_digits()
+    for label, name in ((0, "zero"), (1, "one")):
+        (folder / name).mkdir()
+        for number, image in enumerate(digits.images[digits.target == label][:24]):
+            Image.fromarray((image * 15.9).astype(np.uint8)).resize((40, 40)).save(
+                folder / name / f"{number}.png"
+            )
+    return folder
+
+
+def test_a_plan_trains_nothing_and_says_what_it_would(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", str(photos), "--minutes", "30", "--plan", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "vitds finetune --recipe finetune_photos_cpu --data" in said and "nothing was trained" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"data", "fit.json"}
+
+
+def test_a_folder_becomes_a_model_in_use(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = fit(photos, minutes=0.75, out=out)
+    assert result.accuracy >= 50
+    assert [each.classes[0] in ("zero", "one") for each in result.predict([photos / "zero"])] == [True] * 24
+    assert result.embed([photos / "one" / "3.png"]).shape == (1, 512)
+    assert result.report.exists()
+    again = fit(photos, minutes=0.75, out=out)  # nothing is left to do
+    assert again.runs.keys() == {"finetune"} and again.accuracy == result.accuracy
+    with pytest.raises(RunError, match="was begun with other words: seed was None, now 3"):
+        fit(photos, minutes=0.75, out=out, seed=3)
+    stages = json.loads((out / "fit.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["finetune"] and stages[0]["epochs"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "0"], "--minutes 0.0: must be more than 0"),
+        (["--minutes", "3"], "no images were given"),
+        (["nothing-here", "--minutes", "3"], "nothing-here: there is no such folder, tar or zip"),
+        (["--out", "x"], "--minutes is missing"),
+    ],
+)
+def test_wrong_words_are_refused_in_a_line(
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *words]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_in_it_is_not_written_to(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty and holds no fit"):
+        fit(photos, minutes=3.0, out=tmp_path)
