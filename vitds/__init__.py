@@ -1,8 +1,9 @@
 """Train Vision Transformers from scratch on the images you have.
 
-`vitds.pretrain(...)`, `vitds.finetune(...)` and `vitds.evaluate(...)` are the functions that the command line
-calls; `vitds.fit(...)` makes a model of a folder of images. `vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used,
-so that `import vitds` loads neither torch nor DeepSpeed.
+`vitds.fit(...)` makes a model of a folder of images. `vitds.pretrain(...)`, `vitds.finetune(...)` and
+`vitds.evaluate(...)` are the functions that the command line calls. `vitds.open_model(...)` opens a trained
+run to classify images. Each is imported when it is first used, so that `import vitds` loads neither torch nor
+DeepSpeed.
 """
 
 import importlib as _importlib
