@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,28 +88,32 @@ def test_a_plan_trains_nothing_and_says_what_it_would(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"data", "fit.json"}
 
 
-def test_a_folder_becomes_a_model_in_use(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: Speed(epoch_s=20.0, around_s=0.0))  # any machine
     out = tmp_path / "out"
-    result = fit(photos, minutes=0.75, out=out)
+    result = fit(photos, minutes=1.5, out=out)
     assert result.accuracy >= 50
     assert [each.classes[0] in ("zero", "one") for each in result.predict([photos / "zero"])] == [True] * 24
     assert result.embed([photos / "one" / "3.png"]).shape == (1, 512)
     assert result.report.exists()
-    again = fit(photos, minutes=0.75, out=out)  # nothing is left to do
-    assert again.runs.keys() == {"finetune"} and again.accuracy == result.accuracy
     with pytest.raises(RunError, match="was begun with other words: seed was None, now 3"):
-        fit(photos, minutes=0.75, out=out, seed=3)
-    stages = json.loads((out / "fit.json").read_text())["stages"]
-    assert [stage["name"] for stage in stages] == ["finetune"] and stages[0]["epochs"] >= 1
+        fit(photos, minutes=1.5, out=out, seed=3)
+    assert fit(photos, minutes=1.5, out=out).runs.keys() == {"finetune"}  # nothing is left to do
+    longer = fit(photos, minutes=3.5, out=out)
+    assert list(longer.runs) == ["finetune", "finetune-2"] and longer.run.path.name == "finetune-2"
+    assert longer.run.settings.init == str(out / "finetune")
+    assert 3 <= longer.run.settings.epochs <= 10
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--minutes", "0"], "--minutes 0.0: must be more than 0"),
-        (["--minutes", "3"], "no images were given"),
+        (["digits", "--minutes", "0"], "--minutes 0.0: must be more than 0"),
+        (["--minutes", "3"], "SOURCE is missing"),
         (["nothing-here", "--minutes", "3"], "nothing-here: there is no such folder, tar or zip"),
-        (["--out", "x"], "--minutes is missing"),
+        (["digits", "--out", "x"], "--minutes is missing"),
     ],
 )
 def test_wrong_words_are_refused_in_a_line(
