@@ -16,6 +16,7 @@ from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_
 from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
+from vitds.cli.report import report
 from vitds.cli.train import finetune, pretrain
 from vitds.console import run_command
 from vitds.words import Command
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "eval linear": eval_linear,
     "eval fewshot": eval_fewshot,
     "eval retrieval": eval_retrieval,
+    "report": report,
     "chain": chain,
     "plan": plan,
     "checkpoint list": checkpoint_list,
