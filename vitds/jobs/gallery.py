@@ -99,8 +99,8 @@ def gallery(run: Run) -> Json:
     except VitdsError as error:
         if not any(path.parent.glob("*.json")):
             raise RunError(
-                f"{run.path} has no analysis, and none can be made: {error}. Call from the folder that the run "
-                "was started in, or evaluate it first with `vitds eval`, which takes the images by --data"
+                f"{run.path} has no analysis, and none can be made: {error}. Call from the folder that the "
+                "run was started in, or evaluate it first with `vitds eval`, which takes the images by --data"
             ) from error
         return {"missing": str(error)}
     path.parent.mkdir(exist_ok=True)
@@ -179,10 +179,15 @@ def _crops(file: BetonFile, settings: Settings) -> list[Json]:
     names = [f"{group.name} {number}" for group in settings.views.groups for number in range(group.views)]
     return [
         {
-            "name": image.name.replace("\n", ", "),
+            "name": image.name.replace("\n", ", class "),
             "original": data_uri(np.asarray(boxed_original(image, groups, PICTURE_PX)), PICTURE_PX),
             "views": [
-                {"name": name, "cut": _crop_uri(cut), "trained": _crop_uri(trained), "targets": targets}
+                {
+                    "name": name,
+                    "cut": _crop_uri(cut),
+                    "trained": _crop_uri(trained),
+                    "targets": targets.replace("\n", "; "),
+                }
                 for name, cut, trained, targets in zip(
                     names, image.views, image.trained, image.targets, strict=True
                 )

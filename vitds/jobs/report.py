@@ -74,8 +74,8 @@ def _opened(name: str) -> Run:
         raise RunError(f"{name} is no run directory: it has no settings.yaml")
     if not run.is_finished:
         raise RunError(
-            f"{name} has no analysis yet, as it is not finished: let the command that started it go on to its "
-            "end. Meanwhile `tensorboard --logdir` shows its curves"
+            f"{name} has no analysis yet, as it is not finished: let the command that started it go on to "
+            "its end. Meanwhile `tensorboard --logdir` shows its curves"
         )
     return run
 

@@ -69,6 +69,8 @@ def charts(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Chart]]:
     """
     metrics = [_columns(read_metrics(run.metrics)) for run in runs]
     keys = sorted({key for columns in metrics for key in columns}, key=_natural)
+    terms = [key for key in keys if key.startswith("loss/")]
+    keys = [key for key in keys if key not in terms or len(terms) > 1]  # one term alone is the loss
     found: dict[str, list[Chart]] = {}
     for group, patterns in GROUPS.items():
         for pattern, (title, about) in patterns.items():

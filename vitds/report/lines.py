@@ -6,7 +6,7 @@ well, and the words are words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -83,7 +83,7 @@ def chart(title: str, x_name: str, lines: Sequence[Line], *, square: bool = Fals
         )
     )
     for order, line in enumerate(lines):
-        parts.append(_drawn(line, order, at))
+        parts.append(_drawn(line, order, at, alone=len(lines) == 1))
     said = "; ".join(filter(None, (summary(line, named=len(lines) > 1) for line in lines)))
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, f"{title}: {said}", Markup().join(parts)
@@ -126,7 +126,9 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     return [float(tick) for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)]
 
 
-def _drawn(line: Line, order: int, at: object) -> Markup:
+def _drawn(
+    line: Line, order: int, at: Callable[[float, float], tuple[float, float]], *, alone: bool
+) -> Markup:
     style = order % len(MARKERS)
     pieces, begins = [], True
     for x, y in zip(line.x, line.y, strict=True):
@@ -136,16 +138,13 @@ def _drawn(line: Line, order: int, at: object) -> Markup:
         pieces.append("{}{} {}".format("M" if begins else "L", *at(x, y)))
         begins = False
     points = line.points
-    # Of a long line a few points carry its marker, so that lines are told apart without colour.
-    marked = (
-        points
-        if len(points) <= MARKED
-        else [points[i] for i in np.linspace(0, len(points) - 1, 6, dtype=int)]
-    )
+    if len(points) > MARKED:
+        # A few points of a long line carry its marker, so that lines are told apart without colour.
+        points = [] if alone else [points[i] for i in np.linspace(0, len(points) - 1, 6, dtype=int)]
     marks = [
         Markup('<path class="mark l{}" transform="translate({} {})" d="{}"/>').format(
             style, *at(x, y), MARKERS[style]
         )
-        for x, y in marked
+        for x, y in points
     ]
     return Markup('<path class="line l{}" d="{}"/>{}').format(style, "".join(pieces), Markup().join(marks))

@@ -16,7 +16,7 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 // The map: the image nearest to the pointer, or to the one before in an arrow's direction, is shown and said.
-const map = document.getElementById("map");
+const map = document.getElementById("scatter");
 if (map) {
   const data = JSON.parse(document.getElementById("points").textContent);
   const thumb = document.getElementById("thumb"), said = document.getElementById("said"), ring = document.getElementById("ring");

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from vitds.report.curves import charts
 from vitds.report.lines import legend_mark
 from vitds.report.overview import overview
-from vitds.report.scatter import scatter, together
+from vitds.report.scatter import class_marks, scatter, together
 from vitds.runs.directory import Run
 
 SECTIONS = {
@@ -55,6 +55,7 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
         leaks=leaks,
         map=drawing,
         points=points,
+        map_legend=class_marks(found) if found else [],
         together=together(found) if found else None,
     )
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from vitds.report.lines import MARKERS
 
 SIDE, MARGIN = 700, 14
+SHAPES = MARKERS[:5]  # those that can be hollow
 COLOURS = 8  # of page.css
 MOST_NAMED = 20  # classes; more names would cover the map
 NEAREST = 10
@@ -26,11 +27,11 @@ def scatter(found: dict[str, Any]) -> tuple[Markup, dict[str, Any]]:
     )
     labels, predicted, classes = found["label"], found["predicted"], found["classes"]
     shapes = Markup().join(
-        Markup('<path id="m{}" d="{}"/>').format(number, shape) for number, shape in enumerate(MARKERS[:5])
+        Markup('<path id="m{}" d="{}"/>').format(number, shape) for number, shape in enumerate(SHAPES)
     )
     marks = Markup().join(
         Markup('<use href="#m{}" x="{}" y="{}" style="color:var(--c{})"{}/>').format(
-            label % 5,
+            label % len(SHAPES),
             x[i],
             y[i],
             label % COLOURS,
@@ -40,12 +41,26 @@ def scatter(found: dict[str, Any]) -> tuple[Markup, dict[str, Any]]:
     )
     names = _class_names(np.array(x), np.array(y), np.array(labels), classes)
     drawing = Markup(
-        '<svg id="map" viewBox="0 0 {0} {0}" tabindex="0" role="application" aria-roledescription="map" '
+        '<svg id="scatter" viewBox="0 0 {0} {0}" tabindex="0" role="application" aria-roledescription="map" '
         'aria-label="Map of {1} images. Arrow keys go from image to image." aria-describedby="said">'
         '<defs>{2}</defs>{3}{4}<circle id="ring" r="9" visibility="hidden"/></svg>'
     ).format(SIDE, len(x), shapes, marks, names)
     points = {key: found[key] for key in ("label", "predicted", "name", "classes", "columns")}
     return drawing, points | {"x": x, "y": y, "side": SIDE}
+
+
+def class_marks(found: dict[str, Any]) -> list[tuple[Markup, str]]:
+    """Each class's mark and name, for the legend; none of many classes."""
+    if len(found["classes"]) > MOST_NAMED:
+        return []
+    mark = Markup(
+        '<svg class="key" viewBox="-20 -6 40 12" aria-hidden="true"><path style="fill:var(--c{})" d="{}"/>'
+        "</svg>"
+    )
+    return [
+        (mark.format(number % COLOURS, SHAPES[number % len(SHAPES)]), name)
+        for number, name in enumerate(found["classes"])
+    ]
 
 
 def together(found: dict[str, Any]) -> float | None:
