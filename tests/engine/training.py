@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
     "engine.precision": "fp32",
     "engine.compile": "off",
     "log.tensorboard": "false",
+    "log.page": "false",
     "eval.knn_k": "[5]",
 }
 

@@ -252,9 +252,13 @@ class Eval(Section):
 
 
 class Log(Section):
-    """What is shown beside metrics.jsonl, which always has every step."""
+    """What is shown beside metrics.jsonl, which always has every step.
+
+    page: RUN/report.html, at the end of the run.
+    """
 
     tensorboard: bool = True
+    page: bool = True
 
 
 class Settings(MethodSections):

@@ -61,7 +61,7 @@ def draw_preview(
     letters = Lettering(pen)
     letters.write((GAP_PX, GAP_PX), "\n".join(header), width_px)
     for image in images:
-        original = _original(image, groups, cell_px)
+        original = boxed_original(image, groups, cell_px)
         page.paste(original, (GAP_PX, top))
         letters.write((GAP_PX, top + original.height + 1), image.name, cell_px)
         letters.write((GAP_PX, top + step_y), "as trained on, with\nits targets' weights", cell_px)
@@ -78,7 +78,7 @@ def draw_preview(
     return page, letters.escaped
 
 
-def _original(image: ImagePreview, groups: list[int], cell_px: int) -> Image.Image:
+def boxed_original(image: ImagePreview, groups: list[int], cell_px: int) -> Image.Image:
     """The picture, fitted into a cell, with the boxes of its crops."""
     height, width = image.original.shape[:2]
     scale = cell_px / max(height, width)

@@ -60,24 +60,29 @@ def kept_features(
     """
     if folder is None:
         return compute()
-    text = json.dumps(facts, sort_keys=True)
-    path = folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
-    found = dist.on_main(_read, path, text)
+    found = dist.on_main(find_features, folder, facts)
     if found is None:
         found = compute()
-        notes += dist.on_main(_write, path, text, found)
+        notes += dist.on_main(_write, *_place(folder, facts), found)
     return found
 
 
-def _read(path: Path, facts: str) -> Features | None:
-    """The features; None where they are not there, or not as they were written."""
+def _place(folder: Path, facts: dict[str, Any]) -> tuple[Path, str]:
+    """The file of the features, and the facts as it holds them."""
+    text = json.dumps(facts, sort_keys=True)
+    return folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors", text
+
+
+def find_features(folder: Path, facts: dict[str, Any]) -> Features | None:
+    """The kept features, read by this rank alone; None where they are not there, or not as written."""
+    path, text = _place(folder, facts)
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             columns = [file.get_tensor(name) for name in COLUMNS]
     except (OSError, SafetensorError):
         return None
-    is_sound = about.get("facts") == facts and about.get("sha256") == _hash_of(columns)
+    is_sound = about.get("facts") == text and about.get("sha256") == _hash_of(columns)
     return Features(*columns) if is_sound else None
 
 

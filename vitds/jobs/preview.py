@@ -52,6 +52,32 @@ def preview(
     data = open_beton(file)
     recipe = recipe or _default_recipe(data)
     settings = load_settings(recipe=recipe, command=None, assignments=tuple(set), flags={"seed": seed})
+    drawn = first_step(data, settings, images)
+    names = [f"{group.name} {number}" for group in settings.views.groups for number in range(group.views)]
+    groups = [number for number, group in enumerate(settings.views.groups) for _ in range(group.views)]
+    page, escaped = draw_preview(drawn, names, groups, f"{data.path.name}, {_title(settings, recipe)}")
+    try:
+        page.save(out)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"`out={out}`: the picture cannot be written ({error}). Give a path that ends in .png"
+        ) from None
+    print(f"{out}: {len(drawn)} images of {data.path.name}, {page.width} x {page.height} pixels")
+    if escaped:
+        print(
+            f"{out}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as "
+            "code points (U+4E2D). Install a font, such as Debian's package fonts-noto-cjk for Chinese, "
+            "Japanese and Korean"
+        )
+    return Path(out)
+
+
+def first_step(data: BetonFile, settings: Settings, images: int) -> list[ImagePreview]:
+    """The first images of a run's first step, as cut and as trained on.
+
+    Args:
+        images: how many; fewer if the step has fewer.
+    """
     loader = TrainLoader(data, settings, rank=0, ranks=1, micro_images=_micro_images(settings.batch, images))
     with closing(loader.batches(0, 1)) as batches:
         batch = next(batches)
@@ -69,10 +95,10 @@ def preview(
         images=index,
     )
     boxes = np.stack([specs[name] for name in ("top", "left", "height", "width")], axis=-1)
-    drawn = [
+    return [
         ImagePreview(
             _name(data, image),
-            _original(data, image),
+            stored_pixels(data, image),
             boxes[row],
             crops[row],
             trained[:, row],
@@ -80,25 +106,6 @@ def preview(
         )
         for row, image in enumerate(index.tolist())
     ]
-    names = [f"{group.name} {number}" for group in settings.views.groups for number in range(group.views)]
-    groups = [number for number, group in enumerate(settings.views.groups) for _ in range(group.views)]
-    page, escaped = draw_preview(
-        drawn, names, groups, f"{data.path.name}, {_title(settings, recipe, batch.epoch)}"
-    )
-    try:
-        page.save(out)
-    except (OSError, ValueError) as error:
-        raise ResourceError(
-            f"`out={out}`: the picture cannot be written ({error}). Give a path that ends in .png"
-        ) from None
-    print(f"{out}: {len(drawn)} images of {data.path.name}, {page.width} x {page.height} pixels")
-    if escaped:
-        print(
-            f"{out}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as "
-            "code points (U+4E2D). Install a font, such as Debian's package fonts-noto-cjk for Chinese, "
-            "Japanese and Korean"
-        )
-    return Path(out)
 
 
 def _default_recipe(data: BetonFile) -> str:
@@ -121,8 +128,8 @@ def _micro_images(batch: Batch, images: int) -> int:
     return next((size for size in range(chunk, step, chunk) if size >= images and step % size == 0), step)
 
 
-def _title(settings: Settings, recipe: str, epoch: int) -> str:
-    words = [f"recipe {recipe}: seed {settings.seed}, epoch {epoch}, step 0"]
+def _title(settings: Settings, recipe: str) -> str:
+    words = [f"recipe {recipe}: seed {settings.seed}, epoch 0, step 0"]
     if settings.method in readers("mix.kind"):
         words.append(f"mixing: {settings.mix.kind}")
     if smoothing := _smoothing(settings):
@@ -174,7 +181,11 @@ def _name(file: BetonFile, image: int) -> str:
     return f"image {image}\n{file.manifest.classes[label]}" if label >= 0 else f"image {image}"
 
 
-def _original(file: BetonFile, image: int) -> np.ndarray:
+def stored_pixels(file: BetonFile, image: int) -> np.ndarray:
+    """(H, W, 3) uint8 of the image at a position of a file.
+
+    Raises: DataError if it cannot be decoded.
+    """
     with file.path.open("rb") as stream:
         stream.seek(int(file.offsets[image]))
         data = stream.read(int(file.sizes[image]))

@@ -36,6 +36,7 @@ from vitds.errors import RunError
 from vitds.evaluate.files import own_features
 from vitds.jobs.data_files import hold_out
 from vitds.jobs.evaluate import knn_of_run, top1_of_run
+from vitds.jobs.report import report_at_end
 from vitds.jobs.session import Session, open_session
 from vitds.methods import method_class
 from vitds.methods.base import Method, SetSize
@@ -80,6 +81,8 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
         results = _evaluate(session, method, file, test_file)
         _finish(session, trainer, results)
         draw_curve(session.run)
+        if session.settings.log.page:
+            report_at_end(session.run)
         return session.run
 
 

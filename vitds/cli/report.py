@@ -1,0 +1,21 @@
+"""`vitds report`: a page to look at."""
+
+from __future__ import annotations
+
+
+def report(*runs: str, out: str | None = None) -> None:
+    """Write a page of a run, or of several beside each other: one HTML file that needs nothing else.
+
+    Result, data, curves, crops, neighbours, confusions, where the network looks, a map of the features. It
+    opens from a mail, without a network. Every run writes its own at its end; call this after further
+    evaluations. Of several runs: the settings that differ, results with their seeds, curves over one another.
+
+    Args:
+        runs: a finished run directory
+        out: the file to write (default report.html in the run)
+    """
+    from vitds.jobs.as_flags import as_flags
+    from vitds.jobs.report import report as write_report
+
+    with as_flags(report):
+        write_report(*runs, out=out)

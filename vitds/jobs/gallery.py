@@ -1,0 +1,394 @@
+"""The pictures of a run's page: crops, neighbours, confusions, where the network looks, the map.
+
+They are made once, where the images are at hand, and kept in RUN/analysis/page.json with what they were made
+from. The page is laid out from there, also where the images have moved since.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitds.augment.mix import normalise
+from vitds.config.tree import Settings
+from vitds.data.beton import BetonFile, labelled
+from vitds.data.digits import NAME as DIGITS
+from vitds.data.findings import TEXTS
+from vitds.data.loader import eval_batches
+from vitds.data.preview import boxed_original
+from vitds.errors import RunError, VitdsError
+from vitds.evaluate.answers import Answers, answers_of, confusions
+from vitds.evaluate.features import Features
+from vitds.evaluate.files import own_features
+from vitds.evaluate.kept import feature_facts, find_features
+from vitds.evaluate.knn import knn_answers
+from vitds.evaluate.looks import looks
+from vitds.evaluate.map import FEWEST, plane
+from vitds.jobs.data_files import hold_out, training_files
+from vitds.jobs.opened import OpenModel, class_head, open_model
+from vitds.jobs.preview import first_step, stored_pixels
+from vitds.methods import method_class
+from vitds.report.pictures import data_uri, dimmed, sheet_uri
+from vitds.runs.directory import Run, content_of_weights, known_inputs, write_atomic
+
+FORMAT = 1  # raised where the same facts come to mean other pictures
+MOST_IMAGES = 2000  # on the map, and of a bank whose features are not kept: a page may take seconds
+PICTURE_PX, THUMB_PX = 112, 48
+CROPPED = 3  # images whose crops are shown
+QUERIES, NEIGHBOURS = 8, 5
+CONFUSIONS, CONFUSED = 6, 4  # pairs of classes, and pictures of each
+NAMED = 5  # photographs that a finding names
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run's network and what it says of images.
+
+    Attributes:
+        model: with its weights.
+        head: of its classes, if it has one.
+        query: the images that are looked at: the test images, or those of training where there are no others.
+        query_features: theirs, in their order.
+        bank: the images among which neighbours are looked for.
+        bank_features: theirs.
+        answers: to the query, where it has labels.
+        k: of the nearest neighbours that answer; None where the class head does.
+    """
+
+    model: OpenModel
+    head: nn.Linear | None
+    query: BetonFile
+    query_features: Float[Tensor, "M D"]
+    bank: BetonFile
+    bank_features: Float[Tensor, "N D"]
+    answers: Answers | None
+    k: int | None
+
+
+def gallery(run: Run) -> Json:
+    """The pictures, from RUN/analysis/page.json where they were made of these weights and data; else made
+    and kept.
+
+    Each rank for itself: nothing is asked of others.
+
+    Args:
+        run: finished.
+    Raises: RunError if the images are not at hand and nothing was kept; what reading the run raises.
+    """
+    made_of = {
+        "format": FORMAT,
+        "weights": content_of_weights(str(run.path)),
+        "inputs": known_inputs(run, run.settings),
+    }
+    path = run.path / "analysis" / "page.json"
+    if (kept := _read(path)) is not None and kept.get("made_of") == made_of:
+        return kept
+    try:
+        made = {"made_of": made_of, **_made(run)}
+    except VitdsError as error:
+        if not any(path.parent.glob("*.json")):
+            raise RunError(
+                f"{run.path} has no analysis, and none can be made: {error}. Call from the folder that the "
+                "run was started in, or evaluate it first with `vitds eval`, which takes the images by --data"
+            ) from error
+        return {"missing": str(error)}
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, json.dumps(made, ensure_ascii=False, allow_nan=False).encode())
+    return made
+
+
+def _read(path: Path) -> Json | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _made(run: Run) -> Json:
+    settings = run.settings
+    train, test = _files(run, settings)
+    trained = hold_out(train, settings.eval.hold_out, settings.seed)[0] if settings.eval.hold_out else train
+    made: Json = {
+        "data": {"train": _facts(train), "test": None if test is None else _facts(test)},
+        "crops": _crops(trained, settings),
+    }
+    scene = _scene(run, train, test)
+    chosen = _chosen(scene)
+    nearest = _nearest(scene, chosen)
+    return made | {
+        "query": "test" if test is not None else "training",
+        "k": scene.k,
+        "bank_images": scene.bank.images,
+        "neighbours": _neighbours(scene, chosen, nearest),
+        "confusions": _confusions(scene),
+        "looks": _looks(scene, chosen, nearest),
+        "map": _map(scene),
+    }
+
+
+def _files(run: Run, settings: Settings) -> tuple[BetonFile, BetonFile | None]:
+    """The run's own images.
+
+    Raises: DataError, SettingsError, RunError that say in one sentence why they are not at hand.
+    """
+    for name in (settings.data.train, settings.data.test):
+        if name not in (None, DIGITS) and not Path(name).exists():
+            raise RunError(f"{name}, which the run names, is not there, seen from {Path.cwd()}")
+    train, test = training_files(settings)
+    known = known_inputs(run, settings)
+    for key, file in (("data.train", train), ("data.test", test)):
+        if file is not None and known.get(key, file.manifest.content_hash) != file.manifest.content_hash:
+            raise RunError(f"{file.path} holds other images than those the run was started with")
+    return train, test
+
+
+def _facts(file: BetonFile) -> Json:
+    """What the file's manifest says, in words for the page."""
+    manifest = file.manifest
+    return {
+        "images": file.images,
+        "file_images": manifest.images,
+        "classes": len(manifest.classes),
+        "unlabelled": manifest.unlabelled,
+        "sources": [Path(source).name for source in manifest.sources],
+        "split": manifest.split,
+        "grouped": None if manifest.grouped is None else manifest.grouped.by,
+        "groups": None if manifest.grouped is None else manifest.grouped.groups,
+        "content": manifest.content_hash,
+        "findings": [
+            {"kind": kind, "text": TEXTS.get(kind, kind), "count": found.count, "names": found.names[:NAMED]}
+            for kind, found in manifest.findings.items()
+        ],
+    }
+
+
+def _crops(file: BetonFile, settings: Settings) -> list[Json]:
+    groups = [number for number, group in enumerate(settings.views.groups) for _ in range(group.views)]
+    names = [f"{group.name} {number}" for group in settings.views.groups for number in range(group.views)]
+    return [
+        {
+            "name": image.name.replace("\n", ", class "),
+            "original": data_uri(np.asarray(boxed_original(image, groups, PICTURE_PX)), PICTURE_PX),
+            "views": [
+                {
+                    "name": name,
+                    "cut": _crop_uri(cut),
+                    "trained": _crop_uri(trained),
+                    "targets": targets.replace("\n", "; "),
+                }
+                for name, cut, trained, targets in zip(
+                    names, image.views, image.trained, image.targets, strict=True
+                )
+            ],
+        }
+        for image in first_step(file, settings, CROPPED)
+    ]
+
+
+def _crop_uri(crop: NDArray[np.uint8]) -> str:
+    return data_uri(crop.transpose(1, 2, 0), PICTURE_PX)
+
+
+def _scene(run: Run, train: BetonFile, test: BetonFile | None) -> Scene:
+    model = open_model(str(run.path))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.backbone.to(device).eval()
+    query, found = _features(model, train if test is None else test, device)
+    bank, known = (query, found) if test is None else _features(model, labelled(train), device)
+    head, answers, k = None, None, None
+    if method_class(model.settings.method).leaves_class_head:
+        head = class_head(model)[1]
+    if test is not None and head is not None:
+        with torch.inference_mode():
+            logit_MC = head(found.rows_MD)
+        answers = answers_of(logit_MC, found.label_M, logit_MC.double().softmax(1))
+    elif test is not None:
+        k = 20 if 20 in model.settings.eval.knn_k else min(model.settings.eval.knn_k)
+        pair = (known.rows_MD, known.label_M, found.rows_MD, found.label_M)
+        answers = knn_answers(*pair, k=(k,), classes=len(query.manifest.classes))[k]
+    return Scene(model, head, query, found.rows_MD, bank, known.rows_MD, answers, k)
+
+
+def _features(model: OpenModel, file: BetonFile, device: torch.device) -> tuple[BetonFile, Features]:
+    """Those that an evaluation kept, of all images; else of MOST_IMAGES, spread over the file."""
+    found = find_features(
+        model.run.path / "analysis", feature_facts(model.settings, model.weights or "", file)
+    )
+    if found is not None:
+        return file, found
+    file = file.take(_spread(file.images, MOST_IMAGES))
+    rows_MD, index_M = own_features(model.settings, model.backbone, file, np.arange(file.images), device)
+    labels = torch.from_numpy(file.labels[index_M.numpy()])
+    return file.take(index_M.numpy()), Features(rows_MD, labels, torch.arange(len(rows_MD)))
+
+
+def _spread(images: int, most: int) -> NDArray[np.int64]:
+    """At most so many positions, evenly over a file: of all its classes, as they stand one after another."""
+    return np.unique(np.linspace(0, images - 1, min(images, most)).round().astype(np.int64))
+
+
+def _chosen(scene: Scene) -> list[int]:
+    """Some images of the query: as many right as wrong ones, where that is known."""
+    if scene.answers is None:
+        return _spread(scene.query.images, QUERIES).tolist()
+    right, wrong = (np.flatnonzero(scene.answers.is_right_M == is_right) for is_right in (True, False))
+    from_wrong = min(len(wrong), max(QUERIES // 2, QUERIES - len(right)))
+    parts = ((right, min(len(right), QUERIES - from_wrong)), (wrong, from_wrong))
+    return [int(part[i]) for part, count in parts if count for i in _spread(len(part), count)]
+
+
+def _nearest(scene: Scene, chosen: list[int]) -> list[list[tuple[int, float]]]:
+    """For each chosen image its nearest of the bank with their cosine similarity; never itself."""
+    query_QD = F.normalize(scene.query_features[chosen], dim=1)
+    similarity_QN = query_QD @ F.normalize(scene.bank_features, dim=1).T
+    if scene.bank is scene.query:
+        similarity_QN[torch.arange(len(chosen)), torch.tensor(chosen)] = -torch.inf
+    best = similarity_QN.topk(min(NEIGHBOURS, scene.bank.images - (scene.bank is scene.query)), dim=1)
+    return [
+        list(zip(places, values, strict=True))
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def _image(file: BetonFile, position: int) -> Json:
+    """What a page says of an image: its photograph, its class."""
+    label = int(file.labels[position])
+    return {
+        "name": file.describe(position),
+        "class": file.manifest.classes[label] if label >= 0 else None,
+    }
+
+
+def _answered(scene: Scene, position: int) -> Json:
+    """An image of the query, with the answer to it where there is one."""
+    image = _image(scene.query, position)
+    if scene.answers is None:
+        return image | {"answer": None, "probability": None}
+    probability_M = scene.answers.probability_M
+    return image | {
+        "answer": scene.query.manifest.classes[int(scene.answers.predicted_M[position])],
+        "probability": None if probability_M is None else 100 * float(probability_M[position]),
+    }
+
+
+def _picture(file: BetonFile, position: int) -> str:
+    return data_uri(stored_pixels(file, position), PICTURE_PX)
+
+
+def _neighbours(scene: Scene, chosen: list[int], nearest: list[list[tuple[int, float]]]) -> list[Json]:
+    return [
+        _answered(scene, position)
+        | {
+            "picture": _picture(scene.query, position),
+            "neighbours": [
+                _image(scene.bank, other)
+                | {"picture": _picture(scene.bank, other), "similarity": float(likeness)}
+                for other, likeness in found
+            ],
+        }
+        for position, found in zip(chosen, nearest, strict=True)
+    ]
+
+
+def _confusions(scene: Scene) -> list[Json]:
+    """The pairs of classes that are confused most, with some of the images."""
+    if scene.answers is None:
+        return []
+    classes, answers = scene.query.manifest.classes, scene.answers
+    wrong = sorted((pair for pair in confusions(answers) if pair[0] != pair[1]), key=lambda pair: -pair[2])
+    found = []
+    for right, predicted, images in wrong[:CONFUSIONS]:
+        places = np.flatnonzero((answers.label_M == right) & (answers.predicted_M == predicted))[:CONFUSED]
+        shown = [
+            _answered(scene, place) | {"picture": _picture(scene.query, place)} for place in places.tolist()
+        ]
+        of_class = int((answers.label_M == right).sum())
+        found.append(
+            {
+                "right": classes[right],
+                "predicted": classes[predicted],
+                "images": images,
+                "of": of_class,
+                "pictures": shown,
+            }
+        )
+    return found
+
+
+def _looks(scene: Scene, chosen: list[int], nearest: list[list[tuple[int, float]]]) -> Json | None:
+    """The chosen images as the network gets them, and what of them counts."""
+    device = next(scene.model.backbone.parameters()).device
+    # A batch's pixels are valid until the next one is asked for.
+    cut = [
+        crop.clone()
+        for batch in eval_batches(
+            scene.query, scene.model.settings.views, batch_images=1, indices=np.array(chosen)
+        )
+        for crop in batch.crops
+    ]
+    images = normalise(torch.stack(cut).to(device), scene.model.settings.views)
+
+    def score(feature_MD: Float[Tensor, "M D"]) -> Float[Tensor, " M"]:
+        """The answer's logit; without a class head the likeness to the nearest image."""
+        if scene.head is not None and scene.answers is not None:
+            answer_M = torch.from_numpy(scene.answers.predicted_M[chosen]).to(device)
+            return scene.head.to(device)(feature_MD).gather(1, answer_M[:, None])[:, 0]
+        first = [found[0][0] for found in nearest]
+        return F.cosine_similarity(feature_MD, scene.bank_features[first].to(device))
+
+    found = looks(scene.model.backbone, images, score)
+    if found is None:
+        return None
+    kind, map_Mhw = found
+    pixels = [crop.numpy().transpose(1, 2, 0) for crop in cut]
+    return {
+        "kind": kind,
+        "of": "answer" if scene.head is not None and scene.answers is not None else "neighbour",
+        "images": [
+            _answered(scene, position)
+            | {
+                "picture": data_uri(seen, PICTURE_PX),
+                "looked": data_uri(dimmed(seen, map_hw.float().cpu().numpy()), PICTURE_PX),
+            }
+            for position, seen, map_hw in zip(chosen, pixels, map_Mhw, strict=True)
+        ],
+    }
+
+
+def _map(scene: Scene) -> Json | None:
+    places = _spread(scene.query.images, MOST_IMAGES)
+    if len(places) < FEWEST:
+        return None
+    xy = plane(scene.query_features[torch.from_numpy(places)])
+    sheet, columns = sheet_uri(list(_thumbs(scene.query, places)), THUMB_PX)
+    classes = scene.query.manifest.classes
+    answers = scene.answers
+    return {
+        "x": xy[:, 0].round(4).tolist(),
+        "y": xy[:, 1].round(4).tolist(),
+        "label": scene.query.labels[places].tolist(),
+        "predicted": None if answers is None else answers.predicted_M[places].tolist(),
+        "name": [scene.query.describe(place) for place in places.tolist()],
+        "classes": list(classes),
+        "sheet": sheet,
+        "columns": columns,
+        "cell_px": THUMB_PX,
+        "of": scene.query.images,
+    }
+
+
+def _thumbs(file: BetonFile, places: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    for place in places.tolist():
+        yield stored_pixels(file, place)

@@ -1,0 +1,133 @@
+"""`vitds report RUN …`: a page of one run, or of several beside each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitds import dist
+from vitds.errors import ResourceError, RunError, UsageError
+from vitds.jobs.compare import group_of
+from vitds.jobs.gallery import gallery
+from vitds.report.overview import result, settings_leaves, shown
+from vitds.report.page import page_of_run, page_of_runs
+from vitds.runs.directory import Run, write_atomic
+from vitds.terminal import say
+
+# What a run is called, where it reads and how often it saves: no reason for another result.
+OF_NO_RESULT = ("data.workers", "checkpoint.", "log.", "eval.", "batch.micro_images")
+
+
+def report(*runs: str, out: str | Path | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        runs: finished run directories.
+        out: the HTML file; by default report.html in the run, which only one run has.
+    Returns: the file.
+    Raises: UsageError for no run, a run given twice, or several without `out`; RunError if one cannot be
+        read, or has no analysis and none can be made; ResourceError if the file cannot be written.
+    """
+    if not runs:
+        raise UsageError("RUN is missing: name a run directory, or several")
+    opened = [_opened(name) for name in runs]
+    paths = [run.path for run in opened]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UsageError(f"{twice[0]} is given {paths.count(twice[0])} times; leave one")
+    if out is None and len(opened) > 1:
+        raise UsageError("`out` is missing: say where the page of several runs goes, as in `out=page.html`")
+    html = (
+        page_of_runs(opened, _table(opened))
+        if len(opened) > 1
+        else page_of_run(opened[0], gallery(opened[0]))
+    )
+    path = Path(os.path.expanduser(out)) if out is not None else opened[0].path / "report.html"
+    if not path.parent.is_dir():
+        raise ResourceError(f"`out={path}`: there is no folder {path.parent}; make it first")
+    write_atomic(path, html.encode())
+    say(f"{path}: {len(html.encode()) / 1e6:.1f} MB")
+    return path
+
+
+def report_at_end(run: Run) -> None:
+    """The page of a run that has just finished; rank 0 only.
+
+    A run is complete without it: whatever fails here is said, and nothing else.
+    """
+    if not dist.is_main():
+        return
+    try:
+        report(str(run.path))
+    except Exception as error:  # of any library that draws, decodes or projects
+        why = " ".join(str(error).split()) or type(error).__name__
+        say(f"{run.path / 'report.html'} was not made ({why}); the run is complete without it")
+
+
+def _opened(name: str) -> Run:
+    """Raises: RunError if there is no finished run."""
+    run = Run(Path(os.path.expanduser(name)))
+    if not (run.path / "settings.yaml").exists():
+        raise RunError(f"{name} is no run directory: it has no settings.yaml")
+    if not run.is_finished:
+        raise RunError(
+            f"{name} has no analysis yet, as it is not finished: let the command that started it go on to "
+            "its end. Meanwhile `tensorboard --logdir` shows its curves"
+        )
+    return run
+
+
+def _table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Settings that differ, results, and groups of runs that differ in their seed alone."""
+    trees = [settings_leaves(run.settings.model_dump(mode="json")) for run in runs]
+    keys = [
+        key
+        for key in dict.fromkeys(key for tree in trees for key in tree)
+        if not key.startswith(OF_NO_RESULT) and len({shown(tree.get(key)) for tree in trees}) > 1
+    ]
+    found = [
+        (run, result(run.summary), [shown(tree.get(key)) for key in keys])
+        for run, tree in zip(runs, trees, strict=True)
+    ]
+    groups = _groups(keys, trees)
+    rows = [
+        {
+            "name": str(run.path),
+            "group": group + 1,
+            "values": values,
+            "result": score,
+            "seconds": run.summary["seconds"],
+        }
+        for (run, score, values), group in zip(found, groups, strict=True)
+    ]
+    return {"keys": keys, "rows": rows, "groups": [_mean(rows, group) for group in sorted(set(groups))]}
+
+
+def _groups(keys: list[str], trees: list[dict[str, Any]]) -> list[int]:
+    """The number of each run's group: the seed does not count, nor does that of the run it began from."""
+    same = [
+        tuple(
+            group_of(tree[key]) if key == "init" and tree[key] else shown(tree.get(key))
+            for key in keys
+            if key != "seed"
+        )
+        for tree in trees
+    ]
+    order = list(dict.fromkeys(same))
+    return [order.index(each) for each in same]
+
+
+def _mean(rows: list[dict[str, Any]], group: int) -> dict[str, Any]:
+    own = [row for row in rows if row["group"] == group + 1]
+    scores = [row["result"] for row in own if row["result"] is not None]
+    figures = [score["top1"] for score in scores]
+    return {
+        "group": group + 1,
+        "runs": len(own),
+        "what": ", ".join(dict.fromkeys(score["what"] for score in scores)) or "not evaluated",
+        "mean": float(np.mean(figures)) if figures else None,
+        "deviation": float(np.std(figures, ddof=1)) if len(figures) > 1 else None,
+    }

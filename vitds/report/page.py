@@ -1,0 +1,90 @@
+"""The page of a run: one HTML file that needs nothing else. It only lays out what it is given."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vitds.report.curves import charts
+from vitds.report.lines import legend_mark
+from vitds.report.overview import overview
+from vitds.report.scatter import class_marks, scatter, together
+from vitds.runs.directory import Run
+
+SECTIONS = {
+    "result": "Result",
+    "data": "Data and split",
+    "curves": "Curves",
+    "crops": "What the network saw",
+    "neighbours": "Nearest neighbours",
+    "classes": "Classes and confusions",
+    "looks": "Where it looks",
+    "map": "Map of the features",
+}
+SECTIONS_OF_SEVERAL = {"runs": "Runs", "curves": "Curves"}
+
+
+def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
+    """The HTML of one run.
+
+    Args:
+        run: finished.
+        pictures: of jobs/gallery.py.
+    Raises: RunError if a file of the run cannot be read.
+    """
+    facts = overview(run, pictures)
+    found = pictures.get("map")
+    drawing, points = scatter(found) if found else (None, None)
+    test = facts["data"].get("test") if facts["data"] else None
+    leaks = sum(
+        each["count"] for each in (test or {"findings": ()})["findings"] if each["kind"] == "near_duplicate"
+    )
+    return _rendered(
+        f"{run.path.name}: {facts['command_name']}",
+        [run],
+        SECTIONS,
+        several=None,
+        run=facts,
+        pictures=pictures,
+        missing=f"Not shown here, as the images are not at hand: {pictures.get('missing')}.",
+        leaks=leaks,
+        map=drawing,
+        points=points,
+        map_legend=class_marks(found) if found else [],
+        together=together(found) if found else None,
+    )
+
+
+def page_of_runs(runs: Sequence[Run], table: dict[str, Any]) -> str:
+    """The HTML of several runs beside each other.
+
+    Args:
+        runs: finished.
+        table: of jobs/report.py: `keys` of the settings that differ, `rows`, `groups`.
+    """
+    return _rendered(f"{len(runs)} runs", runs, SECTIONS_OF_SEVERAL, several=table)
+
+
+def _rendered(title: str, runs: Sequence[Run], sections: dict[str, str], **parts: Any) -> str:
+    # What is missing from `parts` is a fault of ours and no empty place on the page; `is defined` asks.
+    environment = Environment(
+        loader=PackageLoader("vitds", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    style, script = (environment.loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
+    names = [str(run.path) for run in runs]
+    return environment.get_template("page.html").render(
+        title=title,
+        contents=list(sections.items()),
+        style=Markup(style),
+        script=Markup(script),
+        # The browser runs this script and no other one, whatever else may stand on the page.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        charts=charts(runs, names),
+        legend=[(legend_mark(order), name) for order, name in enumerate(names)],
+        **parts,
+    )
