@@ -267,5 +267,7 @@ def test_where_nothing_says_it_that_is_said(early_run: Path, digit_files, photos
 
 def test_a_damaged_record_of_it_is_named(early_run: Path) -> None:
     (early_run / "data.json").write_text('{"storage": "raw"}')
-    with pytest.raises(RunError, match="data.json lacks 'side_px'; start the run's own command again"):
+    with pytest.raises(
+        RunError, match="data.json lacks 'side_px'; remove it: the training file's manifest says it too"
+    ):
         open_model(early_run)

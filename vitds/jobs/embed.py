@@ -12,7 +12,7 @@ from vitds.use.model import open_model
 from vitds.use.tables import check_out
 
 
-def embed(run: str, images: Sequence[str | Path], *, out: str, workers: int | None = None) -> None:
+def embed_files(run: str, images: Sequence[str | Path], *, out: str, workers: int | None = None) -> None:
     """Write the features of images with their file names, in the order given.
 
     Args:
