@@ -28,8 +28,8 @@ def embed_files(run: str, images: Sequence[str | Path], *, out: str, workers: in
     with found_images(model, images) as found:
         answers = model.answers(found, workers=workers, show_progress=True)
         count, unreadable = write_features(path, answers, model.width)
-    tail = (
-        f"; {len(unreadable):,} could not be read, first {unreadable[0].file}: {unreadable[0].reason}"
-        * bool(unreadable)
-    )
-    say(f"{out}: {count:,} images, {model.width} features each{tail}")
+    line = f"{out}: {count:,} images, {model.width} features each"
+    if unreadable:
+        first = unreadable[0]
+        line += f"; {len(unreadable):,} could not be read, first {first.file}: {first.reason}"
+    say(line)
