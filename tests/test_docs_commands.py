@@ -37,6 +37,12 @@ QUICK = (
     "plan",
     "checkpoint",
     "eval",
+    "predict",
+    "embed",
+    "similar",
+    "export timm",
+    "export hf",
+    "export onnx",
 )
 # What cannot be had in a test: a download, a set that its publisher ships, a model with its published
 # weights.
@@ -78,6 +84,9 @@ def folder(digit_files, tmp_path_factory, rank_pool) -> Path:
         (root / "photos" / label).mkdir(parents=True)
         for number in range(6):
             Image.new("RGB", (40, 30), (40 * number, 90, 10)).save(root / "photos" / label / f"{number}.png")
+    shutil.copytree(root / "photos" / "cat", root / "new")
+    for number in (1, 2):
+        Image.open(root / "new" / f"{number}.png").save(root / "new" / f"{number}.jpg")
     data = (str(root / "train.beton"), str(root / "test.beton"))
     small_run(str(root / "runs" / "pre"), data, epochs=1)
     small_run(str(root / "runs" / "fine"), data, epochs=1, method="supervised")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vitds.data.beton import open_beton
 from vitds.errors import DataError, RunError
 from vitds.evaluate.files import file_features
 from vitds.runs.directory import Run
+from vitds.use.images import find_images
 from vitds.use.model import Model, open_model
 from vitds.use.run import TrainedRun
 
@@ -117,11 +119,20 @@ def test_csv_json_and_parquet_hold_the_same_rows(
 def test_processes_that_decode_change_no_number_and_no_order(
     fine: Model, photos: Path, tmp_path: Path
 ) -> None:
-    from vitds.use.images import find_images
-
     images, _ = find_images([photos], tmp_path)
     alone, shared = (list(fine.predictions(images, workers=workers)) for workers in (1, 2))
     assert alone == shared
+
+
+def test_images_are_read_as_they_are_answered_and_not_all_at_first(fine: Model, tmp_path: Path) -> None:
+    files = {f"{number:02d}.png": png(number) for number in range(40)}
+    images, _ = find_images([write_folder(tmp_path / "set", files)], tmp_path)
+    few = fine.settings.eval.model_copy(update={"batch_images": 2})
+    model = replace(fine, settings=fine.settings.model_copy(update={"eval": few}))
+    answers = model.answers(images)
+    next(answers)
+    (tmp_path / "set" / "39.png").write_bytes(b"")
+    assert [answer.reason for answer in answers][-2:] == ["", "not an image: an empty file"]
 
 
 def test_a_folder_may_hold_images_beside_folders(fine: Model, tmp_path: Path) -> None:
@@ -267,5 +278,7 @@ def test_where_nothing_says_it_that_is_said(early_run: Path, digit_files, photos
 
 def test_a_damaged_record_of_it_is_named(early_run: Path) -> None:
     (early_run / "data.json").write_text('{"storage": "raw"}')
-    with pytest.raises(RunError, match="data.json lacks 'side_px'; start the run's own command again"):
+    with pytest.raises(
+        RunError, match="data.json lacks 'side_px'; remove it: the training file's manifest says it too"
+    ):
         open_model(early_run)

@@ -89,6 +89,14 @@ def test_nothing_but_unreadable_files_still_makes_a_file(used_runs, tmp_path: Pa
         assert found["features"].shape == (0, 24) and len(found["unreadable_files"]) == 1
 
 
+def test_a_folder_of_sound_images_is_said_without_more(
+    used_runs, photos: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "f.npz"
+    assert main(["embed", used_runs["idmm"], str(photos), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 20 images, 24 features each\n"
+
+
 def nearest_by_hand(expected: np.ndarray, place: int) -> np.ndarray:
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[place]), kind="stable")

@@ -107,6 +107,20 @@ def test_the_images_of_a_beton_have_its_own_views(folder: Path, tmp_path: Path) 
         assert np.array_equal(found, views_of_beton(open_beton(tmp_path / f"{storage}.beton")))
 
 
+def test_a_beton_that_is_damaged_or_gone_gives_the_reason(tmp_path: Path) -> None:
+    build_beton([write_folder(tmp_path / "set", {"a/1.jpg": jpeg(1)})], tmp_path / "x.beton", storage="jpg")
+    (image,), _ = find_images([tmp_path / "x.beton"], tmp_path)
+    content = bytearray((tmp_path / "x.beton").read_bytes())
+    content[image.offset : image.offset + 4] = bytes(4)
+    (tmp_path / "x.beton").write_bytes(content)
+    assert view_of(image, Storing("raw", None, 90), SIDE).kind == "damaged"
+    assert whole_picture(image, Storing("raw", None, 90)).kind == "damaged"
+    (tmp_path / "x.beton").unlink()
+    assert view_of(image, Storing("raw", None, 90), SIDE) == LeftOut(
+        "unreadable", "No such file or directory"
+    )
+
+
 def test_an_array_is_seen_as_the_file_of_the_same_pixels(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encode(photo(2), "PNG"))
     storing = Storing("jpg", 24, 80)

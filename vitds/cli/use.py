@@ -17,10 +17,10 @@ def predict(run: str, *images: str, out: str | None = None, workers: int | None 
         workers: processes that decode (default one a core)
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.predict import predict as job
+    from vitds.jobs.predict import predict_files
 
     with as_flags(predict):
-        job(run, images, out=out, workers=workers)
+        predict_files(run, images, out=out, workers=workers)
 
 
 def embed(run: str, *images: str, out: str, workers: int | None = None) -> None:
@@ -36,10 +36,10 @@ def embed(run: str, *images: str, out: str, workers: int | None = None) -> None:
         workers: processes that decode (default one a core)
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.embed import embed as job
+    from vitds.jobs.embed import embed_files
 
     with as_flags(embed):
-        job(run, images, out=out, workers=workers)
+        embed_files(run, images, out=out, workers=workers)
 
 
 def similar(
@@ -66,10 +66,10 @@ def similar(
         json: print one JSON object and nothing else
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.similar import similar as job
+    from vitds.jobs.similar import find_similar
 
     with as_flags(similar):
-        job(run, image, among=in_, count=count, out=out, workers=workers, as_json=json)
+        find_similar(run, image, among=in_, count=count, out=out, workers=workers, as_json=json)
 
 
 def export_timm(run: str, *, out: str) -> None:

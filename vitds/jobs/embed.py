@@ -12,7 +12,7 @@ from vitds.use.model import open_model
 from vitds.use.tables import check_out
 
 
-def embed(run: str, images: Sequence[str | Path], *, out: str, workers: int | None = None) -> None:
+def embed_files(run: str, images: Sequence[str | Path], *, out: str, workers: int | None = None) -> None:
     """Write the features of images with their file names, in the order given.
 
     Args:
@@ -28,8 +28,8 @@ def embed(run: str, images: Sequence[str | Path], *, out: str, workers: int | No
     with found_images(model, images) as found:
         answers = model.answers(found, workers=workers, show_progress=True)
         count, unreadable = write_features(path, answers, model.width)
-    tail = (
-        f"; {len(unreadable):,} could not be read, first {unreadable[0].file}: {unreadable[0].reason}"
-        * bool(unreadable)
-    )
-    say(f"{out}: {count:,} images, {model.width} features each{tail}")
+    line = f"{out}: {count:,} images, {model.width} features each"
+    if unreadable:
+        first = unreadable[0]
+        line += f"; {len(unreadable):,} could not be read, first {first.file}: {first.reason}"
+    say(line)

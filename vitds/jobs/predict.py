@@ -19,7 +19,7 @@ ENDINGS = (".csv", ".json", ".parquet")
 CLASSES_SHOWN = 10
 
 
-def predict(
+def predict_files(
     run: str, images: Sequence[str | Path], *, out: str | None = None, workers: int | None = None
 ) -> None:
     """Name the likeliest classes of images: a row an image, in the order given.

@@ -23,7 +23,7 @@ from vitds.use.view import whole_picture
 ENDINGS = (".png", ".jpg", ".webp")
 
 
-def similar(
+def find_similar(
     run: str,
     image: str | Path,
     *,
@@ -44,7 +44,7 @@ def similar(
         workers: processes that decode; None is one a core.
         as_json: print one JSON object and nothing else.
     Returns: names and cosines, the nearest first.
-    Raises: DataError if there is nothing to compare, or the image cannot be read; the others as `embed`.
+    Raises: DataError if there is nothing to compare, or the image cannot be read; the others as embed_files.
     """
     if count < 1:
         raise UsageError(f"`count={count}`: must be at least 1")

@@ -29,13 +29,14 @@ def write_features(path: Path, answers: Iterable[Answer], width: int) -> tuple[i
     Returns: how many images have features, and the others.
     Raises: ResourceError if the file cannot be written.
     """
-    return _to_npz(path, answers, width) if path.suffix == ".npz" else _to_table(path, answers, width)
+    write = _to_npz if path.suffix.lower() == ".npz" else _to_table
+    return write(path, answers, width)
 
 
 def _to_table(path: Path, answers: Iterable[Answer], width: int) -> tuple[int, list[Answer]]:
     count, unreadable = 0, []
     numbers = [f"feature_{place}" for place in range(width)]
-    is_csv = path.suffix == ".csv"
+    is_csv = path.suffix.lower() == ".csv"
     schema = {"file": "text", "features": "floats", "reason": "text"}
     with open_table(path, schema, columns=["file", *numbers, "reason"]) as table:
         for answer in answers:

@@ -97,28 +97,30 @@ class Model:
         """The run that it is of; None for a timm model."""
         return None if self.source is None else Run(_run_of(self.source))
 
-    def predict(self, images: Images, top: int = 3) -> list[Prediction]:
+    def predict(self, images: Images, top: int = 3, workers: int = 1) -> list[Prediction]:
         """The likeliest classes of each image, in the order given.
 
         Args:
             images: paths of files, folders, archives and .beton files; pictures of Pillow; (H, W, 3) uint8.
             top: classes of each.
+            workers: processes that decode; more than this one need a script's `if __name__ == "__main__":`.
         Raises: RunError without class head; DataError for a path that does not exist, or no picture.
         """
         with tempfile.TemporaryDirectory() as workspace:
             found, _ = find_images(images, Path(workspace))
-            return list(self.predictions(found, top=top))
+            return list(self.predictions(found, top=top, workers=workers))
 
-    def embed(self, images: Images) -> Float[np.ndarray, "M D"]:
+    def embed(self, images: Images, workers: int = 1) -> Float[np.ndarray, "M D"]:
         """Features, a row an image, in the order given; a row of NaN for an image that cannot be read.
 
         Args:
             images: as for predict.
+            workers: likewise.
         Raises: DataError for a path that does not exist, or no picture.
         """
         with tempfile.TemporaryDirectory() as workspace:
             found, _ = find_images(images, Path(workspace))
-            rows = [answer.row for answer in self.answers(found)]
+            rows = [answer.row for answer in self.answers(found, workers=workers)]
         width = next((len(row) for row in rows if row is not None), self.width)
         return np.stack([np.full(width, np.nan, np.float32) if row is None else row for row in rows])
 
@@ -301,7 +303,7 @@ def _storing_of(run: Path, settings: Settings) -> tuple[Storing, tuple[str, ...]
             return Storing(facts["storage"], facts["side_px"], facts["quality"]), ()
         except KeyError as error:
             raise RunError(
-                f"{run / 'data.json'} lacks {error}; start the run's own command again to renew it"
+                f"{run / 'data.json'} lacks {error}; remove it: the training file's manifest says it too"
             ) from None
     train = Path(settings.data.train or "")
     if manifest_path(train).exists():

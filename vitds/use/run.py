@@ -20,10 +20,10 @@ class TrainedRun(Run):
         """The trained network, opened at its first use."""
         return open_model(self.path)
 
-    def predict(self, images: Images, top: int = 3) -> list[Prediction]:
+    def predict(self, images: Images, top: int = 3, workers: int = 1) -> list[Prediction]:
         """As Model.predict."""
-        return self.model.predict(images, top)
+        return self.model.predict(images, top, workers)
 
-    def embed(self, images: Images) -> Float[np.ndarray, "M D"]:
+    def embed(self, images: Images, workers: int = 1) -> Float[np.ndarray, "M D"]:
         """As Model.embed."""
-        return self.model.embed(images)
+        return self.model.embed(images, workers)

@@ -15,7 +15,7 @@ from vitds.data.images import LeftOut, Storing, decode_stored, store_image
 from vitds.data.sources import SourceImage
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW, cut_views, error_text
-from vitds.use.images import NamedImage, StoredImage
+from vitds.use.images import NamedImage
 
 
 def view_of(image: NamedImage, storing: Storing, crop_px: int) -> UInt8[np.ndarray, "3 S S"] | LeftOut:
@@ -55,10 +55,9 @@ def _stored(image: NamedImage, storing: Storing) -> tuple[bytes, bool, int, int]
         if isinstance(stored, LeftOut):
             return stored
         return stored.data, stored.is_jpeg, stored.height, stored.width
-    return _bytes_of(image), image.is_jpeg, image.height, image.width
-
-
-def _bytes_of(image: StoredImage) -> bytes:
-    with open(image.path, "rb") as file:
-        file.seek(image.offset)
-        return file.read(image.size)
+    try:
+        with open(image.path, "rb") as file:
+            file.seek(image.offset)
+            return file.read(image.size), image.is_jpeg, image.height, image.width
+    except OSError as error:
+        return LeftOut("unreadable", error.strerror or str(error))
