@@ -25,7 +25,9 @@ COLUMNS = ("run", "state", "method", "backbone", "data", "result", "majority", "
 FIGURES = ("top1", "balanced_accuracy", "macro_f1", "majority")
 
 
-def runs(folder: str = "runs", *, to_csv: str | None = None, as_json: bool = False) -> list[dict[str, Any]]:
+def list_runs(
+    folder: str = "runs", *, to_csv: str | None = None, as_json: bool = False
+) -> list[dict[str, Any]]:
     """Print all runs below a folder as a table, or as one JSON object.
 
     Args:
