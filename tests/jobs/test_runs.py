@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.training import rewound, small_run_path
 from vitds.cli import main
-from vitds.jobs.runs import runs
+from vitds.jobs.runs import list_runs
 from vitds.runs.directory import read_json
 from vitds.runs.lock import RunLock, is_held
 from vitds.runs.metrics import last_line, read_metrics
@@ -37,7 +37,7 @@ def by_name(rows: list[dict]) -> dict[str, dict]:
 
 
 def test_every_run_has_its_state(folder: Path) -> None:
-    rows = by_name(runs(str(folder)))
+    rows = by_name(list_runs(str(folder)))
     assert {name: row["state"] for name, row in rows.items()} == {
         "idmm": "finished",
         "supervised": "finished",
@@ -50,7 +50,7 @@ def test_every_run_has_its_state(folder: Path) -> None:
 
 
 def test_a_finished_run_has_the_figures_of_its_summary(folder: Path) -> None:
-    rows = by_name(runs(str(folder)))
+    rows = by_name(list_runs(str(folder)))
     tuned = read_json(folder / "group" / "supervised" / "summary.json")
     for key in ("top1", "balanced_accuracy", "macro_f1", "majority", "top1_interval", "seconds"):
         assert rows["supervised"][key] == tuned[key]
@@ -63,10 +63,10 @@ def test_a_run_that_is_held_is_running(folder: Path) -> None:
     before = (folder / "stopped" / "lock").read_bytes()
     lock = RunLock(folder / "stopped")
     try:
-        assert by_name(runs(str(folder)))["stopped"]["state"] == "running"
+        assert by_name(list_runs(str(folder)))["stopped"]["state"] == "running"
     finally:
         lock.release()
-    assert by_name(runs(str(folder)))["stopped"]["state"] == "stopped"
+    assert by_name(list_runs(str(folder)))["stopped"]["state"] == "stopped"
     (folder / "stopped" / "lock").write_bytes(before)
 
 

@@ -12,7 +12,7 @@ def runs(folder: str = "runs", *, csv: str | None = None, json: bool = False) ->
         json: print one JSON object and nothing else
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.runs import runs as list_runs
+    from vitds.jobs.runs import list_runs
 
     with as_flags(runs):
         list_runs(folder, to_csv=csv, as_json=json)

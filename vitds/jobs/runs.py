@@ -25,7 +25,9 @@ COLUMNS = ("run", "state", "method", "backbone", "data", "result", "majority", "
 FIGURES = ("top1", "balanced_accuracy", "macro_f1", "majority")
 
 
-def runs(folder: str = "runs", *, to_csv: str | None = None, as_json: bool = False) -> list[dict[str, Any]]:
+def list_runs(
+    folder: str = "runs", *, to_csv: str | None = None, as_json: bool = False
+) -> list[dict[str, Any]]:
     """Print all runs below a folder as a table, or as one JSON object.
 
     Args:
@@ -106,7 +108,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         is_number = column in ("result", "majority", "seconds")
-        is_long = column in ("run", "backbone", "data")
+        is_long = column in ("backbone", "data")
         table.add_column(
             column, justify="right" if is_number else "left", overflow="fold", no_wrap=not is_long
         )
@@ -125,8 +127,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     result = "" if row["top1"] is None else f"{row['result']} {row['top1']:.1f} %"
     majority = "" if row["majority"] is None else f"{row['majority']:.1f} %"
     seconds = "" if row["seconds"] is None else f"{row['seconds']:,.0f}"
-    names = (row[key] or "" for key in ("method", "backbone", "data"))
-    return (row["run"], state, *names, result, majority, seconds)
+    data = Path(row["data"] or "").name
+    return (row["run"], state, row["method"] or "", row["backbone"] or "", data, result, majority, seconds)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
