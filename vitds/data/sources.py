@@ -125,7 +125,7 @@ def scan_sources(
     for number, source in enumerate(paths):
         tree = _take_images(read_source(source, findings, workspace), source, options)
         images = _label_by_folder(tree, source, options, findings) if options.is_by_folder else tree.files
-        found += [Placed(parts, number, image) for parts, image in images.items()]
+        found += [Placed(parts, number, images[parts]) for parts in sorted(images)]
     columns: Sequence[str] = ()
     by_column = False
     if options.is_by_folder:
@@ -176,7 +176,7 @@ def _without_labels(
             "source."
         )
     tree = read_source(source, findings, workspace)
-    return [Placed(parts, number, image) for parts, image in tree.files.items()]
+    return [Placed(parts, number, tree.files[parts]) for parts in sorted(tree.files)]
 
 
 def _take_images(tree: SourceTree, source: Path, options: SourceOptions) -> SourceTree:
