@@ -230,7 +230,7 @@ def test_classes_in_file_names_are_believed_once_a_person_has_seen_them(tmp_path
     source = write_folder(tmp_path / "set", dict.fromkeys([*NAMES, "0001.jpg"], b""))
     with pytest.raises(
         DataError,
-        match=r"set: `label_from=name` would make 7 classes of 7 files: .*crazing \(1, as crazing_12\.jpg\), .*"
+        match=r"`label_from=name` would make 7 classes of 7 files: .*crazing \(1, as crazing_12\.jpg\), .*"
         r"Without a class: 1 \(first: .*/0001\.jpg\)\. If that is right, say so with `yes`\. Nothing was "
         r"written",
     ):
