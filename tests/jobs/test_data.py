@@ -197,12 +197,11 @@ def test_one_class_alone_is_said_plainly(tmp_path, capsys):
 
 
 def test_very_unequal_classes_are_said_and_equal_ones_not(tmp_path, capsys):
-    build([str(class_folders(tmp_path / "set", {"cat": 30, "dog": 3, "eel": 9}))], out=str(tmp_path /
-    "x.beton"))
+    out = str(tmp_path / "x.beton")
+    build([str(class_folders(tmp_path / "set", {"cat": 30, "dog": 3, "eel": 9}))], out=out)
     printed = capsys.readouterr().out
-    assert "very unequal classes: cat has 30 images, dog 3. Top-1 says little then: look at balanced" in
-    printed
-    build([str(class_folders(tmp_path / "more", {"cat": 9, "dog": 3}))], out=str(tmp_path / "x.beton"))
+    assert "very unequal classes: cat has 30 images, dog 3. Top-1 says little then: look at" in printed
+    build([str(class_folders(tmp_path / "more", {"cat": 9, "dog": 3}))], out=out)
     assert "unequal" not in capsys.readouterr().out
 
 
