@@ -166,16 +166,14 @@ def _rows_of_images(
             some = ", ".join(found[i].image.name for i in meant[:3])
             raise DataError(
                 f"{table.path}: line {line}: {cell!r} may be any of {len(meant)} files: {some}. Write more "
-                "of "
-                "the path."
+                "of the path."
             )
         before = row_of.setdefault(meant[0], (line, cells))
         if before[1][table.label_column].strip() != cells[table.label_column].strip():
             raise DataError(
                 f"{table.path}: two rows for {cell}: line {before[0]} says "
                 f"{before[1][table.label_column]!r}, line {line} {cells[table.label_column]!r}. Leave one: "
-                "an "
-                "image has one label."
+                "an image has one label."
             )
         if before[0] != line:
             findings.add(TABLE_TWICE, f"{table.path}: line {line}: {cell}")
@@ -198,8 +196,7 @@ def _class_names(texts: Sequence[str], alike: str | None, where: str, unit: str)
             spellings = ", ".join(f"{text!r} ({counts[text]} {unit})" for text in (first, *others[:SHOWN]))
             raise DataError(
                 f"{where}: labels that differ only by case or blanks: {spellings}. Say with `alike=merge` "
-                "that "
-                "they are one class, or with `alike=keep` that each is one."
+                "that they are one class, or with `alike=keep` that each is one."
             )
         for text in (first, *others):
             name = text if alike == "keep" else first.strip()
