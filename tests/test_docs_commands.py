@@ -30,6 +30,7 @@ BLOCK = re.compile(r"(?:(?<=\n\n)(?:    .*\n)+)|(?:(?<=```)(?:\w*)\n(?:.*\n)*?(?
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 QUICK = (
     "data info",
+    "data list",
     "data preview",
     "data verify",
     "data build digits",
@@ -37,16 +38,13 @@ QUICK = (
     "plan",
     "checkpoint",
     "eval",
-<<<<<<< HEAD
     "predict",
     "embed",
     "similar",
     "export timm",
     "export hf",
     "export onnx",
-=======
     "runs",
->>>>>>> f2774e961055369d2f2775e180122837d61269d7
 )
 # What cannot be had in a test: a download, a set that its publisher ships, a model with its published
 # weights.

@@ -17,11 +17,8 @@ from vitds.cli.data import data_build, data_info, data_list, data_preview, data_
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.fit import fit
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
-<<<<<<< HEAD
-from vitds.cli.runs import runs
-=======
 from vitds.cli.report import report
->>>>>>> 72f0cf5644afcb56e50ef9abf064d2ee925b52c3
+from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
 from vitds.cli.use import embed, export_hf, export_onnx, export_timm, predict, similar
 from vitds.console import run_command
@@ -45,7 +42,6 @@ COMMANDS: dict[str, Command] = {
     "eval linear": eval_linear,
     "eval fewshot": eval_fewshot,
     "eval retrieval": eval_retrieval,
-<<<<<<< HEAD
     "predict": predict,
     "embed": embed,
     "similar": similar,
@@ -53,9 +49,7 @@ COMMANDS: dict[str, Command] = {
     "export hf": export_hf,
     "export onnx": export_onnx,
     "runs": runs,
-=======
     "report": report,
->>>>>>> 72f0cf5644afcb56e50ef9abf064d2ee925b52c3
     "chain": chain,
     "plan": plan,
     "checkpoint list": checkpoint_list,

@@ -206,8 +206,7 @@ def _label_column(
         listed = ", ".join(repr(name) for name in names[:COLUMNS_SHOWN]) + ", …" * (columns > COLUMNS_SHOWN)
         raise DataError(
             f"{path}: it is not clear which of its {columns} columns has the labels: {listed}. Say which "
-            "with "
-            "`label_column`, by its name or number."
+            "with `label_column`, by its name or number."
         )
     folded = [name.casefold() for name in names]
     if wanted.casefold() in folded:

@@ -82,12 +82,7 @@ def find_features(folder: Path, facts: dict[str, Any]) -> Features | None:
             columns = [file.get_tensor(name) for name in COLUMNS]
     except (OSError, SafetensorError):
         return None
-<<<<<<< HEAD
-    is_sound = about.get("facts") == text and about.get("sha256") == _hash_of(columns)
-    return Features(*columns) if is_sound else None
-=======
     return Features(*columns) if about == _about(facts, columns) else None
->>>>>>> f2774e961055369d2f2775e180122837d61269d7
 
 
 def _write(path: Path, facts: str, features: Features) -> list[str]:
