@@ -73,7 +73,9 @@ def shard_bytes(head: Head, rows: int, width: int, crops: int) -> ShardBytes:
     if head.optimizer == "lean":
         # A first moment in bfloat16 of each number, and a second one of the row and one of its bias.
         moments = 2 * a_row + FLOAT * (1 + head.bias)
+    # An int32 a row: how many steps it has had.
     seen = 4 * head.lazy
+    # The float32 copy of each row in play, and its gradient.
     copies = 2 * FLOAT * a_row * rows_in_play(head, rows, crops)
     return ShardBytes(
         weight=weight,

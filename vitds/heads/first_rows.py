@@ -37,9 +37,12 @@ def set_rows_from_features(
         device: on which the ranks' collectives run.
     """
     squares = torch.linalg.vector_norm(x_nD, dtype=torch.float64).square()
+    # One collective for all three: sum (D,), sum of squares, number of images. A dense head's images are
+    # counted by each rank, which changes none of the ratios below.
     sums = torch.cat([x_nD.sum(0, dtype=torch.float64), torch.tensor([squares, len(x_nD)])])
     *total, squares, images = dist.all_reduce_sum(sums.to(device)).tolist()
     mean_D = torch.tensor(total, dtype=torch.float64) / images
+    # Over all numbers: mean of squares less square of the mean, of features that have lost theirs.
     deviation = (squares / images / len(mean_D) - mean_D.square().mean()).sqrt()
     x_nD.sub_(mean_D.float()).mul_(INIT_STD / deviation)
     head.weight.zero_()

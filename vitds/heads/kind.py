@@ -17,6 +17,7 @@ def resolve_head(head: Head, rows: int, width: int) -> str:
     """
     if head.kind != "auto":
         return head.kind
+    # 4 bytes: rows and their gradients are counted in float32.
     return "dense" if rows * width * 4 <= DENSE_WEIGHT_BYTES and not head.needs_shards else "sharded"
 
 
