@@ -22,6 +22,7 @@ class SaveClock:
 
     def __init__(self, rules: Checkpoint, steps_per_epoch: int) -> None:
         self.rules = rules
+        # 0 switches a rule off.
         self.periods = [
             period for period in (rules.every_steps, rules.every_epochs * steps_per_epoch) if period
         ]
@@ -42,7 +43,9 @@ class SaveClock:
     @contextmanager
     def saving(self, done: int) -> Iterator[None]:
         """Around the writing of a checkpoint; only one that succeeds counts."""
+        # Monotonic: a clock that is set back would put the next save off.
         began = time.monotonic()
+        # No finally: a save that fails leaves these as they are.
         yield
         self.since = time.monotonic()
         self.last_step = done

@@ -105,8 +105,7 @@ class LazyRows:
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
-            # Adam's counter is that of all rows, from 1: the moments of a row fade also where it is not in
-            # play.
+            # Adam's counter, from 1, is that of all rows: a row's moments fade in every step.
             step_rows(w_kD, gradient.view(len(rows_k), -1), m_kD, v_kd, self.group, step + 1)
             self._put(parameter, rows_k, w_kD, m_kD, v_kd, (step, 0))
         self.seen_n[rows_k] = step + 1
@@ -136,8 +135,7 @@ class LazyRows:
         )
         for parameter in self.parameters:
             w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
-            # m / sqrt(v) as they were when the row was last seen; drift_k1 has all that happened to them
-            # since.
+            # m / sqrt(v) as last seen; drift_k1 has all that happened to it since.
             w_kD.mul_(decay_k1).sub_(m_kD / (v_kd.sqrt() + self.group["eps"]) * drift_k1)
             self._put(parameter, rows_k, w_kD, m_kD.mul_(fade_k1), v_kd.mul_(fade_sq_k1), (step, 1))
         self.seen_n[rows_k] = step
