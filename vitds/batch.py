@@ -62,16 +62,20 @@ class Targets:
     @property
     def is_real(self) -> Bool[Tensor, "M"]:
         """False for the crops of images that pad a step or could not be decoded."""
+        # No field of its own: a real crop's weight is never 0.
         return self.weight > 0
 
     def part_of_mean(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, ""]:
         """What these crops add to the mean of all real crops' losses in the step, float64; groups of equal
         size."""
+        # Each group's weights sum to 1 over the step, so dividing by the groups makes one mean of all crops.
         return (losses_M * self.weight).double().sum() / self.groups
 
     def sums_by_group(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, "groups"]:
         """The weighted sum of the rows' losses in each group, float64."""
+        # float64 from here: parts of many ranks and micro steps are added, in an order that ranks change.
         weighted_M = (losses_M * self.weight).double()
+        # (M,) -> (G,), by each crop's group.
         return weighted_M.new_zeros(self.groups).index_add(0, self.group, weighted_M)
 
 

@@ -42,6 +42,7 @@ POLICY_OPS = (
     "brightness",
 )
 
+# 96 bytes without gaps: pixels.h asserts the size, and all numbers are little-endian.
 VIEW_SPEC = np.dtype(
     [
         ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # box in the picture, pixels
@@ -66,6 +67,7 @@ _SIGNATURES = {
     "vitds_error": (ctypes.c_char_p, [_INT]),
     "vitds_scratch_new": (_POINTER, []),
     "vitds_scratch_free": (None, [_POINTER]),
+    # Six tables of inputs; samples, views, side; out and its bytes, status, scratch. The order is pixels.h's.
     "vitds_views": (_INT, [*[_POINTER] * 6, *[_INT] * 3, _POINTER, _LONG, _POINTER, _POINTER]),
     "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
 }
@@ -97,10 +99,12 @@ def kernel_error(code: int, where: str) -> VitdsError:
         code: a negative number that a kernel returned or left in `status`.
         where: what it was about, e.g. "flowers.beton, image 17"; the message begins with it.
     """
+    # The class decides what a caller may do: leave an image out, or give up.
     kind = DataError if code in _OF_THE_PICTURE else ResourceError if code == _NO_MEMORY else ShapeError
     return kind(f"{where}: {error_text(code)}.")
 
 
+# Those that no thread uses now. They are never freed: there are as many as were in use at once.
 _idle_scratches: list[int] = []
 
 
@@ -116,15 +120,18 @@ def scratch() -> Iterator[int]:
         address = _idle_scratches.pop()
     except IndexError:
         address = library().vitds_scratch_new()
+    # NULL comes as None.
     if not address:
         raise kernel_error(_NO_MEMORY, "the pixel kernels' scratch")
     try:
+        # One call at a time: who asks within the `with` gets another scratch.
         yield address
     finally:
         _idle_scratches.append(address)
 
 
 def _require_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    # C follows addresses and knows no shapes: what does not fit would read or write elsewhere.
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ShapeError(
             f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; "
@@ -159,6 +166,7 @@ def cut_stored(
     Raises: ShapeError if the arrays do not fit together or a number is out of range. ResourceError if the
         kernels are not built or memory is out.
     """
+    # Everything is checked here, where a message can still name it.
     samples = len(addresses)
     if specs.dtype != VIEW_SPEC or specs.ndim != 2 or len(specs) != samples:
         raise ShapeError(
@@ -172,8 +180,10 @@ def cut_stored(
         _require_array(name, table, np.int32, (samples,))
     _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
     _require_array("status", status, np.int32, (samples,))
+    # A reference to each, or the copy of specs could be gone before C reads it.
     tables = (addresses, lengths, storages, heights, widths, np.ascontiguousarray(specs))
     inputs = [table.ctypes.data for table in tables]
+    # Results go straight into the caller's memory, such as the loader's ring of buffers.
     outputs = (out.ctypes.data, out.nbytes, status.ctypes.data)
     with scratch() as memory:
         code = library().vitds_views(*inputs, samples, views, side_px, *outputs, memory)
@@ -204,6 +214,7 @@ def cut_views(
     addresses = np.array([one.ctypes.data for one in stored], np.int64)
     lengths = np.array([one.nbytes for one in stored], np.int64)
     heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T.copy()  # two rows without gaps
+    # (B, V, 3, S, S), planes: as the network takes them, with no transposition to come.
     out = np.empty((*specs.shape, 3, side_px, side_px), np.uint8)
     status = np.empty(len(stored), np.int32)
     cut_stored(addresses, lengths, np.asarray(storages, np.int32), heights, widths, specs, out, status)
@@ -231,4 +242,5 @@ def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int
 
 
 def _as_array(source: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    # No copy of bytes; an array is copied only where it has gaps.
     return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)

@@ -64,6 +64,7 @@ class MemoryPlan:
 
     def remedy(self) -> str:
         """What makes the largest part smaller."""
+        # The empty start, last in REMEDIES, fits every name.
         name = self._at_worst()[0].name
         return next(text for start, text in REMEDIES.items() if name.startswith(start))
 
@@ -77,6 +78,7 @@ class MemoryPlan:
 def plan_memory(case: Case) -> MemoryPlan:
     """All parts of a case and their sums."""
     parts = memory_parts(case)
+    # On a CPU the host's memory is the device's, so all parts count together.
     on_host = tuple(part for part in parts if part.on_host and case.on_gpu)
     on_device = tuple(part for part in parts if part not in on_host)
     return MemoryPlan(on_device, sums(on_device), on_host, max(sums(on_host).values()))
