@@ -3,8 +3,7 @@
 A key is a purpose and some integers, e.g. (Purpose.CROP, seed, epoch, image, view). The parts are folded one
 after the other through splitmix64's finaliser (Steele, Lea, Flood 2014), which is a bijection of 64-bit
 words; so (seed 2, epoch 3) and (seed 3, epoch 2) give unrelated numbers. All functions take integers or
-broadcasting integer arrays and are exact on every
-machine: the same key gives the same bits.
+broadcasting integer arrays and are exact on every machine: the same key gives the same bits.
 """
 
 from __future__ import annotations
@@ -106,6 +105,8 @@ def seeded_torch(purpose: Purpose, *key: int) -> Iterator[None]:
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:
-    """A seed in 0..2**63-1 for torch's generators, where a library draws by itself (initialisation,
-    dropout)."""
+    """A seed in 0..2**63-1 for torch's generators.
+
+    It is for what a library draws by itself: initialisation, dropout.
+    """
     return int(words(purpose, *key)) >> 1

@@ -1,5 +1,7 @@
-"""What changes along a run: each a pure function of the step, so that a resume repeats it and nothing is
-saved."""
+"""What changes along a run, each a pure function of the step.
+
+So a resume repeats it, and nothing of it is saved.
+"""
 
 from __future__ import annotations
 

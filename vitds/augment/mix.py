@@ -42,8 +42,10 @@ def draw_lambda(alpha: float, *key: rng.Key) -> NDArray[np.float64]:
 
 
 def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
-    """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped
-    area."""
+    """A square box about a uniform centre, clipped to the image.
+
+    Lambda is recomputed from the clipped area.
+    """
     # docs/method.md, "CutMix", has the formulas. // 2 after floor: an odd side loses a pixel.
     half = np.floor(side_px * np.sqrt(1 - draw_lambda(alpha, *key))).astype(np.int64) // 2
     # Any pixel may be the centre, so boxes at the border are cut.
@@ -59,11 +61,13 @@ def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
 
 
 def draw_partners(is_real: NDArray[np.bool_], *key: rng.Key) -> NDArray[np.int64]:
-    """For each row of each chunk its partner's row in the chunk: a permutation of the real rows; a padded row
-    is its own partner.
+    """For each row of each chunk its partner's row in the chunk.
+
+    It is a permutation of the real rows; a padded row is its own partner.
 
     Args:
-        is_real: (chunks, rows). key: integers, or (chunks, 1) arrays.
+        is_real: (chunks, rows).
+        key: integers, or (chunks, 1) arrays.
     Returns: (chunks, rows).
     """
     # Keyed by a row's number among the real ones of its chunk: rows that are left out take no key.
@@ -141,8 +145,10 @@ def plain_batch(batch: CropBatch, views: Views, *, chunk_images: int, device: to
 def _draw_mixing(
     batch: CropBatch, views: Views, mix: Mix, kind: str, chunk_images: int, seed: int
 ) -> tuple[NDArray[np.int64], CutMixBox]:
-    """Each row's partner within its chunk, and its box and lambda, (chunks, V·K): one draw a chunk and
-    group."""
+    """Each row's partner within its chunk, and its box and lambda, all (chunks, V·K).
+
+    There is one draw of box and lambda a chunk and group.
+    """
     chunks, side_px = batch.crops.shape[0] // chunk_images, batch.crops.shape[-1]
     # (B,) -> (chunks, V·K): each view of a real image is real.
     is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, chunk_images), (1, views.count, 1)).reshape(

@@ -101,8 +101,9 @@ def draw_views(
 
 
 def centre_views(crop_px: int, heights: ArrayLike, widths: ArrayLike) -> Shaped[np.ndarray, "B V"]:
-    """The evaluation view: the central S x S window of the picture, resized (bicubic) to a short side of
-    S·256/224.
+    """The evaluation view: the central S x S window of the resized picture.
+
+    It is resized (bicubic) to a short side of S·256/224.
 
     Args:
         crop_px: S.

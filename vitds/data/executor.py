@@ -90,10 +90,10 @@ class RunLoader(ffcv.Loader):
 
 
 def read_ahead(file: BetonFile, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-    """The same batches; the kernel hears of each READ_AHEAD batches early, and fetches all its images at
-    once.
+    """The same batches; the kernel hears of each of them READ_AHEAD batches early.
 
-    Without it, a worker that meets pages that are not in memory waits for them one image after the other.
+    So it fetches all images of a batch at once. Without it, a worker that meets pages that are not in memory
+    waits for them one image after the other.
     """
     coming: deque[MicroBatch] = deque()
     with file.path.open("rb") as stream:
@@ -125,9 +125,8 @@ class RunIterator(EpochIterator):
     """FFCV's thread, fed with batches. Exceptions reach the consumer, and it can be closed at any time.
 
     Each worker makes a batch at a time. The queue holds batches that are made or being made, in order. The
-    ring has FFCV's batches_ahead + 2
-    slots: of the batches in the queue, of the one that waits to be put there, and of the one that the
-    consumer has.
+    ring has FFCV's batches_ahead + 2 slots: of the batches in the queue, of the one that waits to be put
+    there, and of the one that the consumer has.
     """
 
     def __init__(self, loader: RunLoader, batches: Iterable[MicroBatch]) -> None:

@@ -1,7 +1,7 @@
 """From a .beton to batches of uint8 crops: what training and evaluation read.
 
-order.py: which images     operation.py: their pixels, made by executor.py's threads     here: CropBatch,
-    EvalBatch
+order.py says which images, operation.py makes their pixels in executor.py's threads, and here they become a
+CropBatch or an EvalBatch.
 """
 
 from __future__ import annotations
@@ -88,13 +88,12 @@ class TrainLoader:
         self._loader = RunLoader(file, operation, batch_images=micro_images, workers=settings.data.workers)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
-        """`accumulation` batches for each step start_step .. stop_step - 1 of the run, in order, across
-        epochs.
+        """`accumulation` batches for each step start_step .. stop_step - 1 of the run.
 
-        The crops lie in a ring of buffers: **a batch is valid until the next one is asked for**; copy what is
-            kept
-        longer. A copy to a GPU that was begun on the current stream is waited for. Closing the generator, or
-        any exception, ends its thread; starting another one ends the one before.
+        They come in order, across epochs, and their crops lie in a ring of buffers: **a batch is valid until
+        the next one is asked for**; copy what is kept longer. A copy to a GPU that was begun on the current
+        stream is waited for. Closing the generator, or any exception, ends its thread; starting another one
+        ends the one before.
 
         Raises: DataError if an image cannot be decoded (names file and image) and data.damaged is fatal.
         """

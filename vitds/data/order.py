@@ -145,8 +145,9 @@ def training_batches(
     ranks: int,
     micro_images: int,
 ) -> Iterator[MicroBatch]:
-    """What one rank works on in steps start_step .. stop_step - 1 of the run, lazily: one epoch's order at a
-    time.
+    """What one rank works on in steps start_step .. stop_step - 1 of the run.
+
+    It is lazy: one epoch's order at a time.
 
     Args:
         order_of: an epoch's order, (N,), as epoch_order or page_order make it.

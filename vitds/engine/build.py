@@ -1,5 +1,7 @@
-"""The DeepSpeed engine: DeepSpeed owns the backbone and a dense head; the user's JSON says how, the recipe
-what."""
+"""The DeepSpeed engine, which owns the backbone and a dense head.
+
+The user's JSON says how the numbers are computed, the recipe what is computed.
+"""
 
 from __future__ import annotations
 
@@ -169,8 +171,8 @@ def gather_biases_in_float32(module: nn.Module) -> None:
     """ZeRO-3 under autocast: leave biases out of what travels in bf16; call it after `deepspeed.initialize`.
 
     DeepSpeed 0.19.8 gathers small parameters in float32 after each step, but in bf16 in a process's first
-    one, and its linear layer adds a
-    bias as it is: so the first step after a resume differed from the same step of a run that went on.
+    one, and its linear layer adds a bias as it is: so the first step after a resume differed from the same
+    step of a run that went on.
     """
     for name, parameter in module.named_parameters():
         if name.endswith("bias") and hasattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME):

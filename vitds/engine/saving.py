@@ -54,9 +54,13 @@ class SaveClock:
 
 
 def time_is_up(since_s: float, *, every_minutes: float, last_save_s: float) -> bool:
-    """Whether a checkpoint by the minute is due, since_s after the last one, which took last_save_s; 0
-    minutes: never.
+    """Whether a checkpoint by the minute is due.
 
     Slow ones come more rarely, so that saving takes SAVING_SHARE of the time at most.
+
+    Args:
+        since_s: seconds since the last one.
+        every_minutes: 0: never.
+        last_save_s: seconds that the last one took.
     """
     return every_minutes > 0 and since_s >= max(60 * every_minutes, last_save_s / SAVING_SHARE)

@@ -84,9 +84,9 @@ class EngineState:
                 state[AVERAGE].lerp_(tensor.detach(), 1 - decay)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """This rank's share of NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape), NAME.average if on,
-        and of the buffers.
+        """This rank's share of the masters, their states and the buffers, by name, on the host.
 
+        The names are NAME, NAME.exp_avg, NAME.exp_avg_sq (float32, full shape), and NAME.average if it is on.
         Whole tensors pass through one rank at a time, and each is kept by one rank only, so no rank holds
         all.
         """
@@ -128,9 +128,11 @@ class EngineState:
         )
 
     def restore(self, saved: CheckpointReader, updates: int) -> None:
-        """Set masters, moments and buffers from a checkpoint, and Adam's counter to `updates`, the steps
-        really taken.
+        """Set masters, moments and buffers from a checkpoint, and Adam's counter.
 
+        Args:
+            saved: the checkpoint.
+            updates: how many steps changed the weights; Adam counts these.
         Raises: RunError if a name is missing.
         """
         for name, parameter in self.parameters.items():

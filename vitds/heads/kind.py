@@ -10,10 +10,9 @@ DENSE_WEIGHT_BYTES = (
 
 
 def resolve_head(head: Head, rows: int, width: int) -> str:
-    """dense while the head is small beside the backbone's traffic, sharded above, and for what only that kind
-    can do.
+    """`dense` while the head is small beside the backbone's traffic, `sharded` above.
 
-    Both kinds give the same loss.
+    It is also sharded for what only that kind can do. Both kinds give the same loss.
     """
     if head.kind != "auto":
         return head.kind

@@ -1,10 +1,8 @@
-"""Small networks between the backbone's features and what a contrastive loss compares; thrown away after
-pretraining.
+"""Small networks between the backbone's features and what a contrastive loss compares.
 
-Their batch norm takes its statistics over the real crops of one chunk (or of one view of it), never over a
-rank's whole
-micro batch: so they are the same on any number of ranks and micro steps. There are no running statistics, for
-a projector is never evaluated.
+They are thrown away after pretraining. Their batch norm takes its statistics over the real crops of one chunk
+(or of one view of it), never over a rank's whole micro batch: so they are the same on any number of ranks and
+micro steps. There are no running statistics, for a projector is never evaluated.
 """
 
 from __future__ import annotations

@@ -110,8 +110,9 @@ _idle_scratches: list[int] = []
 
 @contextmanager
 def scratch() -> Iterator[int]:
-    """The address of a scratch for the kernels, for one thread at a time; kept for the next caller
-    afterwards.
+    """The address of a scratch for the kernels, for one thread at a time.
+
+    It is kept for the next caller afterwards.
 
     Raises: ResourceError if memory is out.
     """
