@@ -170,8 +170,7 @@ class RunIterator(EpochIterator):
 
     def _hand_over(self, item: Future[MadeBatch] | None) -> bool:
         """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""
-        # Not one put without a limit: the consumer may have left, and then nobody would ever wake this
-        # thread.
+        # Not one put without a limit: where the consumer has left, nobody would ever wake this thread.
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=POLL_S)

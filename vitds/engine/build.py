@@ -120,6 +120,7 @@ def build_engine(
             backbone.compile()
     # Before the optimizer is built: it asks where the parameters are.
     module.to(device)
+    # Ours and not DeepSpeed's, so that a step can be cancelled and nothing is compiled.
     optimizer = build_optimizer(
         module, settings.optimizer, lr_scales=method.lr_scales, on_host=ds.offloads_optimizer
     )

@@ -61,6 +61,7 @@ class Live:
             self.board = SummaryWriter(run.path / "tensorboard")
             for line in kept:
                 self._plot(line)
+        # To stderr: what is piped from standard output stays free of bars.
         self.console = _LastingConsole(stderr=True)
         # A bar for a person; where output goes to a log, a line an epoch instead.
         self.is_terminal = self.console.file.isatty() and "SLURM_JOB_ID" not in os.environ
@@ -133,6 +134,7 @@ class Live:
 
     def _time_left(self, done: int) -> str:
         """By the pace since this start, with its saving and probing."""
+        # Steps of this start alone: earlier ones may have run on another machine.
         pace_s = (time.perf_counter() - self.started) / (done - self.first_step)
         return str(datetime.timedelta(seconds=round(pace_s * (self.total_steps - done))))
 

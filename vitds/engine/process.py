@@ -28,8 +28,8 @@ from vitds import dist
 from vitds.errors import ResourceError
 from vitds.launcher import Place, read_meeting, read_place, whole_number
 
-# DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo
-# serves.
+# DeepSpeed compiles its shared-memory collectives at every first start on a CPU, unasked and for 40 s.
+# gloo serves as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 # Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's

@@ -116,8 +116,7 @@ def projector_bytes(widths: Sequence[int], crops: int, *, product: int, last_sca
         last_scales: whether the last norm has a scale, which needs the normalised numbers.
     """
     first, *hidden, last = widths
-    # Of a hidden number: less the mean, normalised, after ReLU, and that again as it is multiplied if it is
-    # cast.
+    # Of a hidden number: less the mean, normalised, after ReLU, and once more where it is cast.
     of_hidden = 3 * FLOAT + (product if product < FLOAT else 0)
     kept = first * product + sum(hidden) * of_hidden + last * FLOAT * (2 if last_scales else 1)
     # The backward pass of a norm has three numbers more on the way.

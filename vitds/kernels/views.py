@@ -62,6 +62,7 @@ VIEW_SPEC = np.dtype(
 )  # fmt: skip
 """One row a view, the same bytes as ViewSpec in C, which says what each field means."""
 
+# Arrays travel as the address of their first number.
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES = {
     "vitds_error": (ctypes.c_char_p, [_INT]),
@@ -174,6 +175,7 @@ def cut_stored(
             f"specs must be ({samples}, views) of VIEW_SPEC, one row a source; "
             f"it is {specs.shape} of {specs.dtype}."
         )
+    # V and S come from the tables themselves, so they cannot contradict them.
     views, side_px = specs.shape[1], out.shape[-1]
     for name, table in {"addresses": addresses, "lengths": lengths}.items():
         _require_array(name, table, np.int64, (samples,))
@@ -187,7 +189,9 @@ def cut_stored(
     # Results go straight into the caller's memory, such as the loader's ring of buffers.
     outputs = (out.ctypes.data, out.nbytes, status.ctypes.data)
     with scratch() as memory:
+        # ctypes frees the GIL for the call, so other threads train, draw or cut meanwhile.
         code = library().vitds_views(*inputs, samples, views, side_px, *outputs, memory)
+    # Only what is wrong with the batch as a whole: a picture's own error is in its status.
     if code:
         raise kernel_error(code, f"a batch of {samples} images, {views} views, side {side_px} px")
 
@@ -212,11 +216,13 @@ def cut_views(
     Raises: as cut_stored.
     """
     stored = [_as_array(source) for source in sources]  # kept until the kernels have read them
+    # int64, the width of a pointer in pixels.h.
     addresses = np.array([one.ctypes.data for one in stored], np.int64)
     lengths = np.array([one.nbytes for one in stored], np.int64)
     heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T.copy()  # two rows without gaps
     # (B, V, 3, S, S), planes: as the network takes them, with no transposition to come.
     out = np.empty((*specs.shape, 3, side_px, side_px), np.uint8)
+    # Not filled: the kernel writes each one.
     status = np.empty(len(stored), np.int32)
     cut_stored(addresses, lengths, np.asarray(storages, np.int32), heights, widths, specs, out, status)
     return out, status
@@ -232,6 +238,7 @@ def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int
     Raises: DataError if it is damaged, of another size, or a JPEG without a direct way to RGB.
     """
     stored = _as_array(source)
+    # (H, W, 3), as pictures are stored, and not in planes like views.
     out = np.empty((*size, 3), np.uint8)
     with scratch() as memory:
         code = library().vitds_decode(

@@ -42,4 +42,5 @@ def mixed(batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device
 
 def group_names(settings: Settings) -> tuple[str, ...]:
     """The terms of such a loss: one a view group."""
+    # In the order of Targets.group, by which the head sums.
     return tuple(group.name for group in settings.views.groups)

@@ -105,8 +105,7 @@ class Method(base.Method):
 
         Accuracy in training is of mixed crops against one of their two images, and understates.
         """
-        # A dense head's own weight may be spread over the ranks by ZeRO-3; a sharded one holds its rows
-        # itself.
+        # ZeRO-3 may have spread a dense head's weight over the ranks; a sharded head has its rows itself.
         held = (
             {"weight": self.head.weight, "bias": self.head.bias}
             if self.outside

@@ -136,6 +136,7 @@ class Method(base.Method):
 
         The teacher's forward pass keeps nothing for a backward pass.
         """
+        # Two views of each image.
         crops = 2 * settings.batch.micro_images
         names = ("activations of the projector", "activations of the predictor")
         held = {

@@ -43,6 +43,7 @@ class Contrasting(nn.Module):
         # Similarities and softmax in float32: divided by a small temperature, they magnify rounding.
         with torch.autocast(images.device.type, enabled=False):
             losses_M = among_all_views(z_MD, is_real_cA, self.temperature)
+        # () -> (1,): a single term.
         return targets.part_of_mean(losses_M)[None]
 
 
@@ -84,6 +85,7 @@ class Method(base.Method):
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
         """Of the projector, and of the similarities of all crops of each chunk."""
         widths = _widths(settings, width)
+        # Two views of each image.
         crops = 2 * settings.batch.micro_images
         # Each crop meets all 2 K of its chunk.
         pairs = crops * 2 * settings.batch.chunk_images

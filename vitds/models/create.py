@@ -39,6 +39,7 @@ def create_model(settings: Backbone, crop_px: int) -> nn.Module:
     Raises: SettingsError for an option that the model does not take, a side that its patches do not divide,
         or a patch drop that cannot be keyed.
     """
+    # A copy: settings are frozen, and options are added.
     options = dict(settings.options)
     if takes_side(settings.name):
         options["img_size"] = crop_px

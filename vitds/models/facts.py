@@ -21,8 +21,8 @@ from vitds.errors import SettingsError
 from vitds.models.create import check_name, create_model, own_words
 from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop, kept_patches
 
-# Crops of the pass that asks. A prime above any grid's side: an axis that it divides has whole rows of images
-# in it.
+# Crops of the pass that asks. A prime above any grid's side: an axis that it divides
+# has whole rows of images in it.
 CROPS = 211
 # What patches, windows and strides of timm's models come to.
 STEPS = (1, 2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 120, 256)

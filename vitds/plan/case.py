@@ -123,6 +123,7 @@ def micro_choices(settings: Settings, ranks: int) -> list[int]:
     Raises: SettingsError if the ranks do not divide the step.
     """
     images, chunk = settings.batch.global_images, settings.batch.chunk_images
+    # Called for its refusal: do the ranks divide the step at all?
     accumulation_steps(images, chunk_images=chunk, ranks=ranks, micro_images=chunk)
     # Chunks of a rank in a step; a micro batch takes a divisor of them.
     own = images // chunk // ranks
@@ -157,11 +158,13 @@ def make_case(
         raise SettingsError(
             f"head.kind sharded: {rows} instances cannot be spread over {ranks} ranks; use dense"
         )
+    # What decides the bytes of a weight and of a number in products: docs/plan.md, "The formulas".
     precision = settings.engine.precision
     # bf16 by autocast keeps fp32 weights; the JSON's block "bf16" makes the weights themselves bf16.
     has_small_weights = precision == "fp16" or ds.enabled_blocks() == ["bf16"]
     # Rows are counted once: inside the engine, or in shard_rows.
     head = dense_parameters(settings.head, rows, sizes.width) if rows and not is_sharded else ()
+    # All that DeepSpeed reduces, by which its bucket is sized.
     trained = sum(map(sum, (*sizes.trained.values(), head)))
     return Case(
         sizes=sizes,

@@ -59,6 +59,7 @@ class MemoryPlan:
 
     def line(self) -> str:
         """The peak and its largest parts, in GB."""
+        # Four parts tell a person where the memory goes; `vitds plan` has all of them.
         largest = ", ".join(f"{part.name} {part.bytes / GB:.2f}" for part in self._at_worst()[:4])
         return f"{self.peak / GB:.2f} GB a rank, highest at the {self.worst} ({largest})"
 
