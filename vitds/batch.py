@@ -24,8 +24,8 @@ class CropBatch:
         index: position of each image in its file, 0..N-1: the instance label.
         label: class of each image, -1 where the file has none.
         is_real: False for the repeats that pad the last step of an epoch.
-        step: optimizer step since the start of the run. first_chunk: number of the batch's first chunk within
-            that step.
+        step: optimizer step since the start of the run.
+        first_chunk: number of the batch's first chunk within that step.
         real_images: real images in the whole step, over all ranks.
     """
 
@@ -62,25 +62,31 @@ class Targets:
     @property
     def is_real(self) -> Bool[Tensor, "M"]:
         """False for the crops of images that pad a step or could not be decoded."""
+        # No field of its own: a real crop's weight is never 0.
         return self.weight > 0
 
     def part_of_mean(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, ""]:
-        """What these crops add to the mean of all real crops' losses in the step, float64; groups of equal
-        size."""
+        """What these crops add to the mean of all real crops' losses in the step, float64.
+
+        It is for groups of equal size.
+        """
+        # Each group's weights sum to 1 over the step, so dividing by the groups makes one mean of all crops.
         return (losses_M * self.weight).double().sum() / self.groups
 
     def sums_by_group(self, losses_M: Float[Tensor, "M"]) -> Float[Tensor, "groups"]:
         """The weighted sum of the rows' losses in each group, float64."""
+        # float64 from here: parts of many ranks and micro steps are added, in an order that ranks change.
         weighted_M = (losses_M * self.weight).double()
+        # (M,) -> (G,), by each crop's group.
         return weighted_M.new_zeros(self.groups).index_add(0, self.group, weighted_M)
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What enters the engine: normalised, where the method wants it mixed images on the training device, and
-    their targets.
+    """What enters the engine: images and their targets, on the device that trains.
 
-    Rows stand in the order (chunk, view, image).
+    The images are normalised, and mixed where the method wants it. Rows stand in the order
+    (chunk, view, image).
     """
 
     images: Float[Tensor, "M 3 S S"]

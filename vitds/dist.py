@@ -32,6 +32,7 @@ def world_size() -> int:
 def spread(sizes: Sequence[int], ranks: int) -> list[int]:
     """The rank that takes each of some pieces, in order: the one that has least so far."""
     held, owners = [0] * ranks, []
+    # Greedy and in order, the first of equals: the same answer on every rank, with no word between them.
     for size in sizes:
         owners.append(held.index(min(held)))
         held[owners[-1]] += size
@@ -56,6 +57,7 @@ def broadcast_object(value: object) -> object:
     """
     if not td.is_initialized():
         return value
+    # torch fills the list on the other ranks.
     box = [value]
     td.broadcast_object_list(box, src=0)
     return box[0]
@@ -73,6 +75,7 @@ def gather_objects(value: object) -> list[object]:
 def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over ranks, in place; returns its argument."""
     if td.is_initialized():
+        # In place: hand over a clone where autograd still needs the value.
         td.all_reduce(value)
     return value
 
@@ -88,6 +91,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, (R·M, ...), in rank order; every rank must bring the same shape."""
     if not td.is_initialized():
         return rows
+    # One flat result, rank after rank, and no list of R tensors to join.
     out = rows.new_empty((td.get_world_size() * rows.shape[0], *rows.shape[1:]))
     td.all_gather_into_tensor(out, rows.contiguous())
     return out
@@ -103,11 +107,15 @@ def on_main(work: Callable[..., T], *arguments: object) -> T:
         try:
             outcome = (work(*arguments), None)
         except VitdsError as error:
+            # Nobody to tell: the traceback stays whole.
             if world_size() == 1:
                 raise
+            # Not raised yet: the others wait in the broadcast below.
             outcome = (None, error)
+    # Also the barrier: no rank is past this before rank 0 has done its work.
     result, error = broadcast_object(outcome)
     if error is not None:
+        # All ranks end by it, and one of them prints it.
         error.is_reported_by_main = not is_main()
         raise error
     return result

@@ -1,5 +1,7 @@
-"""What changes along a run: each a pure function of the step, so that a resume repeats it and nothing is
-saved."""
+"""What changes along a run, each a pure function of the step.
+
+So a resume repeats it, and nothing of it is saved.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from vitds.config.tree import Settings
 
 def warmup_steps(warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:
     """The recipe's warm-up, but at most a tenth of the run."""
+    # A tenth, or a short try of a long recipe would be all warm-up.
     return round(min(warmup_epochs, epochs / 10) * steps_per_epoch)
 
 
@@ -39,11 +42,14 @@ class LearningRate:
 
     def at(self, step: int) -> float:
         """The rate of step 0..total-1; 0 at step 0 when there is a warm-up."""
+        # Step 0 moves nothing: its rate is 0. Without a warm-up this branch is never taken.
         if step < self.warmup:
             return self.peak * step / self.warmup
+        # From the peak at step `warmup` to just above 0 at the last step.
         return self.peak * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.total - self.warmup)))
 
 
 def teacher_momentum(done: int, *, start: float, total: int) -> float:
     """The share of itself that a teacher keeps after update `done` (from 1); to 1 by a cosine."""
+    # `start` at first, 1 at the end, where the teacher stands still.
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * done / total))

@@ -36,34 +36,45 @@ class CutMixBox:
 
 def draw_lambda(alpha: float, *key: rng.Key) -> NDArray[np.float64]:
     """Beta(alpha, alpha), folded to 0.5 and above, as the paper's code does; one a key."""
+    # The last part of the key, 0, is the number of the draw; 1 and 2 are the centre's coordinates.
     lam = rng.beta(alpha, Purpose.MIX, *key, 0)
     return np.asarray(np.maximum(lam, 1 - lam))
 
 
 def draw_cutmix_box(side_px: int, alpha: float, *key: rng.Key) -> CutMixBox:
-    """A square box about a uniform centre, clipped to the image; lambda is recomputed from the clipped
-    area."""
+    """A square box about a uniform centre, clipped to the image.
+
+    Lambda is recomputed from the clipped area.
+    """
+    # docs/method.md, "CutMix", has the formulas. // 2 after floor: an odd side loses a pixel.
     half = np.floor(side_px * np.sqrt(1 - draw_lambda(alpha, *key))).astype(np.int64) // 2
+    # Any pixel may be the centre, so boxes at the border are cut.
     centre_y, centre_x = (
         np.floor(side_px * rng.uniform(Purpose.MIX, *key, axis)).astype(np.int64) for axis in (1, 2)
     )
     top, bottom = np.maximum(centre_y - half, 0), np.minimum(centre_y + half, side_px)
     left, right = np.maximum(centre_x - half, 0), np.minimum(centre_x + half, side_px)
+    # lam is the share that is left after clipping, not what was drawn.
     return CutMixBox(
         *map(np.asarray, (top, bottom, left, right, 1 - (bottom - top) * (right - left) / side_px**2))
     )
 
 
 def draw_partners(is_real: NDArray[np.bool_], *key: rng.Key) -> NDArray[np.int64]:
-    """For each row of each chunk its partner's row in the chunk: a permutation of the real rows; a padded row
-    is its own partner.
+    """For each row of each chunk its partner's row in the chunk.
+
+    It is a permutation of the real rows; a padded row is its own partner.
 
     Args:
-        is_real: (chunks, rows). key: integers, or (chunks, 1) arrays.
+        is_real: (chunks, rows).
+        key: integers, or (chunks, 1) arrays.
     Returns: (chunks, rows).
     """
+    # Keyed by a row's number among the real ones of its chunk: rows that are left out take no key.
     words = rng.words(Purpose.PARTNERS, *key, np.cumsum(is_real, 1) - 1)
+    # Padded rows get the largest word and so sort last; the first of the order are the real rows, shuffled.
     order = np.argsort(np.where(is_real, words, np.iinfo(np.uint64).max), axis=1, kind="stable")
+    # Everyone is its own partner first, and padded rows remain so.
     partners = np.broadcast_to(np.arange(is_real.shape[1]), is_real.shape).copy()
     for chunk, real in enumerate(is_real):
         partners[chunk, real] = order[chunk, : real.sum()]
@@ -97,28 +108,35 @@ def mix_batch(
     Returns: images (B·V, 3, S, S) float32 on `device` and targets, rows in the order (chunk, view, image).
     """
     side_px = batch.crops.shape[-1]
+    # (B, V, 3, S, S) -> (chunk, view, image, 3, S, S): a group's views of a chunk are then one slice.
     crops = (
         batch.crops.to(device, non_blocking=True).unflatten(0, (-1, chunk_images)).transpose(1, 2)
     )  # chunk, view, image
     crops = crops.reshape(-1, 3, side_px, side_px)
     kind = kind_in_epoch(mix, batch.epoch)
+    # Draws on the host, as small tables (chunks, V·K); pixels follow on the device.
     partner, box = _draw_mixing(batch, views, mix, kind, chunk_images, seed)
+    # Box and lambda are known before any pixel is touched, and targets need nothing else.
     targets = _targets(batch, labels, views, partner, box.lam, device)
     if kind == "none":
         return TrainBatch(normalise(crops, views), targets)
     chunks, rows = partner.shape
+    # From places within a chunk to places among all M rows.
     others = torch.from_numpy((partner + rows * np.arange(chunks)[:, None]).reshape(-1)).to(device)
     if kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
         crops = torch.where(_inside(box, side_px, device), crops[others], crops)
+    # Both kinds commute with it: normalising is affine and per channel.
     images = normalise(crops, views)
     if kind == "mixup":
         lam = torch.from_numpy(box.lam.astype(np.float32).reshape(-1, 1, 1, 1)).to(device)
+        # others + lam · (images - others): lam of the own image.
         images = torch.lerp(images[others], images, lam)
     return TrainBatch(images, targets)
 
 
 def plain_batch(batch: CropBatch, views: Views, *, chunk_images: int, device: torch.device) -> TrainBatch:
     """The crops normalised and not mixed, each image its own target: for methods that compare crops."""
+    # No draw is made for kind none, so any seed does.
     return mix_batch(
         batch, batch.index, views, Mix(kind="none"), chunk_images=chunk_images, seed=0, device=device
     )
@@ -127,22 +145,30 @@ def plain_batch(batch: CropBatch, views: Views, *, chunk_images: int, device: to
 def _draw_mixing(
     batch: CropBatch, views: Views, mix: Mix, kind: str, chunk_images: int, seed: int
 ) -> tuple[NDArray[np.int64], CutMixBox]:
-    """Each row's partner within its chunk, and its box and lambda, (chunks, V·K): one draw a chunk and
-    group."""
+    """Each row's partner within its chunk, and its box and lambda, all (chunks, V·K).
+
+    There is one draw of box and lambda a chunk and group.
+    """
     chunks, side_px = batch.crops.shape[0] // chunk_images, batch.crops.shape[-1]
+    # (B,) -> (chunks, V·K): each view of a real image is real.
     is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, chunk_images), (1, views.count, 1)).reshape(
         chunks, -1
     )
     rows = is_real.shape[1]
+    # Without mixing: everyone its own partner, empty boxes, lambda 1.
     partner = np.tile(np.arange(rows), (chunks, 1))
     edges = [np.zeros((chunks, rows), np.int64) for _ in range(4)]
     lam, first = np.ones((chunks, rows)), 0
     for number, group in enumerate(views.groups if kind != "none" else ()):
+        # A group's views stand together, so its rows in a chunk are one slice.
         own = slice(first, first + group.views * chunk_images)
         first = own.stop
+        # Chunks are numbered over all ranks of a step, (chunks, 1): the draw is the same on any of them.
         key = (seed, batch.step, batch.first_chunk + np.arange(chunks)[:, None], number)
+        # Places within the group, moved to places within the chunk: crops mix within their group alone.
         partner[:, own] = own.start + draw_partners(is_real[:, own], *key)
         if kind == "mixup":
+            # (chunks, 1) fills all rows of the group in a chunk: one draw for them all.
             lam[:, own] = draw_lambda(mix.alpha, *key)
             continue
         box = draw_cutmix_box(side_px, mix.alpha, *key)
@@ -158,6 +184,7 @@ def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, 
         torch.from_numpy(edge.reshape(-1, 1)).to(device)
         for edge in (box.top, box.bottom, box.left, box.right)
     )
+    # (M, 1) against (S,) gives (M, S) for each axis; their outer product (M, 1, S, S) is the box.
     place = torch.arange(side_px, device=device)
     in_y, in_x = (place >= top) & (place < bottom), (place >= left) & (place < right)
     return (in_y[:, :, None] & in_x[:, None, :])[:, None]
@@ -165,6 +192,7 @@ def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, 
 
 def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M 3 S S"]:
     """uint8 pixels -> float32, (pixel / 255 - mean) / std a channel."""
+    # One multiplication and one addition a pixel; the two factors are made in float64.
     mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (views.mean, views.std))
     scale, shift = ((1 / (255 * std)).float().to(crops.device), (-mean / std).float().to(crops.device))
     return crops.float().mul_(scale).add_(shift)
@@ -179,14 +207,18 @@ def _targets(
     device: torch.device,
 ) -> Targets:
     chunks = partner.shape[0]
+    # (B,) -> (chunks, V·K): each view has its image's label.
     per_row = labels.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(chunks, -1)
+    # View number -> group number, then for each of the M rows.
     group_of_view = torch.tensor(
         [number for number, group in enumerate(views.groups) for _ in range(group.views)]
     )
     group = group_of_view.view(1, -1, 1).expand(chunks, -1, per_row.shape[1] // views.count).reshape(-1)
     views_in_group = torch.tensor([group.views for group in views.groups])[group]
     is_real = batch.is_real.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(-1)
+    # 1 / (v · real images of the step): rows of a group weigh 1 together, over all ranks and micro steps.
     weight = is_real.float() / (views_in_group * batch.real_images)
+    # The partner's label; with lambda 1 it counts for nothing.
     other = per_row.gather(1, torch.from_numpy(partner))
     columns = (
         per_row.reshape(-1),

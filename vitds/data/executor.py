@@ -66,15 +66,19 @@ class RunLoader(ffcv.Loader):
         self.file = file
         self.batch_size = batch_images
         self.num_workers = workers
+        # As many in work as there are workers, and BATCHES_AHEAD beside them.
         self.batches_ahead = BATCHES_AHEAD + workers
         self.reader = Reader(str(file.path))
+        # FFCV asks it for a context each epoch; ours is the map of the whole file.
         self.memory_manager = MappedFile(self.reader)
         self.operation = operation
         places = {name: place for place, name in enumerate(self.reader.handlers)}
         pipeline = {"image": PipelineSpec("image", decoder=operation)}
         self.graph = Graph(pipeline, self.reader.handlers, places, self.reader.metadata, memory_read=None)
+        # The pipeline is one call of C: numba has nothing to make faster.
         with uncompiled():
             self.generate_code()
+        # One iteration at a time: the ring of buffers is the loader's only one.
         self._running: RunIterator | None = None
 
     def run(self, batches: Iterable[MicroBatch]) -> RunIterator:
@@ -86,18 +90,20 @@ class RunLoader(ffcv.Loader):
 
 
 def read_ahead(file: BetonFile, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-    """The same batches; the kernel hears of each READ_AHEAD batches early, and fetches all its images at
-    once.
+    """The same batches; the kernel hears of each of them READ_AHEAD batches early.
 
-    Without it, a worker that meets pages that are not in memory waits for them one image after the other.
+    So it fetches all images of a batch at once. Without it, a worker that meets pages that are not in memory
+    waits for them one image after the other.
     """
     coming: deque[MicroBatch] = deque()
     with file.path.open("rb") as stream:
         for batch in batches:
+            # Lists of Python ints, which posix_fadvise takes.
             offsets = file.offsets[batch.images].tolist()
             sizes = file.sizes[batch.images].tolist()
             for offset, size in zip(offsets, sizes, strict=True):
                 os.posix_fadvise(stream.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            # Asked for first, handed on READ_AHEAD batches later: the disk works in between.
             coming.append(batch)
             if len(coming) > READ_AHEAD:
                 yield coming.popleft()
@@ -119,25 +125,29 @@ class RunIterator(EpochIterator):
     """FFCV's thread, fed with batches. Exceptions reach the consumer, and it can be closed at any time.
 
     Each worker makes a batch at a time. The queue holds batches that are made or being made, in order. The
-    ring has FFCV's batches_ahead + 2
-    slots: of the batches in the queue, of the one that waits to be put there, and of the one that the
-    consumer has.
+    ring has FFCV's batches_ahead + 2 slots: of the batches in the queue, of the one that waits to be put
+    there, and of the one that the consumer has.
     """
 
     def __init__(self, loader: RunLoader, batches: Iterable[MicroBatch]) -> None:
         self._batches = batches
         self._slots = loader.batches_ahead + 2
+        # On GPUs an event a slot, after which its copy to the device is done.
         self._copied: list[torch.cuda.Event | None] = [None] * self._slots
         self._given = 0
+        # Before super().__init__, which starts the thread that uses them.
         self._pool = ThreadPoolExecutor(loader.num_workers, thread_name_prefix="vitds-cut")
         super().__init__(loader, order=())  # allocates the ring and starts the thread
 
     def run(self) -> None:
         """The thread: one slot of the ring after the other is filled by the next free worker."""
         try:
+            # In order: slots come round in the order in which the consumer gives them back.
             for slot, batch in zip(cycle(range(self._slots)), self._batches, strict=False):
+                # The future is queued at once, so batches come out in order whichever worker is first.
                 if not self._hand_over(self._pool.submit(self._make, slot, batch)):
                     return
+            # The end, as FFCV says it.
             self._hand_over(None)
         except BaseException as error:  # of the order; the consumer's to see, whatever it is
             failed: Future[MadeBatch] = Future()
@@ -145,20 +155,22 @@ class RunIterator(EpochIterator):
             self._hand_over(failed)
 
     def _make(self, slot: int, batch: MicroBatch) -> MadeBatch:
+        # Its last copy to the GPU may still be reading this memory.
         if self._copied[slot] is not None:
             self._copied[slot].synchronize()
         # FFCV passes indices and nothing else to an operation, so the epoch travels in them.
         indices = batch.epoch * self.loader.file.images + batch.images
         try:
+            # Views of the slot's memory: the kernels have written there directly.
             ((pixels, status),) = self.run_pipeline(0, indices, slot, None)
         except ValueError as error:
+            # Compiled code can only say that something failed; the operation keeps what it was.
             raise self.loader.operation.failure or error from None
         return MadeBatch(batch, pixels, status)
 
     def _hand_over(self, item: Future[MadeBatch] | None) -> bool:
         """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""
-        # Not one put without a limit: the consumer may have left, and then nobody would ever wake this
-        # thread.
+        # Not one put without a limit: where the consumer has left, nobody would ever wake this thread.
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=POLL_S)
@@ -181,6 +193,7 @@ class RunIterator(EpochIterator):
             raise StopIteration
         self._given += 1
         try:
+            # Waits until it is made; raises here what a worker raised.
             return item.result()
         except BaseException:
             self.close()
@@ -190,6 +203,7 @@ class RunIterator(EpochIterator):
         """End the threads and wait for them; batches in work are finished, those that wait are not begun."""
         self.terminate_event.set()
         self.closed = True
+        # Soon: the thread looks at the event every POLL_S.
         if self.is_alive():
             self.join()
         self._pool.shutdown(cancel_futures=True)

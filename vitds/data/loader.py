@@ -1,7 +1,7 @@
 """From a .beton to batches of uint8 crops: what training and evaluation read.
 
-order.py: which images     operation.py: their pixels, made by executor.py's threads     here: CropBatch,
-    EvalBatch
+order.py says which images, operation.py makes their pixels in executor.py's threads, and here they become a
+CropBatch or an EvalBatch.
 """
 
 from __future__ import annotations
@@ -83,20 +83,21 @@ class TrainLoader:
         self._rank = rank
         self._ranks = ranks
         self._micro_images = micro_images
+        # The operation asks for draws by image and epoch: it needs no order, and any thread may run it.
         operation = CutViews(file, self._specs_of, views=views.count, crop_px=views.crop_px)
         self._loader = RunLoader(file, operation, batch_images=micro_images, workers=settings.data.workers)
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
-        """`accumulation` batches for each step start_step .. stop_step - 1 of the run, in order, across
-        epochs.
+        """`accumulation` batches for each step start_step .. stop_step - 1 of the run.
 
-        The crops lie in a ring of buffers: **a batch is valid until the next one is asked for**; copy what is
-            kept
-        longer. A copy to a GPU that was begun on the current stream is waited for. Closing the generator, or
-        any exception, ends its thread; starting another one ends the one before.
+        They come in order, across epochs, and their crops lie in a ring of buffers: **a batch is valid until
+        the next one is asked for**; copy what is kept longer. A copy to a GPU that was begun on the current
+        stream is waited for. Closing the generator, or any exception, ends its thread; starting another one
+        ends the one before.
 
         Raises: DataError if an image cannot be decoded (names file and image) and data.damaged is fatal.
         """
+        # Lazy: an epoch's order is made when its first batch is due.
         order = training_batches(
             self._order,
             self._file.images,
@@ -107,6 +108,7 @@ class TrainLoader:
             ranks=self._ranks,
             micro_images=self._micro_images,
         )
+        # However this ends, by an exception or by a consumer that leaves, the threads end too.
         with closing(self._loader.run(order)) as running:
             for batch, pixels, status in running:
                 yield self._crop_batch(batch, pixels, status)
@@ -115,16 +117,20 @@ class TrainLoader:
         self, batch: MicroBatch, pixels: UInt8[np.ndarray, "B V 3 S S"], status: NDArray[np.int32]
     ) -> CropBatch:
         sizes = self._settings.batch
+        # Chunks of a micro batch.
         chunks = self._micro_images // sizes.chunk_images
         seen = batch.step % self.steps_per_epoch * sizes.global_images  # in this epoch, before this step
         return CropBatch(
+            # No copy: a view of the ring's slot, hence valid until the next batch.
             crops=torch.from_numpy(pixels),
             index=torch.from_numpy(batch.images.copy()),
             label=torch.from_numpy(self._file.labels[batch.images]),
             is_real=torch.from_numpy(batch.is_real & self._note_damaged(batch.images, status)),
             epoch=batch.epoch,
             step=batch.step,
+            # Chunks of the ranks before, then of this rank's micro steps before.
             first_chunk=(self._rank * self.accumulation + batch.micro_step) * chunks,
+            # The last step of an epoch has what is left. From the order alone, so no rank has to ask another.
             real_images=min(sizes.global_images, self._file.images - seen),
         )
 
@@ -148,6 +154,7 @@ class TrainLoader:
             raise _damaged(self._file, images, status)
         for row in np.flatnonzero(status):
             image, text = int(self._file.index[images[row]]), error_text(int(status[row]))
+            # Each epoch meets it again; one warning is enough.
             if image not in self.damaged:
                 self.damaged[image] = text
                 count, which = len(self.damaged), self._file.describe(int(images[row]))
@@ -184,6 +191,7 @@ def eval_batches(
     order = evaluation_batches(taken, batch_images=batch_images, rank=rank, ranks=ranks)
     with closing(loader.run(order)) as running:
         for batch, pixels, status in running:
+            # One view each: (B, 1, 3, S, S) -> (B, 3, S, S).
             images, crops = batch.images, pixels[:, 0]
             if status.any():
                 if damaged == "fatal":
@@ -199,6 +207,7 @@ def eval_batches(
 
 
 def _damaged(file: BetonFile, images: NDArray[np.int64], status: NDArray[np.int32]) -> DataError:
+    # By number, each once, however often the padding repeats it.
     named = sorted({int(images[row]): error_text(int(status[row])) for row in np.flatnonzero(status)}.items())
     listed = "; ".join(f"{file.describe(image)}: {text}" for image, text in named)
     return DataError(

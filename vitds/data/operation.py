@@ -53,19 +53,23 @@ class CutViews(Operation):
         self._file = file
         self._specs_of = specs_of
         self._shape = (views, 3, crop_px, crop_px)
+        # Once for all images: a batch then only indexes tables.
         self._storages = np.where(file.is_jpeg, JPEG, RAW).astype(np.int32)
+        # Kept in an attribute: a ctypes callback that is collected is an address to nowhere.
         self._callback = _CALLBACK(self._cut_addresses)
 
     def declare_state_and_memory(
         self, previous_state: State
     ) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
         """FFCV's question for the output's shape; asked again at every epoch."""
+        # FFCV makes both (B, ...), once for each slot of the ring.
         pixels = AllocationQuery(self._shape, np.dtype(np.uint8))
         status = AllocationQuery((), np.dtype(np.int32))
         return replace(previous_state, jit_mode=True, shape=self._shape, dtype=pixels.dtype), (pixels, status)
 
     def generate_code(self) -> Callable:
         """FFCV's question for a function that numba can compile; asked again at every epoch."""
+        # A local name: numba compiles what the function closes over, and knows no `self`.
         cut = self._callback
 
         @no_type_check  # numba cannot compile the checks that the tests' import hook adds
@@ -81,6 +85,7 @@ class CutViews(Operation):
             )
             if failed != 0:
                 raise ValueError("the views could not be cut; the operation's attribute `failure` says why")
+            # The last batch of an evaluation may be shorter than its slot.
             return pixels[:count], status[:count]
 
         return decode
@@ -98,10 +103,14 @@ class CutViews(Operation):
             image).
         """
         file = self._file
+        # index = epoch · N + image, as RunIterator._make wrote it.
         epochs, images = np.divmod(indices, file.images)
+        # All draws of the batch, before any pixel: (B, V) of VIEW_SPEC.
         specs = self._specs_of(images, epochs + self.epoch)
+        # Addresses in the map: nothing is copied on the way to the kernels.
         stored = (base + file.offsets[images], file.sizes[images], self._storages[images])
         cut_stored(*stored, file.heights[images], file.widths[images], specs, pixels, status)
+        # None in most batches. A damaged picture must not leave what the slot held before.
         for row in np.flatnonzero(status):
             error = kernel_error(int(status[row]), f"{file.path}, image {images[row]}")
             if not isinstance(error, DataError):  # not the picture's fault, so no other one would do better
@@ -125,5 +134,6 @@ class CutViews(Operation):
 
 def _array_at(address: int, dtype: type, shape: tuple[int, ...]) -> NDArray:
     """The array that lies at an address; its memory is the caller's."""
+    # No copy: FFCV's memory by its address, seen as an array for this one call.
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype).reshape(shape)

@@ -42,6 +42,7 @@ class MicroBatch(NamedTuple):
 
 def steps_per_epoch(images: int, global_images: int) -> int:
     """Steps in which each of the N images comes once; the last one may be padded."""
+    # Rounded up.
     return -(-images // global_images)
 
 
@@ -50,6 +51,7 @@ def accumulation_steps(global_images: int, *, chunk_images: int, ranks: int, mic
 
     Raises: SettingsError if ranks or micro batch do not divide the step into whole chunks (lists what would).
     """
+    # A chunk is never cut: ranks share out whole ones.
     chunks = global_images // chunk_images
     if chunks % ranks:
         fits = [count for count in range(1, chunks + 1) if chunks % count == 0]
@@ -94,9 +96,13 @@ def page_order(
         offsets: (N,) where each image's bytes begin in the file.
     Returns: (N,) a permutation of 0..N-1.
     """
+    # page: for each image the number of its page among those that hold any.
     pages, page = np.unique(np.asarray(offsets) // page_bytes, return_inverse=True)
+    # A permutation says which page comes at a place; its inverse, at which place a page comes.
     place = np.argsort(rng.permutation(len(pages), Purpose.ORDER, seed, epoch, 0))
+    # (N,) the run that each image comes in.
     run = place[page] // pages_a_run
+    # By run, then by a random word: lexsort takes the last key as the first to sort by.
     return np.lexsort((rng.words(Purpose.ORDER, seed, epoch, 1, np.arange(len(offsets))), run))
 
 
@@ -117,10 +123,14 @@ def rank_positions(
     Returns: ((T, B) index, (T, B) is_real) with T = A times the steps left, B = micro_images.
     """
     own = global_images // ranks
+    # Only what is left of the epoch.
     steps = np.arange(start_step, steps_per_epoch(len(order), global_images))
+    # (steps, 1) + (own,) -> places in the order of this rank's images: one run of them in each step.
     place = steps[:, None] * global_images + rank * own + np.arange(own)
+    # Places beyond the end pad the last step: a real image comes again, but does not count.
     is_real = place < len(order)
     index = order[np.minimum(place, len(order) - 1)]
+    # (steps, own) -> (T, B): cut in order, so a micro batch is a run as well.
     return index.reshape(-1, micro_images), is_real.reshape(-1, micro_images)
 
 
@@ -135,8 +145,9 @@ def training_batches(
     ranks: int,
     micro_images: int,
 ) -> Iterator[MicroBatch]:
-    """What one rank works on in steps start_step .. stop_step - 1 of the run, lazily: one epoch's order at a
-    time.
+    """What one rank works on in steps start_step .. stop_step - 1 of the run.
+
+    It is lazy: one epoch's order at a time.
 
     Args:
         order_of: an epoch's order, (N,), as epoch_order or page_order make it.
@@ -144,8 +155,10 @@ def training_batches(
     """
     accumulation = global_images // (ranks * micro_images)
     steps = steps_per_epoch(images, global_images)
+    # From the epoch that start_step lies in to the one that ends with stop_step or after it.
     for epoch in range(start_step // steps, -(-stop_step // steps)):
         first = epoch * steps
+        # A resume begins within an epoch, all others at their first step.
         start = max(start_step, first)
         index_TB, is_real_TB = rank_positions(
             order_of(epoch),
@@ -155,6 +168,7 @@ def training_batches(
             micro_images=micro_images,
             start_step=start - first,
         )
+        # The last epoch may be left before its end.
         for micro in range(min(len(index_TB), (stop_step - start) * accumulation)):
             step, micro_step = divmod(micro, accumulation)
             yield MicroBatch(index_TB[micro], is_real_TB[micro], epoch, start + step, micro_step)
@@ -167,6 +181,7 @@ def evaluation_batches(
 
     Each rank gets one run of them. Where there are fewer images than ranks, some ranks get none.
     """
+    # Runs differ by one image at most, and none is left out or repeated.
     own = images[len(images) * rank // ranks : len(images) * (rank + 1) // ranks]
     for step, start in enumerate(range(0, len(own), batch_images)):
         batch = own[start : start + batch_images]

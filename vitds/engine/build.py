@@ -1,5 +1,7 @@
-"""The DeepSpeed engine: DeepSpeed owns the backbone and a dense head; the user's JSON says how, the recipe
-what."""
+"""The DeepSpeed engine, which owns the backbone and a dense head.
+
+The user's JSON says how the numbers are computed, the recipe what is computed.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,14 @@ def parameter_groups(
         weight_decay: of those that decay.
         decay: `all` parameters, as in the paper's code, or `matrices`: those of two dimensions and more.
     """
+    # ZeRO makes each group a flat tensor, so there are as few as possible.
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
+        # 1 for all that no prefix claims, such as the backbone.
         scale = next((value for prefix, value in lr_scales.items() if name.startswith(prefix)), 1.0)
+        # `matrices`: biases and norms' scales have one dimension; position embeddings have more, and decay.
         own_decay = weight_decay if decay == "all" or parameter.dim() > 1 else 0.0
         group = {"params": [], "lr_scale": scale, "weight_decay": own_decay}
         groups.setdefault((scale, own_decay), group)["params"].append(parameter)
@@ -100,17 +105,22 @@ def build_engine(
         # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on
         # one rank all of them.
         config["zero_optimization"] = {**config.get("zero_optimization", {}), "stage": 1}
+    # DeepSpeed's own bucket of 5e8 numbers is memory that a small model never fills.
     zero = config.setdefault("zero_optimization", {})
     if zero.get("reduce_bucket_size", "auto") == "auto":
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         zero["reduce_bucket_size"] = reduce_bucket(trained)
     config["zero_force_ds_cpu_optimizer"] = False  # offloaded states may be torch's
+    # The student alone: a teacher runs without gradients, and so keeps nothing.
     if settings.engine.activation_checkpointing:
         module.backbone.set_grad_checkpointing(True)
     if settings.engine.compile == "on":
+        # In place, so no parameter changes its name; a checkpoint has them by name.
         for backbone in method.backbones:
             backbone.compile()
+    # Before the optimizer is built: it asks where the parameters are.
     module.to(device)
+    # Ours and not DeepSpeed's, so that a step can be cancelled and nothing is compiled.
     optimizer = build_optimizer(
         module, settings.optimizer, lr_scales=method.lr_scales, on_host=ds.offloads_optimizer
     )
@@ -162,8 +172,8 @@ def gather_biases_in_float32(module: nn.Module) -> None:
     """ZeRO-3 under autocast: leave biases out of what travels in bf16; call it after `deepspeed.initialize`.
 
     DeepSpeed 0.19.8 gathers small parameters in float32 after each step, but in bf16 in a process's first
-    one, and its linear layer adds a
-    bias as it is: so the first step after a resume differed from the same step of a run that went on.
+    one, and its linear layer adds a bias as it is: so the first step after a resume differed from the same
+    step of a run that went on.
     """
     for name, parameter in module.named_parameters():
         if name.endswith("bias") and hasattr(parameter, PARAM_COMM_DTYPE_ATTR_NAME):

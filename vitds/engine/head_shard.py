@@ -42,13 +42,17 @@ class HeadShard:
         self.head = head.to(device)
         key = {"seed": settings.seed, "first_row": head.first}
         self.optimizer = build_row_optimizer(head, settings.head.optimizer, settings.optimizer, **key)
+        # Read by JointUpdate.set_rate, as in the engine's groups.
         self.optimizer.param_groups[0]["lr_scale"] = settings.head.lr_scale
         self.lazy: LazyRows | None = None
         if settings.head.lazy:
+            # Of the whole run at once: a row makes up for missed steps at the rates that those had.
             rates = np.array([rate.at(step) for step in range(rate.total)]) * settings.head.lr_scale
             self.lazy = LazyRows(head, self.optimizer, rates, **key)
+        # The head takes copies of rows from it in its forward pass.
         head.lazy = self.lazy
         self.clip_norm = settings.optimizer.clip_norm
+        # For the manifest: a resume on other ranks finds rows by it.
         self.ranges = [row_range(head.rows, rank, dist.world_size()) for rank in range(dist.world_size())]
 
     def gradient_norm(self) -> float:
@@ -57,6 +61,7 @@ class HeadShard:
             self.rows_k, self.gradients = self.lazy.gradients()
         else:
             self.gradients = [parameter.grad for parameter in self.head.parameters()]
+        # Each row is on one rank, so squares add up over ranks and nothing counts twice.
         own = total_norm(self.gradients)
         return float(dist.all_reduce_sum(own.double() ** 2).sqrt())
 
@@ -69,7 +74,9 @@ class HeadShard:
             loss_scale: that the gradients carry.
         """
         if may_step:
+            # As torch's clip_grad_norm_, on the norm without the loss scale.
             factor = min(1.0, self.clip_norm / (norm / loss_scale + 1e-6)) if self.clip_norm else 1.0
+            # One pass both takes out the loss scale and clips.
             if factor / loss_scale != 1.0:
                 for gradient in self.gradients:
                     gradient.mul_(factor / loss_scale)
@@ -77,6 +84,7 @@ class HeadShard:
                 self.lazy.step(self.rows_k, self.gradients, step)
             else:
                 self.optimizer.step()
+        # After a skipped step too: row_terms adds to a gradient that is still set.
         self.optimizer.zero_grad(set_to_none=True)
 
     def settle(self, done: int) -> None:
@@ -86,6 +94,7 @@ class HeadShard:
 
     def snapshot(self) -> dict[str, Tensor]:
         """This rank's rows: weight, bias, their moments; the steps each row has had where rows are lazy."""
+        # The tensors themselves, not copies: restore writes into them.
         tensors = {}
         for name, parameter in self.head.named_parameters():
             tensors[name] = parameter
@@ -99,12 +108,14 @@ class HeadShard:
         Raises: RunError if it does not hold all rows.
         """
         first, last = self.head.first, self.head.last
+        # Blocks, so that a resume never holds the rows a second time.
         block = max(1, tile_numbers(self.head.weight.device) // self.head.weight.shape[1])
         for name, tensor in self.snapshot().items():
             for start in range(first, last, block):
                 stop = min(start + block, last)
                 tensor[start - first : stop - first] = saved.rows(name, start, stop)
         for state in self.optimizer.state.values():
+            # As in the engine: steps that changed the weights.
             state["step"].fill_(updates)
 
 

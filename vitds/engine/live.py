@@ -51,15 +51,19 @@ class Live:
         self.settings = settings
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
+        # Lines from after the checkpoint go: their steps are taken again.
         kept = cut_back(run.metrics, steps_done)
         self.file = MetricsFile(run.metrics)
         self.board = None
         if settings.log.tensorboard:
+            # An event file cannot be cut back, so it is written again from the lines that stay.
             shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
             self.board = SummaryWriter(run.path / "tensorboard")
             for line in kept:
                 self._plot(line)
+        # To stderr: what is piped from standard output stays free of bars.
         self.console = _LastingConsole(stderr=True)
+        # A bar for a person; where output goes to a log, a line an epoch instead.
         self.is_terminal = self.console.file.isatty() and "SLURM_JOB_ID" not in os.environ
         self.started = time.perf_counter()
         self.first_step = steps_done
@@ -76,6 +80,7 @@ class Live:
             console=self.console,
             disable=not self.is_terminal,
         )
+        # A resumed run starts its bar where it was.
         self.task = self.progress.add_task(
             "",
             total=total_steps,
@@ -102,6 +107,7 @@ class Live:
             self._plot(line)
         except OSError as error:
             raise ResourceError(why_unwritten(self.run.metrics, error)) from error
+        # Speed times time is the number of real images again; padded ones are no speed.
         self.epoch_images += line["time/images_per_s"] * line["time/step_s"]
         self.epoch_s += line["time/step_s"]
         speed = (
@@ -115,6 +121,7 @@ class Live:
             {"probes": probes} if probes else {}
         )  # the last ones stay on the bar until there are newer ones
         self.progress.update(self.task, advance=1, epoch=epoch, loss=line["loss"], speed=speed, **shown)
+        # The last step of an epoch: its line, and a new count.
         if (line["step"] + 1) % self.steps_per_epoch == 0:
             if not self.is_terminal:
                 self.say(
@@ -127,18 +134,21 @@ class Live:
 
     def _time_left(self, done: int) -> str:
         """By the pace since this start, with its saving and probing."""
+        # Steps of this start alone: earlier ones may have run on another machine.
         pace_s = (time.perf_counter() - self.started) / (done - self.first_step)
         return str(datetime.timedelta(seconds=round(pace_s * (self.total_steps - done))))
 
     def show_crops(self, batch: TrainBatch) -> None:
         """A page of what the network sees, in TensorBoard."""
         if self.board:
+            # Evenly from the whole batch, so that views of all groups are among them.
             crops = batch.images[:: max(1, len(batch.images) // CROPS_ON_A_PAGE)][:CROPS_ON_A_PAGE]
             self.board.add_image("crops", make_grid(_pixels(crops, self.settings.views), nrow=8), 0)
 
     def _plot(self, line: dict[str, Any]) -> None:
         if self.board:
             for key, value in line.items():
+                # None was not finite: JSON has no NaN, and a plot has no use for it.
                 if key not in ("step", "epoch") and value is not None:
                     self.board.add_scalar(key, value, line["step"])
 
@@ -162,4 +172,5 @@ def _probe_name(key: str) -> str:
 
 def _pixels(images: Tensor, views: Views) -> Tensor:
     mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (views.mean, views.std))
+    # Undoes augment.mix.normalise, for the eye.
     return (images.float() * std + mean).clamp(0, 1).cpu()

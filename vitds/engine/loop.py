@@ -147,10 +147,12 @@ class Trainer:
         Raises: ResourceError if the disk is full; RunLockedError if another process has taken the run over.
         """
         with self.clock.saving(self.progress.step):
+            # First of all: a process whose run was taken over must not write into it.
             if self.lock is not None:
                 self.lock.check()
             if live is not None:
                 live.file.sync()
+            # This rank's tensors, and what the manifest has to say of them.
             parts, of_parts = self.update.snapshot()
             counters = {name: value for name, value in vars(self.progress).items() if name != "step"}
             write_checkpoint(
@@ -175,19 +177,23 @@ class Trainer:
         """
         first = self.progress.step
         updated: deque[bool] = deque(maxlen=LAST_STEPS)
+        # Left in reverse order: first the loader's threads end, last the signals get their old handlers back.
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignals())
             watchdog = stack.enter_context(closing(Watchdog(self.run.path / "log.txt")))
             live = stack.enter_context(closing(self._live())) if dist.is_main() else None
             batches = stack.enter_context(closing(self.loader.batches(first, self.total)))
+            # Once: probes run a backbone of their own, so nothing puts this one into evaluation.
             self.update.engine.train()
             while self.progress.step < self.total:
                 watchdog.at(self.progress.step)
                 done = self._step(batches, live, signals)
                 updated.append(done.did_update)
                 if live is not None:
+                    # What this start took, once, in the line of its first step.
                     if done.line["step"] == first:
                         done.line.update({"time/start_s": _age_s(), "time/start_engine_s": build_s})
+                    # Before any checkpoint: one of step n needs the n lines before it.
                     live.step(done.line)
                 self._give_up_if_not_finite(updated, done)
                 self._save_or_stop(done.agreed, live)
@@ -210,27 +216,36 @@ class Trainer:
         self.update.set_rate(rate)
         sums_T = torch.zeros(len(self.method.terms), dtype=torch.float64, device=self.device)
         waited = 0.0
+        # Forward and backward: A micro batches, whose gradients add up in the engine.
         for micro in range(self.loader.accumulation):
+            # Closes the one before. The last one is closed by `apply`, with the update.
             if micro:
                 self.update.end_micro_step()
+            # Waiting for data is timed by itself: it says whether the loader or the device is slow.
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
             terms_T = self._losses(batch, micro, live)
             self.update.backward(terms_T)
+            # Parts of a sum, so they are added and never averaged.
             sums_T += terms_T.detach()
+        # Agreement: all ranks learn whether the step is sound before any of them takes it.
         norms = self.update.gradient_norms()
         agreed = self._agree(sums_T, norms.are_finite, signals)
+        # Update: engine and heads step together, or not at all.
         did_update, norm_line = self.update.apply(
             agreed.is_sound, norms, step=step, updates=self.progress.updates
         )
         self.progress = self.progress.after(did_update)
+        # A teacher follows only weights that moved.
         if did_update:
             self.method.after_update(step + 1, self.total)
         seconds = time.perf_counter() - started
+        # One line of metrics.jsonl. Keys under time/ measure the machine; all others repeat bit by bit.
         line = {"step": step, "epoch": batch.epoch, "loss": sum(agreed.terms)}
         line |= {f"loss/{name}": value for name, value in zip(self.method.terms, agreed.terms, strict=True)}
         line |= {"lr": rate, **norm_line, "skipped": self.progress.skipped, **self._probe()}
+        # Of all ranks; real images only.
         speed = batch.real_images / seconds
         line |= {"time/step_s": seconds, "time/data_s": waited, "time/images_per_s": speed}
         if step == self.clock.last_step:
@@ -239,12 +254,15 @@ class Trainer:
 
     def _losses(self, batch: CropBatch, micro: int, live: Live | None) -> Float[Tensor, "T"]:
         """This rank's part of each term in one micro step."""
+        # Crops on the host become normalised images and targets on the device.
         prepared = self.method.prepare(batch, self.settings, self.device)
         if live is not None and batch.step == 0 and micro == 0:
             live.show_crops(prepared)
+        # Drop path and patch drop read their masks from buffers: written here, before the forward pass.
         self.draws.fill(batch.step, batch.first_chunk, len(batch.index) // self.settings.batch.chunk_images)
         # Any other dropout draws from torch's generator: seeded anew, it too is a function of the step.
         torch.manual_seed(rng.seed_of(Purpose.DROPOUT, self.settings.seed, batch.step, micro, dist.rank()))
+        # 16-bit weights take 16-bit images; under autocast images stay float32.
         if self.update.has_small_weights:
             dtype = next(self.update.engine.module.parameters()).dtype
             prepared = replace(prepared, images=prepared.images.to(dtype))
@@ -252,16 +270,20 @@ class Trainer:
 
     def _agree(self, sums_T: Float[Tensor, "T"], are_finite: bool, signals: StopSignals) -> Agreed:
         """One all-reduce a step: the terms, whether all is finite everywhere, whether to save or stop."""
+        # Clocks differ, so rank 0's decides. Of the sums of flags any above 0 counts.
         is_due = dist.is_main() and self.clock.is_due_by_time()
         flags = [float(not are_finite), float(is_due), float(signals.noted is not None)]
         shared = torch.cat([sums_T, torch.tensor(flags, dtype=torch.float64, device=self.device)])
         *terms, unsound, due, stop = dist.all_reduce_sum(shared).tolist()
+        # The sums show what is not finite in a loss, `are_finite` what is not in a gradient.
         is_sound = unsound == 0 and all(map(math.isfinite, terms))
+        # By steps every rank comes to the same answer by itself.
         wants_save = due > 0 or self.clock.is_due_by_steps(self.progress.step + 1)
         return Agreed(terms, is_sound, wants_save, stop > 0)
 
     def _probe(self) -> dict[str, float]:
         """probe/… numbers and their own time at the end of every eval.every_epochs-th epoch."""
+        # Here progress counts the step just taken, so this is the end of an epoch and never step 0.
         every = self.settings.eval.every_epochs * self.loader.steps_per_epoch
         if self.probes is None or self.progress.step % every:
             return {}
@@ -294,6 +316,7 @@ class Trainer:
         """
         finds_scale = self.update.loss_scale > 1  # fp16 does so by skipping steps
         is_over = self.progress.step == self.total
+        # A short run is judged by all its steps; a resume within the last ten has too few to judge by.
         most_were_skipped = len(updated) == min(LAST_STEPS, self.total) and 2 * sum(updated) < len(updated)
         if self.progress.skipped_in_a_row >= NONFINITE_IN_A_ROW and not finds_scale:
             when = f"in {NONFINITE_IN_A_ROW} steps in a row"

@@ -42,11 +42,14 @@ def largest_micro_on_gpu(
     if settings.engine.activation_checkpointing:
         backbone.set_grad_checkpointing(True)
     limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
+    # The largest first, so the first that fits is the answer; 0 if none does.
     found = next(
         (images for images in fits if _peak_bytes(backbone, settings, images, device, precision) <= limit), 0
     )
+    # As it came: DeepSpeed moves it to the card itself, with everything else.
     backbone.to("cpu")
     torch.cuda.empty_cache()
+    # The least of all ranks, as the maximum of negatives: they need one value, and cards may differ.
     smallest = int(-dist.all_reduce_max(torch.tensor(-float(found), device=device)).item())
     if not smallest:
         raise ResourceError(
@@ -60,15 +63,18 @@ def _peak_bytes(
     backbone: nn.Module, settings: Settings, images: int, device: torch.device, precision: str
 ) -> float:
     rows = images * settings.views.count
+    # All crops as one chunk, for memory does not depend on what is drawn.
     draws = StochasticDraws(backbone, seed=0, rows_per_chunk=rows, patches=patch_count(backbone))
     draws.fill(0, 0, 1)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.autocast("cuda", dtype, enabled=dtype is not None):
+            # Zeros do: memory depends on shapes alone.
             features = backbone(
                 torch.zeros(rows, 3, settings.views.crop_px, settings.views.crop_px, device=device)
             )
+        # Any loss serves that reaches every feature.
         features.float().sum().backward()
         return torch.cuda.max_memory_allocated(device)
     except torch.OutOfMemoryError:
@@ -96,6 +102,7 @@ def module_sizes(backbone: nn.Module, settings: Settings) -> ModuleSizes:
     trained: dict[str, tuple[int, ...]] = {}
     frozen: dict[str, int] = {}
     for name, parameter in parameters.items():
+        # The first word of a name is the part: backbone, projector, teacher.
         part = name.partition(".")[0]
         if parameter.requires_grad:
             trained[part] = (*trained.get(part, ()), parameter.numel())
@@ -115,6 +122,7 @@ def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:
         depth=len(blocks),
         heads=blocks[0].attn.num_heads,
         hidden=blocks[0].mlp.fc1.out_features,
+        # As timm counts what patch drop leaves.
         tokens=max(1, int(patches * (1 - drop))) + prefix,
         before_drop=patches + prefix if drop else 0,
         pools_first=isinstance(backbone.norm, nn.Identity),
@@ -124,6 +132,7 @@ def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:
 
 def _is_plain(block: nn.Module) -> bool:
     kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
+    # The types themselves: a subclass may keep other activations than the formula counts.
     if kinds != (Block, Attention, Mlp):
         return False
     return block.attn.fused_attn and isinstance(block.attn.q_norm, nn.Identity)

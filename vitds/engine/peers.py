@@ -57,6 +57,7 @@ class Peer:
 
     def is_beside(self, other: Peer) -> bool:
         """Whether one can be looked at from the other."""
+        # Same host and same process space: only there does a pid mean the same process.
         return self.space is not None and (self.host, self.space) == (other.host, other.space)
 
     def is_gone(self) -> bool:
@@ -72,6 +73,7 @@ class Peers:
         # What earlier starts left there is not of these processes.
         self.log_began = log.stat().st_size if log.exists() else 0
         self.others = [peer for peer in dist.gather_objects(self.own) if peer != self.own]
+        # Replaced by the job once steps are taken.
         self.when: Callable[[], str] = lambda: "before the first step"
 
     @contextmanager
@@ -87,6 +89,7 @@ class Peers:
         try:
             yield self
         except (Exception, KeyboardInterrupt) as error:
+            # A broken connection is how the end of another rank looks from here: find out which, and why.
             if isinstance(error, RuntimeError) and PEER_IS_GONE.search(str(error)):  # gloo's and NCCL's
                 cause = self._cause(error)
                 self._write_last_words(f"{ENDS_WITH} {cause}")
@@ -94,6 +97,7 @@ class Peers:
                     f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the "
                     "same command goes on from the last checkpoint"
                 ) from error
+            # This rank is the cause: it leaves its words for the others, then ends by its own error.
             self._write_last_words(str(error) or type(error).__name__)
             if dist.is_main() and meet_alike(error):
                 self._wait(lambda: len(self._ended()) == len(self.others))
@@ -111,9 +115,11 @@ class Peers:
 
     def _cause(self, error: RuntimeError) -> str:
         """Who ended and why."""
+        # The connection breaks a moment before words and process are gone to see.
         self._wait(lambda: bool(self._ended()))
         if found := self._ended():
             return "; ".join(found)
+        # Nobody on this host has ended: it was a rank elsewhere, or the connection alone.
         far = [peer for peer in self.others if not self.own.is_beside(peer)]
         address = re.search(r"\[[^]]+\]:\d+", str(error))
         at = f" at {address.group()}" if address else ""
@@ -128,6 +134,7 @@ class Peers:
         Those that ended because of another stand there only where that one is not found.
         """
         words = self._last_words()
+        # Those that ended by themselves, and those that ended because of them.
         firsts, others = [], []
         for peer in self.others:
             if (said := words.get((peer.rank, peer.pid))) is not None:
@@ -145,6 +152,7 @@ class Peers:
         """(rank, pid) -> what `write_last_words` wrote since this session began."""
         try:
             with open(self.log, "rb") as file:
+                # Only what this session wrote: pids come again, and earlier starts left words too.
                 file.seek(self.log_began)
                 text = file.read().decode(errors="replace")
         except OSError:
@@ -162,6 +170,7 @@ def write_last_words(log: Path, text: str) -> None:
     """
     try:
         with open(log, "a") as file:
+            # One line, whatever the text, as the pattern above reads it; appended, as all ranks write here.
             file.write(f"rank {dist.rank()}, process {os.getpid()}, last words: {' '.join(text.split())}\n")
     except OSError:
         pass

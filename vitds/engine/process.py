@@ -28,8 +28,8 @@ from vitds import dist
 from vitds.errors import ResourceError
 from vitds.launcher import Place, read_meeting, read_place, whole_number
 
-# DeepSpeed compiles its shared-memory collectives at every first start on a CPU, for 40 s and unasked; gloo
-# serves.
+# DeepSpeed compiles its shared-memory collectives at every first start on a CPU, unasked and for 40 s.
+# gloo serves as well.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 # Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's
@@ -57,6 +57,7 @@ def start_ranks() -> torch.device:
     Raises: ResourceError if the variables make no rank, this machine lacks the rank's GPU, the group's port
         is taken, a peer does not come, or the first node's address cannot be found.
     """
+    # Slurm's variables become a launcher's first, so that everything below knows one kind.
     if not td.is_initialized():
         adopt_slurm_step()
     place = read_place(os.environ)
@@ -65,16 +66,19 @@ def start_ranks() -> torch.device:
     os.environ.pop(
         "OMPI_COMM_WORLD_LOCAL_RANK", None
     )  # and on this being the same, also where it is left over
+    # A second run in this process: the group stays.
     if td.is_initialized():
         return device
     if place.is_launched:
         end_with_launcher()
+    # NCCL for tensors on GPUs, gloo beside it for objects and tensors on the host.
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     hook = sys.excepthook
     try:
         if place.ranks > 1:
             _meet(backend, place)
         else:
+            # A store within the process: one rank needs no port, and cannot find it taken.
             td.init_process_group(backend, store=td.HashStore(), rank=0, world_size=1)
     except RuntimeError as error:  # torch's own kinds of it, and gloo's plain one
         raise ResourceError(_why_not_met(place, str(error).splitlines()[0])) from error
@@ -98,6 +102,7 @@ def joined_ranks() -> Iterator[torch.device]:
     local_rank = os.environ.get("LOCAL_RANK")
     try:
         device = start_ranks()
+        # The run seeds torch's generators; a caller gets its own back.
         with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
             yield device
     finally:
@@ -119,8 +124,10 @@ def _device(place: Place) -> torch.device:
         device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
         return device
+    # Cores that this process may use, which under a batch system are fewer than the machine has.
     own = len(os.sched_getaffinity(0))
     of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    # Slurm says a task's own cores. A launcher's ranks share the host's.
     threads = min(own, int(of_task)) if of_task.isdigit() else own // place.local_ranks
     torch.set_num_threads(max(1, threads))
     return torch.device("cpu")
@@ -143,8 +150,10 @@ def _meet(backend: str, place: Place) -> None:
     Its collectives, and the store behind them, may wait longer than the ranks do for each other.
     """
     read_meeting(os.environ)
+    # What init_process_group("env://") does, in two steps, because the store has a timeout of its own.
     store, rank, ranks = next(td.rendezvous("env://", timeout=MEETING_TIMEOUT))
     td.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=MEETING_TIMEOUT)
+    # From here on a rank may have to wait for another's save or probes, longer than for its start.
     store.set_timeout(COLLECTIVE_TIMEOUT)
     set_timeout = getattr(td, "set_timeout", None) or td.distributed_c10d._set_pg_timeout  # before torch 2.14
     set_timeout(COLLECTIVE_TIMEOUT)
@@ -168,6 +177,7 @@ def adopt_slurm_step() -> None:
         found.
     """
     env = os.environ
+    # Not a step of Slurm's, or a launcher within one, which knows better.
     if env.get("RANK") or not env.get("SLURM_STEP_ID") or not env.get("SLURM_STEP_NUM_TASKS"):
         return
     tasks = whole_number(env, "SLURM_STEP_NUM_TASKS", lowest=1, remedy=NO_STEP)
@@ -183,7 +193,9 @@ def adopt_slurm_step() -> None:
     if not env.get("MASTER_ADDR"):
         env["MASTER_ADDR"] = _address_of_first(env["SLURM_STEP_NODELIST"])
     if not env.get("MASTER_PORT"):
+        # Each task computes the same port from the job; jobs that share a node differ in it most likely.
         env["MASTER_PORT"] = str(20000 + job % 20000)
+    # RANK is last: from there on a second call sees that all is done.
     env["WORLD_SIZE"] = str(tasks)
     env["RANK"] = env["SLURM_PROCID"]
 
@@ -206,6 +218,7 @@ def _address_of_first(nodes: str) -> str:
     try:
         name = _scontrol("hostnames", nodes).split()[0]
         try:
+            # Only asked whether it resolves.
             socket.getaddrinfo(name, None)
             return name
         except socket.gaierror:
@@ -231,12 +244,14 @@ def end_with_launcher() -> None:
     """
     above = next((count for sign, count in LAUNCHERS.items() if sign in os.environ), 0)
     if above:
+        # The launchers are noted now: once one is dead, another process has its place above this one.
         threading.Thread(target=_watch, args=(psutil.Process().parents()[:above],), daemon=True).start()
 
 
 def _watch(launchers: list[psutil.Process]) -> None:
     while not any(map(_is_gone, launchers)):
         time.sleep(1.0)
+    # StopSignals takes it as any other: the step ends, a checkpoint is written.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(TIME_TO_SAVE_S)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -261,8 +276,10 @@ def noise_into(log: Path) -> Iterator[None]:
     handler = logging.FileHandler(log)
     handler.setFormatter(logging.Formatter(f"[rank {dist.rank()}] %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("DeepSpeed", "torch", "vitds")]
+    # Put back afterwards, for a caller of `train` has loggers of its own.
     before = [(logger.handlers[:], logger.propagate) for logger in loggers]
     for logger in loggers:
+        # propagate off, or the root logger would print it once more.
         logger.handlers = [handler]
         logger.propagate = False
     try:
@@ -292,6 +309,7 @@ class _ToLog(io.TextIOBase):
         self.handler = handler
 
     def write(self, text: str) -> int:
+        # print writes its line end by itself.
         if text.strip():
             self.handler.stream.write(text.rstrip("\n") + "\n")
             self.handler.flush()

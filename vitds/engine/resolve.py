@@ -64,6 +64,7 @@ def _cpu_bf16_is_fast() -> bool:
         for _ in range(3):
             matrix @ matrix
         seconds[dtype] = time.perf_counter() - start
+    # Rank 0 decides: ranks must not train in different precisions because one was busy.
     return bool(dist.broadcast_object(seconds[torch.bfloat16] < 1.1 * seconds[torch.float32]))
 
 
@@ -82,6 +83,7 @@ def resolve_settings(
     Raises: SettingsError if chunks, ranks and micro batch do not divide (lists the values that do).
     """
     wanted = settings.engine.precision
+    # In this order: how many images fit depends on the precision. What the JSON switches on counts for auto.
     precision = resolve_precision(ds.precision or wanted if wanted == "auto" else wanted, device)
     micro = resolve_micro_images(settings, backbone, device, precision)
     compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
@@ -91,6 +93,7 @@ def resolve_settings(
             "batch": settings.batch.model_copy(update={"micro_images": micro}),
         }
     )
+    # The method last: a head's kind is its own business.
     return method_class(settings.method).resolve(resolved, rows, backbone.facts.width)
 
 
@@ -103,6 +106,7 @@ def resolve_micro_images(
         settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk
     )  # do the ranks divide at all
     own = settings.batch.global_images // chunk // ranks
+    # Whole chunks that divide a rank's share, the most first.
     fits = [chunk * m for m in range(own, 0, -1) if own % m == 0]
     if settings.batch.micro_images != "auto":
         accumulation_steps(
@@ -115,6 +119,7 @@ def resolve_micro_images(
     if device.type == "cuda":
         return largest_micro_on_gpu(backbone, settings, fits, device, precision)
     pixels = settings.views.count * settings.views.crop_px**2
+    # One chunk where even that has more pixels: a chunk is never cut.
     return next((micro for micro in fits if micro * pixels <= CPU_PIXELS), chunk)
 
 
@@ -127,6 +132,7 @@ def resolve_compile(
     """
     if settings.engine.compile != "auto":
         return settings.engine.compile
+    # Two operations for each weight and token forward, four backward: enough to tell minutes from hours.
     tokens = max(1, patch_count(backbone)) * (1 - settings.backbone.patch_drop)
     rows = images * settings.views.count * settings.epochs / dist.world_size()
     flops = 6 * sum(parameter.numel() for parameter in backbone.parameters()) * tokens * rows
@@ -146,6 +152,7 @@ def padding_note(images: int, global_images: int, chunk_images: int) -> str | No
     share = 1 - images / (steps * global_images)
     if share < MUCH_PADDING:
         return None
+    # As many steps as now, each filled by real images.
     per_step = -(-images // steps)
     chunks, ranks = global_images // chunk_images, dist.world_size()
     counts = [count for count in range(chunks, 0, -1) if chunks % count == 0 and count % ranks == 0]

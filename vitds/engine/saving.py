@@ -22,6 +22,7 @@ class SaveClock:
 
     def __init__(self, rules: Checkpoint, steps_per_epoch: int) -> None:
         self.rules = rules
+        # 0 switches a rule off.
         self.periods = [
             period for period in (rules.every_steps, rules.every_epochs * steps_per_epoch) if period
         ]
@@ -42,7 +43,9 @@ class SaveClock:
     @contextmanager
     def saving(self, done: int) -> Iterator[None]:
         """Around the writing of a checkpoint; only one that succeeds counts."""
+        # Monotonic: a clock that is set back would put the next save off.
         began = time.monotonic()
+        # No finally: a save that fails leaves these as they are.
         yield
         self.since = time.monotonic()
         self.last_step = done
@@ -51,9 +54,13 @@ class SaveClock:
 
 
 def time_is_up(since_s: float, *, every_minutes: float, last_save_s: float) -> bool:
-    """Whether a checkpoint by the minute is due, since_s after the last one, which took last_save_s; 0
-    minutes: never.
+    """Whether a checkpoint by the minute is due.
 
     Slow ones come more rarely, so that saving takes SAVING_SHARE of the time at most.
+
+    Args:
+        since_s: seconds since the last one.
+        every_minutes: 0: never.
+        last_save_s: seconds that the last one took.
     """
     return every_minutes > 0 and since_s >= max(60 * every_minutes, last_save_s / SAVING_SHARE)

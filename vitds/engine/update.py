@@ -60,6 +60,7 @@ class JointUpdate:
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the step; a parameter group's `lr_scale` multiplies it."""
+        # Set anew at each step: no scheduler, so a checkpoint has no schedule to save.
         optimizers = (self.engine.optimizer, *(head.optimizer for head in self.heads))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -70,6 +71,7 @@ class JointUpdate:
         DeepSpeed divides what it gets by the micro steps and averages gradients over ranks; both are
         multiplied back in.
         """
+        # The terms are parts of a sum, already weighted: neither A nor R may divide them.
         factor = self.engine.gradient_accumulation_steps() * dist.world_size()
         self.engine.backward(factor * terms_T.sum())
 
@@ -79,9 +81,12 @@ class JointUpdate:
 
     def gradient_norms(self) -> Norms:
         """Look at the gradients of the whole step; called once a step by every rank."""
+        # A collective in each head, so no rank may leave it out.
         heads = tuple(head.gradient_norm() for head in self.heads)
+        # From stage 1 on gradients lie in DeepSpeed's own partitions, and it looks at them itself.
         if self.state.stage:
             return Norms(None, heads)
+        # Stage 0: the last backward pass averaged them over ranks, so every rank finds the same norm.
         gradients = [
             parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None
         ]
@@ -100,16 +105,23 @@ class JointUpdate:
         Returns: whether the weights changed, which DeepSpeed may refuse too; the gradient norms for the
             metrics line.
         """
+        # Both before the step, which counts on, and may change the scale that these gradients carry.
         before = self.engine.skipped_steps
         scale = self.loss_scale
+        # The flag cancels AdamW's own step alone. engine.step() always runs, to clear gradients and count.
         self.state.inner.skip = not is_sound
         self.engine.step()
+        # DeepSpeed may skip by itself, as fp16's loss scaling does, and says so by its counter only.
         did_update = is_sound and self.engine.skipped_steps == before
+        # None where DeepSpeed computed no norm.
         norm = float(self.engine.get_global_grad_norm() or 0.0) if norms.engine is None else norms.engine
         found = {"grad_norm": norm}
+        # Heads follow the engine, whatever they found themselves: all parts step, or none.
         for head, head_norm in zip(self.heads, norms.heads, strict=True):
             head.update(did_update, norm=head_norm, step=step, loss_scale=scale)
+            # Logged without the loss scale, to be compared with the engine's.
             found["grad_norm/head"] = head_norm / scale
+        # After the weights have moved: the average is of what they are now.
         if did_update:
             self.state.update_average(updates + 1)
         return did_update, found
@@ -127,6 +139,7 @@ class JointUpdate:
         parts = {"model": self.state.snapshot()}
         ranges = None
         for head in self.heads:
+            # One name: no method has two heads beside the engine.
             parts["head"] = head.snapshot()
             ranges = head.ranges
         return parts, {"head_rows": ranges, **self.state.counters()}
@@ -136,6 +149,7 @@ class JointUpdate:
 
         Raises: RunError if a name or a row is missing.
         """
+        # `updates` and not `step`: Adam's bias correction counts the steps that changed its moments.
         self.state.restore(saved, updates)
         self.state.set_counters(saved.saved.manifest, step)
         for head in self.heads:

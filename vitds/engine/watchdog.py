@@ -32,6 +32,7 @@ class Watchdog:
     def __init__(self, log: Path) -> None:
         self.log = log
         self.step, self.since, self.is_over = 0, time.monotonic(), threading.Event()
+        # A daemon: it must never keep a finished process alive.
         threading.Thread(target=self._watch, daemon=True).start()
 
     def at(self, step: int) -> None:
@@ -50,6 +51,8 @@ class Watchdog:
                     "are at"
                 )
                 print(text, file=sys.stderr, flush=True)
+                # For the ranks that will see only a broken connection.
                 write_last_words(self.log, text)
                 faulthandler.dump_traceback()
+                # Not sys.exit: the main thread hangs, and no exception would reach it.
                 os._exit(ResourceError.exit_code)

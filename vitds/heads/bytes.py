@@ -73,7 +73,9 @@ def shard_bytes(head: Head, rows: int, width: int, crops: int) -> ShardBytes:
     if head.optimizer == "lean":
         # A first moment in bfloat16 of each number, and a second one of the row and one of its bias.
         moments = 2 * a_row + FLOAT * (1 + head.bias)
+    # An int32 a row: how many steps it has had.
     seen = 4 * head.lazy
+    # The float32 copy of each row in play, and its gradient.
     copies = 2 * FLOAT * a_row * rows_in_play(head, rows, crops)
     return ShardBytes(
         weight=weight,
@@ -114,8 +116,7 @@ def projector_bytes(widths: Sequence[int], crops: int, *, product: int, last_sca
         last_scales: whether the last norm has a scale, which needs the normalised numbers.
     """
     first, *hidden, last = widths
-    # Of a hidden number: less the mean, normalised, after ReLU, and that again as it is multiplied if it is
-    # cast.
+    # Of a hidden number: less the mean, normalised, after ReLU, and once more where it is cast.
     of_hidden = 3 * FLOAT + (product if product < FLOAT else 0)
     kept = first * product + sum(hidden) * of_hidden + last * FLOAT * (2 if last_scales else 1)
     # The backward pass of a norm has three numbers more on the way.

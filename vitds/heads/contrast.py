@@ -25,10 +25,14 @@ def among_all_views(
         over either view's anchors, so it prints twice this.)
     """
     chunks, crops = is_real_cA.shape
+    # Crops of a chunk stand together, so cutting M into (chunks, A) is enough: no gather, no mask of chunks.
     z_cAD = normalize(z_MD, dim=1).unflatten(0, (chunks, crops))
+    # (c, A, D) @ (c, D, A) -> (c, A, A); of length one, so these are cosines.
     similarity_cAA = z_cAD @ z_cAD.transpose(1, 2) / temperature
     is_itself_AA = torch.eye(crops, dtype=torch.bool, device=z_MD.device)
+    # Rows are anchors, columns what they choose from: real crops other than themselves.
     is_candidate_cAA = is_real_cA[:, None, :] & ~is_itself_AA
+    # Crops i and i + K are the two views of an image: rolling by K leads from either to the other.
     other_A = torch.arange(crops, device=z_MD.device).roll(-(crops // 2))
     return _cross_entropy(similarity_cAA, is_candidate_cAA, is_real_cA, other_A).flatten()
 
@@ -50,10 +54,13 @@ def among_other_view(
     chunks, views, images = is_real_cVK.shape
     query_gKD = normalize(query_MD, dim=1).unflatten(0, (chunks * views, images))
     key_cVKD = normalize(key_MD, dim=1).unflatten(0, is_real_cVK.shape)
+    # The two views of each chunk change places: queries of view 0 meet keys of view 1, and the reverse.
     other_gKD = key_cVKD.flip(1).flatten(0, 1)
+    # (g, K, D) @ (g, D, K) -> (g, K, K), g = chunks · views
     similarity_gKK = query_gKD @ other_gKD.transpose(1, 2) / temperature
     is_real_gK = is_real_cVK.flatten(0, 1)  # an image is real in both views or in none
     is_candidate_gKK = is_real_gK[:, None, :].expand_as(similarity_gKK)
+    # The positive stands at the image's own place, as both views have the same images in order.
     own_K = torch.arange(images, device=query_MD.device)
     return _cross_entropy(similarity_gKK, is_candidate_gKK, is_real_gK, own_K).flatten()
 
@@ -67,6 +74,7 @@ def _cross_entropy(
     """-log softmax over the candidates, at the positive; 0 for anchors that are padding."""
     # A padded anchor may have no candidate at all: without this its softmax, and so its gradient, were NaN.
     similarity_gAB = similarity_gAB.masked_fill(~is_candidate_gAB & is_real_gA[..., None], -torch.inf)
+    # (g, A, B) at one column a row -> (g, A)
     positive_gA1 = positive_A.expand(is_real_gA.shape)[..., None]
     own_gA = similarity_gAB.gather(2, positive_gA1).squeeze(2)
     return torch.where(is_real_gA, similarity_gAB.logsumexp(2) - own_gA, 0.0)

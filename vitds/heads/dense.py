@@ -26,10 +26,13 @@ def initial_rows(
     """Rows first..last-1 of the initial weight, truncated normal; the same whichever rank makes them."""
     found = torch.empty(last - first, width, dtype=dtype)
     for block in range(first // INIT_BLOCK_ROWS, -(-last // INIT_BLOCK_ROWS)):
+        # Blocks are drawn whole, so a row does not depend on where a rank's slice begins or ends.
         generator = torch.Generator().manual_seed(rng.seed_of(Purpose.INIT, seed, 1, block))
         rows = torch.empty(INIT_BLOCK_ROWS, width)
+        # a and b are values, not deviations: 100 of them away, they cut nothing. As in timm.
         nn.init.trunc_normal_(rows, std=INIT_STD, a=-2.0, b=2.0, generator=generator)
         start = block * INIT_BLOCK_ROWS
+        # The part of the block that was asked for.
         low, high = max(first, start), min(last, start + INIT_BLOCK_ROWS)
         found[low - first : high - first] = rows[low - start : high - start]
     return found
@@ -97,6 +100,7 @@ class DenseHead(nn.Module):
         check_widths(features_MD, self.weight)
         rows = self.weight.shape[0]
         target_M2, share_M2 = stacked_targets(targets, rows)
+        # Over all rows: log-sum-exp (M,), the two targets' logits (M, 2), the sum of all logits (M,).
         lse_M, logit_M2, total_M = row_terms(
             scaled_features(features_MD, self.temperature),
             self.weight,
@@ -107,4 +111,5 @@ class DenseHead(nn.Module):
             keep_bytes=self.keep_bytes,
         )
         mean_M = None if total_M is None else total_M / rows
+        # lam · s_a + (1 - lam) · s_b: (M, 2) -> (M,)
         return mixed_smoothed_loss(lse_M, (share_M2 * logit_M2).sum(1), mean_M, self.label_smoothing)

@@ -1,9 +1,9 @@
-"""`head.init: features`: the instance head starts as a classifier by nearest feature, from one pass over the
-images.
+"""`head.init: features`: the instance head starts as a classifier by nearest feature.
 
-Source: the raw-feature initialisation of "Train a one-million-way instance classifier" (arXiv:2102.04848). It
-    is a function of the
-images and the backbone's first weights alone; a resumed run takes its rows from the checkpoint.
+One pass over the images makes its rows. They are a function of the images and the backbone's first weights
+alone; a resumed run takes its rows from the checkpoint.
+
+Source: the raw-feature initialisation of "Train a one-million-way instance classifier" (arXiv:2102.04848).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def set_rows_from_features(
     index_n: Int[Tensor, "n"],
     device: torch.device,
 ) -> None:
-    """Each row becomes its image's feature, less the mean of all, scaled to the deviation that noise would
-    have.
+    """Each row becomes its image's feature, less the mean of all.
 
-    The mean is taken out because the features of an untrained backbone hardly differ: what they share says
-    nothing of which image it is. Called by every rank together.
+    All are then scaled to the deviation that noise would have. The mean is taken out because the features of
+    an untrained backbone hardly differ: what they share says nothing of which image it is. Called by every
+    rank together.
 
     Args:
         x_nD: features of the images whose rows the head holds here, float32, on the host; changed in place,
@@ -37,9 +37,12 @@ def set_rows_from_features(
         device: on which the ranks' collectives run.
     """
     squares = torch.linalg.vector_norm(x_nD, dtype=torch.float64).square()
+    # One collective for all three: sum (D,), sum of squares, number of images. A dense head's images are
+    # counted by each rank, which changes none of the ratios below.
     sums = torch.cat([x_nD.sum(0, dtype=torch.float64), torch.tensor([squares, len(x_nD)])])
     *total, squares, images = dist.all_reduce_sum(sums.to(device)).tolist()
     mean_D = torch.tensor(total, dtype=torch.float64) / images
+    # Of the features without their mean: the mean of all squares less that of the squared means.
     deviation = (squares / images / len(mean_D) - mean_D.square().mean()).sqrt()
     x_nD.sub_(mean_D.float()).mul_(INIT_STD / deviation)
     head.weight.zero_()

@@ -10,13 +10,13 @@ DENSE_WEIGHT_BYTES = (
 
 
 def resolve_head(head: Head, rows: int, width: int) -> str:
-    """dense while the head is small beside the backbone's traffic, sharded above, and for what only that kind
-    can do.
+    """`dense` while the head is small beside the backbone's traffic, `sharded` above.
 
-    Both kinds give the same loss.
+    It is also sharded for what only that kind can do. Both kinds give the same loss.
     """
     if head.kind != "auto":
         return head.kind
+    # 4 bytes: rows and their gradients are counted in float32.
     return "dense" if rows * width * 4 <= DENSE_WEIGHT_BYTES and not head.needs_shards else "sharded"
 
 

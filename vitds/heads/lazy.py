@@ -70,6 +70,7 @@ class LazyRows:
             step: number of the step, from 0; the copies are as they are before it.
         """
         self._make_up(rows_k, step)
+        # Leaves of the graph: the backward pass fills their .grad, and the rows themselves need none.
         copies = [
             parameter.detach().index_select(0, rows_k).float().requires_grad_()
             for parameter in self.parameters
@@ -82,11 +83,13 @@ class LazyRows:
 
         A row that several micro steps took stands there once.
         """
+        # Where each taken row stands among the distinct ones, cut again by micro step.
         rows_k, place = torch.unique(torch.cat([rows for rows, _ in self.taken]), return_inverse=True)
         places = place.split([len(rows) for rows, _ in self.taken])
         found = [copy.new_zeros(len(rows_k), *copy.shape[1:]) for copy in self.taken[0][1]]
         for here, (_, copies) in zip(places, self.taken, strict=True):
             for total, copy in zip(found, copies, strict=True):
+                # Within a micro step each row is there once, so `here` has no repeats.
                 total.index_add_(0, here, copy.grad)
         self.taken = []
         return rows_k, found
@@ -102,6 +105,7 @@ class LazyRows:
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
+            # Adam's counter, from 1, is that of all rows: a row's moments fade in every step.
             step_rows(w_kD, gradient.view(len(rows_k), -1), m_kD, v_kd, self.group, step + 1)
             self._put(parameter, rows_k, w_kD, m_kD, v_kd, (step, 0))
         self.seen_n[rows_k] = step + 1
@@ -116,6 +120,7 @@ class LazyRows:
     @torch.no_grad()
     def _make_up(self, rows_k: Tensor, step: int) -> None:
         """Do for the rows what the steps before `step` would have done without a gradient."""
+        # Only those that missed something: another micro step of this step may have made up for them.
         rows_k = rows_k[self.seen_n[rows_k] < step]
         if not len(rows_k):
             return
@@ -124,11 +129,13 @@ class LazyRows:
         decay_u, drift_u = self._missed(last_u.astype(np.int64), step)
         beta1, beta2 = self.group["betas"]
         numbers = (decay_u, drift_u, beta1 ** (step - last_u), beta2 ** (step - last_u))
+        # From each distinct step back to each row, (u,) -> (k, 1).
         decay_k1, drift_k1, fade_k1, fade_sq_k1 = (
             torch.from_numpy(of_u[which_k]).float().to(rows_k.device)[:, None] for of_u in numbers
         )
         for parameter in self.parameters:
             w_kD, m_kD, v_kd = self._gathered(parameter, rows_k)
+            # m / sqrt(v) as last seen; drift_k1 has all that happened to it since.
             w_kD.mul_(decay_k1).sub_(m_kD / (v_kd.sqrt() + self.group["eps"]) * drift_k1)
             self._put(parameter, rows_k, w_kD, m_kD.mul_(fade_k1), v_kd.mul_(fade_sq_k1), (step, 1))
         self.seen_n[rows_k] = step
@@ -146,21 +153,27 @@ class LazyRows:
             step: before which they are looked at.
         """
         beta1, beta2 = self.group["betas"]
+        # In a step m shrinks by beta1 and sqrt(v) by sqrt(beta2): what is left of their ratio.
         fade = beta1 / math.sqrt(beta2) if beta2 else math.inf
+        # The row that has waited longest decides how many terms the sum of all has.
         longest = step - int(last_u.min())
         terms = longest
         if fade < 1:
             # fade^j falls below FADED after so many steps: who missed thousands needs a few hundred terms.
             terms = min(longest, math.ceil(math.log(FADED) / math.log(max(fade, FADED))))
+        # (u, terms): numbers of the missed steps, from 1. Rows that waited less have terms beyond `step`,
+        # which the last factor sets to 0.
         j_s = np.arange(1, terms + 1)
         s_us = np.minimum(last_u[:, None] + j_s, step)
         moves_us = self.rates[s_us - 1] * fade**j_s * np.sqrt(1 - beta2**s_us) / (1 - beta1**s_us)
+        # What later steps' decays leave of each move.
         moves_us *= np.exp(self.log_decay[step] - self.log_decay[s_us]) * (last_u[:, None] + j_s <= step)
         return np.exp(self.log_decay[step] - self.log_decay[last_u]), moves_us.sum(1)
 
     def _gathered(self, parameter: Tensor, rows_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weight (k, D), first moment (k, D), second moment (k, D) or (k, 1), float32."""
         state = self.optimizer.state[parameter]
+        # A bias (k,) becomes (k, 1), and so does a second moment by rows: one code for all.
         held = (parameter, state["exp_avg"], state["exp_avg_sq"])
         w_kD, m_kD, v_kd = (tensor.index_select(0, rows_k).float().view(len(rows_k), -1) for tensor in held)
         return w_kD, m_kD, v_kd
@@ -181,6 +194,7 @@ class LazyRows:
         """
         state = self.optimizer.state[parameter]
         if parameter.dtype == torch.bfloat16:
+            # The first row stands for the block, so that two blocks of a step get different draws.
             w_kD = rounded_by_chance(w_kD, self.seed, self.first_row + int(rows_k[0]), *key)
         for tensor, value in ((parameter, w_kD), (state["exp_avg"], m_kD), (state["exp_avg_sq"], v_kd)):
             tensor.index_copy_(0, rows_k, value.view(len(rows_k), *tensor.shape[1:]).to(tensor.dtype))

@@ -116,14 +116,18 @@ def row_terms(
     tiling = choose_tiling(features, weight, is_cosine=is_cosine, gradient=gradient, keep_bytes=keep_bytes)
     lse_M, picked_MKD, total_D = _RowTerms.apply(features, weight, bias, picks, sums_rows, tiling)
     with torch.autocast(features.device.type, enabled=False):
+        # Autocast is off here: it would make these sums in 16 bits.
         x_MD = features.to(lse_M.dtype)
+        # The picks come as they are stored; their gradient goes through this normalisation by autograd.
         if is_cosine:
             picked_MKD = torch.nn.functional.normalize(picked_MKD.to(lse_M.dtype), dim=2, eps=SHORTEST_ROW)
         # Both factors are rounded as in the tiles, and only then multiplied in float32.
         rounded = (part.to(tiling.product).to(lse_M.dtype) for part in (features, picked_MKD))
+        # (M, D) · (M, K, D) -> (M, K). Autograd takes the gradient of the picks from here to the picked rows.
         logit_MK = torch.einsum("md,mkd->mk", *rounded)
         logit_MK = logit_MK if bias is None else logit_MK + bias[picks]
         total_M = None
+        # A crop's sum of logits is its feature times the sum of all rows: (M, D) @ (D,) -> (M,).
         if sums_rows:
             total_M = x_MD @ total_D if bias is None else x_MD @ total_D + bias.sum()
         return lse_M, logit_MK.to(tiling.product).to(lse_M.dtype), total_M
@@ -150,7 +154,9 @@ def highest_logits(
         is_cosine: the rows are brought to length one.
     """
     tiling = choose_tiling(features, weight, is_cosine=is_cosine)
+    # -inf stays where the pick is another rank's row, and loses the maximum over ranks.
     highest_M, own_M = (torch.full_like(features[:, 0], -math.inf) for _ in range(2))
+    # Tile by tile, so no more than (M, t) logits are there at once.
     for span, rows_tD, _ in _tiles(weight, tiling):
         logit_Mt = _logits(features, rows_tD, bias, span, features.new_empty(0))
         highest_M = torch.maximum(highest_M, logit_Mt.amax(1))
@@ -193,6 +199,7 @@ def choose_tiling(
     """
     device = features.device.type
     M, n = features.shape[0], weight.shape[0]
+    # As autocast would choose it for a product: its own dtype, but float64 stays.
     product = torch.promote_types(features.dtype, weight.dtype)
     if torch.is_autocast_enabled(device) and product != torch.float64:
         product = torch.get_autocast_dtype(device)
@@ -204,6 +211,7 @@ def choose_tiling(
         tile_rows = 16 * (int(wanted) // 16 | 1)
     if tile_rows < 1:
         raise ValueError(f"tile_rows must be 1 or more, got {tile_rows}")
+    # A tile is never taller than the weight. Softmaxes are kept only if those of all tiles fit.
     return Tiling(min(tile_rows, n), M * n * product.itemsize <= keep_bytes, product, is_cosine, gradient)
 
 
@@ -224,17 +232,23 @@ class _RowTerms(torch.autograd.Function):
         sums_rows: bool,
         tiling: Tiling,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # bfloat16 has 8 bits, too few to add up thousands of numbers; float64 stays float64.
         sums = torch.promote_types(tiling.product, torch.float32)
         total_D = x_MD.new_zeros(x_MD.shape[1], dtype=sums) if sums_rows else None
         tiles = -(-len(weight_nD) // tiling.tile_rows)
+        # Two numbers a tile and crop, (T, M): the highest logit, and log(sum(exp(logit - highest))).
         highest_TM, above_TM = (x_MD.new_empty(tiles, len(x_MD), dtype=sums) for _ in range(2))
         kept = []
         with torch.autocast(x_MD.device.type, enabled=False):
+            # Dtypes are cast by hand in here; autocast would cast once more.
             x = x_MD.to(tiling.product)
+            # One piece of memory for the logits of all tiles in turn, unless each softmax is kept.
             scratch = x.new_empty(0 if tiling.keeps else len(x) * tiling.tile_rows)
             for tile, (span, rows_tD, _) in enumerate(_tiles(weight_nD, tiling)):
+                # Rows as they are multiplied, in the cosine form of length one: the mean logit is of those.
                 if total_D is not None:
                     total_D += rows_tD.sum(0, dtype=sums)
+                # (M, D) @ (D, t) -> (M, t). Where it is kept, its softmax then takes its place.
                 logit_Mt = _logits(x, rows_tD, bias_n, span, scratch)
                 _softmax(logit_Mt, highest_TM[tile], above_TM[tile], finds=True, stores=tiling.keeps)
                 if tiling.keeps:
@@ -242,18 +256,22 @@ class _RowTerms(torch.autograd.Function):
         # Log-sum-exps are kept as differences from the highest logit: small numbers, in which rounding does
         # not grow with the logits.
         highest_M = highest_TM.amax(0)
+        # (T, M) -> (M,): the tiles' log-sum-exps joined to one over all rows.
         above_M = (highest_TM - highest_M + above_TM).logsumexp(0)
         ctx.tiling = tiling
         ctx.save_for_backward(
             x_MD, weight_nD, bias_n, picks_MK, highest_TM, above_TM, highest_M, above_M, *kept
         )
+        # An output that nobody used then has the gradient None, not a tensor of zeros.
         ctx.set_materialize_grads(False)
+        # Picked rows leave as vectors (M, K, D): row_terms makes their logits, and autograd their gradient.
         return highest_M + above_M, None if picks_MK is None else weight_nD[picks_MK], total_D
 
     @staticmethod
     def backward(
         ctx: Any, g_lse_M: Tensor | None, g_picked_MKD: Tensor | None, g_total_D: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        # In a backward pass gradients are on only under create_graph=True.
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "linear_logsumexp can be differentiated once: call backward without create_graph"
@@ -262,31 +280,40 @@ class _RowTerms(torch.autograd.Function):
         tiling = ctx.tiling
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         # What turns a softmax within a tile into a share of the gradient.
+        # (T, M): exp(lse_tile - lse), times the gradient that arrives at the crop's log-sum-exp.
         share_TM = (highest_TM - highest_M + above_TM - above_M).exp() * (0.0 if g_lse_M is None else g_lse_M)
         into_nD, adds = _gradient_memory(weight_nD, tiling) if needs_weight else (None, False)
         g_bias_n = torch.empty_like(bias_n) if needs_bias else None
+        # d lse / d x = sum over rows of p · w: each tile adds its part.
         g_x_MD = torch.zeros_like(x_MD, dtype=share_TM.dtype)
         with torch.autocast(x_MD.device.type, enabled=False):
             x = x_MD.to(tiling.product)
             scratch = x.new_empty(0 if kept else len(x) * tiling.tile_rows)
             shared_MD = torch.empty_like(x)
             for tile, (span, rows_tD, length_t1) in enumerate(_tiles(weight_nD, tiling)):
+                # p: the softmax within the tile, kept or made anew.
                 if kept:
                     p_Mt = kept[tile]
                 else:
                     p_Mt = _logits(x, rows_tD, bias_n, span, scratch)
                     _softmax(p_Mt, highest_TM[tile], above_TM[tile], finds=False, stores=True)
                 share_M = share_TM[tile]
+                # (M, t) @ (t, D) -> (M, D); only then the share, for (M, D) is smaller than (M, t).
                 g_x_MD.addcmul_(p_Mt @ rows_tD, share_M[:, None])
                 if needs_weight:
+                    # d lse / d w = p · x: (t, M) @ (M, D) -> (t, D), the share multiplied into x beforehand.
                     torch.mul(x_MD, share_M[:, None], out=shared_MD)
                     _put_rows(into_nD[span], adds, p_Mt.T, shared_MD, g_total_D, rows_tD, length_t1)
                 if needs_bias:
+                    # (M,) @ (M, t) -> (t,)
                     g_bias_n[span] = share_M.to(tiling.product) @ p_Mt
+        # The sparse part. index_add_ and no assignment, for two crops may have picked the same row.
         if needs_weight and g_picked_MKD is not None:
             into_nD.index_add_(0, picks_MK.flatten(), g_picked_MKD.flatten(0, 1).to(into_nD.dtype))
+        # Set by hand, and autograd gets None: it would add what it gets to .grad, and so count it twice.
         if needs_weight and tiling.gradient is not None:
             weight_nD.grad, into_nD = into_nD, None
+        # One gradient for each argument of forward.
         return g_x_MD.to(x_MD.dtype), into_nD, g_bias_n, None, None, None
 
 
@@ -297,6 +324,7 @@ def _tiles(weight_nD: Tensor, tiling: Tiling) -> Iterator[tuple[slice, Tensor, T
         rows_tD = weight_nD[span]
         length_t1 = None
         if tiling.is_cosine:
+            # Divided in float32 or wider, also where rows are bfloat16; rounded to the product's dtype last.
             rows_tD = rows_tD.to(torch.promote_types(rows_tD.dtype, torch.float32))
             length_t1 = torch.linalg.vector_norm(rows_tD, dim=1, keepdim=True).clamp_min(SHORTEST_ROW)
             rows_tD = rows_tD / length_t1
@@ -309,6 +337,7 @@ def _logits(x_MD: Tensor, rows_tD: Tensor, bias_n: Tensor | None, span: slice, s
     out = scratch[: size[0] * size[1]].view(size) if len(scratch) else x_MD.new_empty(size)
     if bias_n is None:
         return torch.mm(x_MD, rows_tD.T, out=out)
+    # The bias rides along in the product: no second pass over (M, t).
     return torch.addmm(bias_n[span].to(x_MD.dtype), x_MD, rows_tD.T, out=out)
 
 
@@ -346,6 +375,7 @@ def _softmax(logit_Mt: Tensor, highest_M: Tensor, above_M: Tensor, *, finds: boo
         if stores:
             logit_Mt.copy_(p_Mt)
     else:
+        # torch has no softmax with a known maximum and sum: it finds them again.
         torch.softmax(logit_Mt, 1, out=logit_Mt)
 
 
@@ -353,6 +383,7 @@ def _gradient_memory(weight_nD: Tensor, tiling: Tiling) -> tuple[Tensor, bool]:
     """Where the weight's gradient goes, and whether it is added to what is there."""
     if tiling.gradient is None:
         return torch.empty_like(weight_nD), False
+    # A gradient that is set is of an earlier micro step of this step: add to it.
     return tiling.gradient, weight_nD.grad is not None
 
 
@@ -377,13 +408,16 @@ def _put_rows(
         length_t1: their lengths before they were made one; None where they were not.
     """
     if length_t1 is None and into_tD.dtype == p_tM.dtype:
+        # The common case in one call and without a temporary: into = beta · into + p^T x.
         torch.addmm(into_tD, p_tM, x_MD, beta=int(adds), out=into_tD)
     else:
         g_tD = p_tM @ x_MD
         if length_t1 is not None:
             # The length of a row does not matter: nothing along it, and across it 1 / length.
+            # The sum is of rows of length one, so its gradient is projected like the rest.
             g_tD = g_tD if g_total_D is None else g_tD + g_total_D
             g_tD = (g_tD - rows_tD * (g_tD * rows_tD).sum(1, keepdim=True)) / length_t1
         into_tD.add_(g_tD) if adds else into_tD.copy_(g_tD)
+    # The constant part: each row enters the sum once, so each gets the same gradient.
     if g_total_D is not None and length_t1 is None:
         into_tD += g_total_D

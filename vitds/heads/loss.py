@@ -31,6 +31,7 @@ def mixed_smoothed_loss(
     """
     if label_smoothing == 0:
         return lse_M - target_M
+    # Smoothing gives eps / N to each class, which is eps times the mean logit.
     return lse_M - (1 - label_smoothing) * target_M - label_smoothing * mean_M
 
 
@@ -43,6 +44,7 @@ def stacked_targets(targets: Targets, rows: int) -> tuple[Int[Tensor, "M 2"], Fl
     Raises: DataError if a target lies outside 0..rows-1; it names the image, or class. On the host only: to
         ask a GPU would stop its queue at each step.
     """
+    # Stacked, so that the head looks both targets up in one go.
     target_M2 = torch.stack([targets.a, targets.b], 1)
     if target_M2.device.type == "cpu":
         is_wrong_M2 = (target_M2 < 0) | (target_M2 >= rows)

@@ -60,7 +60,9 @@ class LeanAdamW(torch.optim.Optimizer):
     def _update(
         self, parameter: Tensor, group: dict[str, Any], step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor
     ) -> None:
+        # In place: this is the tensor in the optimizer's state.
         step += 1
+        # A bias (n,) is taken for n rows of one number.
         rows_nD, gradient_nD, moment_nD = (
             tensor.view(len(parameter), -1) for tensor in (parameter, parameter.grad, exp_avg)
         )
@@ -70,6 +72,7 @@ class LeanAdamW(torch.optim.Optimizer):
             span = slice(first, first + tile_rows)
             rows_tD = rows_nD[span].float()
             moment_tD = moment_nD[span].float()
+            # exp_avg_sq[span, None] is a view (t, 1): what step_rows writes there is in the state.
             step_rows(rows_tD, gradient_nD[span].float(), moment_tD, exp_avg_sq[span, None], group, int(step))
             moment_nD[span] = moment_tD
             # Of float32 rows `float()` is the memory itself, which is updated already.
@@ -91,10 +94,13 @@ def step_rows(
         step: number of the update, from 1.
     """
     beta1, beta2 = group["betas"]
+    # m = beta1 · m + (1 - beta1) · g, and v likewise of g² or of its mean over a row.
     m_tD.lerp_(g_tD, 1 - beta1)
     squares_td = g_tD.square()
     v_td.lerp_(squares_td if v_td.shape == g_tD.shape else squares_td.mean(1, keepdim=True), 1 - beta2)
+    # Corrected for the zeros that both moments started from; eps comes after the root, as in Adam.
     divisor_td = (v_td / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    # Decoupled decay: of the weight itself, before the move, and never through the moments.
     w_tD.mul_(1 - group["lr"] * group["weight_decay"])
     w_tD.addcdiv_(m_tD, divisor_td, value=-group["lr"] / (1 - beta1**step))
 
@@ -129,6 +135,7 @@ def build_row_optimizer(
         seed: of the chance by which bfloat16 rows are rounded.
         first_row: of this rank.
     """
+    # Made here, and not in a first step: a resume writes into them, and step 0 can be saved.
     options: dict[str, Any] = dict(
         lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
@@ -140,6 +147,7 @@ def build_row_optimizer(
     for parameter in module.parameters():
         state = {"step": torch.zeros((), device=parameter.device)}
         if kind == "lean":
+            # First moment 2 bytes a number, second moment 4 bytes a row.
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
             state["exp_avg_sq"] = parameter.new_zeros(len(parameter), dtype=torch.float32)
         else:

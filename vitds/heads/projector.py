@@ -1,10 +1,8 @@
-"""Small networks between the backbone's features and what a contrastive loss compares; thrown away after
-pretraining.
+"""Small networks between the backbone's features and what a contrastive loss compares.
 
-Their batch norm takes its statistics over the real crops of one chunk (or of one view of it), never over a
-rank's whole
-micro batch: so they are the same on any number of ranks and micro steps. There are no running statistics, for
-a projector is never evaluated.
+They are thrown away after pretraining. Their batch norm takes its statistics over the real crops of one chunk
+(or of one view of it), never over a rank's whole micro batch: so they are the same on any number of ranks and
+micro steps. There are no running statistics, for a projector is never evaluated.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ class ChunkNorm(nn.Module):
     def forward(self, x_MD: Float[Tensor, "M D"], is_real_gn: Bool[Tensor, "g n"]) -> Float[Tensor, "M D"]:
         """Each of the g groups of n crops that stand one after the other is normalised by itself; float32."""
         with torch.autocast(x_MD.device.type, enabled=False):
+            # (M, D) -> (g, n, D), in float32 or wider: bfloat16 has too few bits for a variance.
             x_gnD = x_MD.to(torch.promote_types(x_MD.dtype, torch.float32)).unflatten(0, is_real_gn.shape)
             counts_gn1 = is_real_gn.to(x_gnD.dtype)[..., None]
             real_g11 = counts_gn1.sum(1, keepdim=True).clamp_min(
@@ -42,7 +41,9 @@ class ChunkNorm(nn.Module):
             )  # a group of padding alone divides by no 0
             mean_g1D = (x_gnD * counts_gn1).sum(1, keepdim=True) / real_g11
             centred_gnD = x_gnD - mean_g1D
+            # Divided by the number, as torch's batch norm does in training, not by the number less one.
             variance_g1D = (centred_gnD.square() * counts_gn1).sum(1, keepdim=True) / real_g11
+            # Padded crops are normalised too; they leave by their weight of 0 in the loss.
             x_MD = (centred_gnD * (variance_g1D + EPS).rsqrt()).flatten(0, 1)
             if self.weight is not None:
                 x_MD = x_MD * self.weight
@@ -59,8 +60,10 @@ class Projector(nn.Module):
 
     def __init__(self, widths: Sequence[int], *, last: Literal["scale", "plain"]) -> None:
         super().__init__()
+        # (in, out) of each layer.
         pairs = list(zip(widths, widths[1:], strict=False))
         self.layers = nn.ModuleList(nn.Linear(before, after, bias=False) for before, after in pairs)
+        # No bias in the linear layers: the norm that follows would take it out again.
         forms = ["affine"] * (len(pairs) - 1) + [last]
         self.norms = nn.ModuleList(
             ChunkNorm(after, form) for (_, after), form in zip(pairs, forms, strict=True)
@@ -69,6 +72,7 @@ class Projector(nn.Module):
     def forward(self, x_MD: Float[Tensor, "M D"], is_real_gn: Bool[Tensor, "g n"]) -> Float[Tensor, "M d"]:
         """What is compared, float32; groups as in ChunkNorm."""
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            # Before each layer but the first: between layers, and never after the last norm.
             if number:
                 x_MD = nn.functional.relu(x_MD)
             x_MD = norm(layer(x_MD), is_real_gn)

@@ -33,8 +33,10 @@ def drawn_rows(rows: int, first: int, last: int, *, rate: float, seed: int, step
     """
     # Strata that may reach into these rows, with a margin for rounding; `is_here` drops what does not.
     near = np.arange(max(0, int(first * rate) - 2), int(last * rate) + 3)
+    # Stratum i holds rows floor(i / rate) to floor((i + 1) / rate) - 1; the last one may be short.
     start = np.minimum(np.floor(near / rate), rows).astype(np.int64)
     stop = np.minimum(np.floor((near + 1) / rate), rows).astype(np.int64)
+    # One uniform number a stratum says which of its rows; it counts for all of them.
     row = start + (rng.uniform(Purpose.NEGATIVES, seed, step, near) * (stop - start)).astype(np.int64)
     is_here = (row >= first) & (row < last) & (stop > start)
     counts_n = torch.zeros(last - first)

@@ -41,6 +41,7 @@ def bytes_sent(features: int, width: int, ranks: int) -> int:
     """
     if ranks == 1:
         return 0
+    # An all-gather counts what this rank puts in, an all-reduce the whole tensor.
     own = features // ranks * (width * 4 + 5 * 8)  # features in float32, five columns of targets in float64
     sums = features * (1 + 3) * 4  # the highest log-sum-exp, then three sums
     gradients = features * width * 4
@@ -60,6 +61,7 @@ class _GatherFeatures(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Each rank's gradient comes from its own rows of the head: the whole is the sum over ranks.
         own = gradient.shape[0] // dist.world_size()
         total = dist.all_reduce_sum(gradient.contiguous())
         return total[dist.rank() * own : (dist.rank() + 1) * own] * dist.world_size()
@@ -95,6 +97,7 @@ class _OwnPart(torch.autograd.Function):
 
 def gather_targets(targets: Targets) -> Targets:
     """The targets of all ranks' crops, in one collective: float64 holds indices and float32 alike exactly."""
+    # (m, 5) -> (M, 5), then a column each, back in its own dtype.
     columns = [targets.a, targets.b, targets.lam, targets.weight, targets.group]
     everyone = dist.all_gather_rows(torch.stack([column.double() for column in columns], 1)).unbind(1)
     return Targets(
@@ -141,6 +144,8 @@ class ShardedHead(nn.Module):
             raise SettingsError(
                 f"head.kind sharded: {rows} instances cannot be spread over {ranks} ranks; use dense"
             )
+        # One row of each stratum of 1 / rate rows is drawn. A slice of two strata's length holds a whole one,
+        # wherever it is cut, and so at least one row that is drawn.
         if sample_rate < 1 and rows // ranks * sample_rate < 2:
             raise SettingsError(
                 f"head.sample_rate {sample_rate:g} of {rows} instances over {ranks} ranks may leave a rank "
@@ -155,7 +160,9 @@ class ShardedHead(nn.Module):
         self.first, self.last = row_range(rows, dist.rank(), ranks)
         self.weight = nn.Parameter(initial_rows(self.first, self.last, width, seed, dtype))
         self.bias = nn.Parameter(torch.zeros(self.last - self.first)) if bias else None
+        # Made in the first forward pass, on the device that the head was moved to by then.
         self.gradient: Tensor | None = None
+        # Set by engine/head_shard.py under `head.lazy`.
         self.lazy: LazyRows | None = None
 
     def forward(
@@ -168,6 +175,7 @@ class ShardedHead(nn.Module):
             step: as in `crop_losses`.
         Raises: as `crop_losses`.
         """
+        # Every rank has the losses of all M crops, and answers for its own m.
         losses_M, everyone = self.crop_losses(features_MD, targets, step)
         own = len(features_MD)
         own_losses_m = losses_M[dist.rank() * own : (dist.rank() + 1) * own]
@@ -183,21 +191,28 @@ class ShardedHead(nn.Module):
             step: number of the optimizer step, which with the seed says which rows are drawn.
         Raises: ShapeError if the features are not D wide. DataError if a target is no row of the head.
         """
+        # 1. Features and targets of all ranks come together; m becomes M.
         check_widths(features_MD, self.weight)
         everyone = gather_targets(targets)
         target_M2, share_M2 = stacked_targets(everyone, self.rows)
+        # A target is the row of one rank. On the others it gets some row, and own_M leaves that out.
         is_own_M2 = (target_M2 >= self.first) & (target_M2 < self.last)
         local_M2 = (target_M2 - self.first).clamp(0, self.last - self.first - 1)
+        # float32 whatever the engine computes in: gradients are summed over ranks in it.
         x_MD = scaled_features(_GatherFeatures.apply(features_MD.float()), self.temperature)
+        # 2. Over this rank's rows alone: log-sum-exp (M,), targets' logits (M, 2), sum of all logits (M,).
         if self.sample_rate == 1:
             lse_M, logit_M2, total_M = self._all_rows(x_MD, local_M2)
         else:
             lse_M, logit_M2, total_M = self._some_rows(x_MD, local_M2, is_own_M2, step)
+        # 3. Joined over ranks: each target is counted by the rank that has its row, the mean in parts.
         own_M = (torch.where(is_own_M2, share_M2, 0.0) * logit_M2).sum(1)
         mean_M = torch.zeros_like(lse_M) if total_M is None else total_M / self.rows
         # Exponentials of differences from the highest of all ranks: none of them overflows.
+        # It cancels in the result, so it carries no gradient. A copy, for the collective works in place.
         highest_M = dist.all_reduce_max(lse_M.detach().clone())
         sums_M3 = _SumOverRanks.apply(torch.stack([(lse_M - highest_M).exp(), own_M, mean_M], 1))
+        # 4. Each rank now has the whole log-sum-exp, targets and mean of every crop.
         lse_M = highest_M + sums_M3[:, 0].log()
         return mixed_smoothed_loss(lse_M, sums_M3[:, 1], sums_M3[:, 2], self.label_smoothing), everyone
 
@@ -228,8 +243,10 @@ class ShardedHead(nn.Module):
         counts_n = drawn_rows(self.rows, self.first, self.last, **key).to(x_MD.device)
         # A target takes part in every case, and counts once.
         counts_n[local_M2[is_own_M2]] = 1.0
+        # In ascending order, as searchsorted below and lazy rows need them.
         taken_k = counts_n.nonzero().squeeze(1)
         counts_k = counts_n[taken_k]
+        # Lazy rows are copies that keep their own gradient. Else autograd puts it back into all n rows.
         if self.lazy:
             weight_kD, *bias = self.lazy.take(taken_k, step)
         else:
@@ -237,6 +254,7 @@ class ShardedHead(nn.Module):
         weight_kD = weight_kD.float()
         bias_k = bias[0] if bias else torch.zeros_like(counts_k)
         if self.temperature is not None:
+            # Here and not in row_terms, for the sum of logits at the end needs the same rows.
             weight_kD = nn.functional.normalize(weight_kD, dim=1)
         # Targets of other ranks' rows get some place: their logits are left out afterwards.
         place_M2 = torch.searchsorted(taken_k, local_M2).clamp_max(len(taken_k) - 1)
@@ -250,4 +268,5 @@ class ShardedHead(nn.Module):
             keep_bytes=self.keep_bytes,
         )
         with torch.autocast(x_MD.device.type, enabled=False):
+            # (k,) @ (k, D) -> (D,), then (M, D) @ (D,) -> (M,): each row as often as it counts.
             return lse_M, logit_M2, x_MD @ (counts_k @ weight_kD) + counts_k @ bias_k

@@ -17,6 +17,7 @@ def load_library(folder: Path, name: str, signatures: Mapping[str, tuple[Any, Se
         signatures: by function, the ctypes type of its result and those of its arguments.
     Raises: ResourceError if it was not built or cannot be loaded (names the command that builds it).
     """
+    # The name goes on with Python's version and the platform: glob for it, take the first.
     found = sorted(folder.glob(f"{name}*.so"))
     if not found:
         raise ResourceError(
@@ -29,6 +30,7 @@ def load_library(folder: Path, name: str, signatures: Mapping[str, tuple[Any, Se
         raise ResourceError(
             f"The compiled kernels cannot be loaded: {error}. Run `bash launch/setup_env.sh`."
         ) from error
+    # Without its types ctypes passes int as 32 bits, and would cut an address in two.
     for function, (result, arguments) in signatures.items():
         getattr(lib, function).restype, getattr(lib, function).argtypes = result, arguments
     return lib

@@ -9,6 +9,7 @@ from pathlib import Path
 from vitds.kernels.library import load_library
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+# The numbers are those of softmax.c.
 _FINDS, _STORES = 1, 2
 
 
@@ -18,6 +19,7 @@ def library() -> ctypes.CDLL:
 
     Raises: ResourceError if the library was not built or cannot be loaded (names the command that builds it).
     """
+    # logits, is_bf16, rows, columns, does, highest, above, threads
     arguments = [_POINTER, _INT, _LONG, _LONG, _INT, _POINTER, _POINTER, _INT]
     return load_library(Path(__file__).parent, "_softmax", {"vitds_softmax": (None, arguments)})
 
@@ -48,5 +50,6 @@ def softmax_rows(
         threads: that share the crops.
     Raises: ResourceError if the library was not built or cannot be loaded.
     """
+    # One call does either or both: forward finds and may store, backward stores alone.
     does = _FINDS * finds | _STORES * stores
     library().vitds_softmax(logits, is_bf16, rows, columns, does, highest, above, threads)

@@ -42,6 +42,7 @@ POLICY_OPS = (
     "brightness",
 )
 
+# 96 bytes without gaps: pixels.h asserts the size, and all numbers are little-endian.
 VIEW_SPEC = np.dtype(
     [
         ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"),  # box in the picture, pixels
@@ -61,11 +62,13 @@ VIEW_SPEC = np.dtype(
 )  # fmt: skip
 """One row a view, the same bytes as ViewSpec in C, which says what each field means."""
 
+# Arrays travel as the address of their first number.
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _SIGNATURES = {
     "vitds_error": (ctypes.c_char_p, [_INT]),
     "vitds_scratch_new": (_POINTER, []),
     "vitds_scratch_free": (None, [_POINTER]),
+    # Six tables of inputs; samples, views, side; out and its bytes, status, scratch. The order is pixels.h's.
     "vitds_views": (_INT, [*[_POINTER] * 6, *[_INT] * 3, _POINTER, _LONG, _POINTER, _POINTER]),
     "vitds_decode": (_INT, [_POINTER, _LONG, _INT, _INT, _INT, _POINTER, _LONG, _POINTER]),
 }
@@ -97,17 +100,20 @@ def kernel_error(code: int, where: str) -> VitdsError:
         code: a negative number that a kernel returned or left in `status`.
         where: what it was about, e.g. "flowers.beton, image 17"; the message begins with it.
     """
+    # The class decides what a caller may do: leave an image out, or give up.
     kind = DataError if code in _OF_THE_PICTURE else ResourceError if code == _NO_MEMORY else ShapeError
     return kind(f"{where}: {error_text(code)}.")
 
 
+# Those that no thread uses now. They are never freed: there are as many as were in use at once.
 _idle_scratches: list[int] = []
 
 
 @contextmanager
 def scratch() -> Iterator[int]:
-    """The address of a scratch for the kernels, for one thread at a time; kept for the next caller
-    afterwards.
+    """The address of a scratch for the kernels, for one thread at a time.
+
+    It is kept for the next caller afterwards.
 
     Raises: ResourceError if memory is out.
     """
@@ -116,15 +122,18 @@ def scratch() -> Iterator[int]:
         address = _idle_scratches.pop()
     except IndexError:
         address = library().vitds_scratch_new()
+    # NULL comes as None.
     if not address:
         raise kernel_error(_NO_MEMORY, "the pixel kernels' scratch")
     try:
+        # One call at a time: who asks within the `with` gets another scratch.
         yield address
     finally:
         _idle_scratches.append(address)
 
 
 def _require_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    # C follows addresses and knows no shapes: what does not fit would read or write elsewhere.
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ShapeError(
             f"{name} must be a C-contiguous {shape} array of {np.dtype(dtype)}; "
@@ -159,12 +168,14 @@ def cut_stored(
     Raises: ShapeError if the arrays do not fit together or a number is out of range. ResourceError if the
         kernels are not built or memory is out.
     """
+    # Everything is checked here, where a message can still name it.
     samples = len(addresses)
     if specs.dtype != VIEW_SPEC or specs.ndim != 2 or len(specs) != samples:
         raise ShapeError(
             f"specs must be ({samples}, views) of VIEW_SPEC, one row a source; "
             f"it is {specs.shape} of {specs.dtype}."
         )
+    # V and S come from the tables themselves, so they cannot contradict them.
     views, side_px = specs.shape[1], out.shape[-1]
     for name, table in {"addresses": addresses, "lengths": lengths}.items():
         _require_array(name, table, np.int64, (samples,))
@@ -172,11 +183,15 @@ def cut_stored(
         _require_array(name, table, np.int32, (samples,))
     _require_array("out", out, np.uint8, (samples, views, 3, side_px, side_px))
     _require_array("status", status, np.int32, (samples,))
+    # A reference to each, or the copy of specs could be gone before C reads it.
     tables = (addresses, lengths, storages, heights, widths, np.ascontiguousarray(specs))
     inputs = [table.ctypes.data for table in tables]
+    # Results go straight into the caller's memory, such as the loader's ring of buffers.
     outputs = (out.ctypes.data, out.nbytes, status.ctypes.data)
     with scratch() as memory:
+        # ctypes frees the GIL for the call, so other threads train, draw or cut meanwhile.
         code = library().vitds_views(*inputs, samples, views, side_px, *outputs, memory)
+    # Only what is wrong with the batch as a whole: a picture's own error is in its status.
     if code:
         raise kernel_error(code, f"a batch of {samples} images, {views} views, side {side_px} px")
 
@@ -201,10 +216,13 @@ def cut_views(
     Raises: as cut_stored.
     """
     stored = [_as_array(source) for source in sources]  # kept until the kernels have read them
+    # int64, the width of a pointer in pixels.h.
     addresses = np.array([one.ctypes.data for one in stored], np.int64)
     lengths = np.array([one.nbytes for one in stored], np.int64)
     heights, widths = np.array(sizes, np.int32).reshape(-1, 2).T.copy()  # two rows without gaps
+    # (B, V, 3, S, S), planes: as the network takes them, with no transposition to come.
     out = np.empty((*specs.shape, 3, side_px, side_px), np.uint8)
+    # Not filled: the kernel writes each one.
     status = np.empty(len(stored), np.int32)
     cut_stored(addresses, lengths, np.asarray(storages, np.int32), heights, widths, specs, out, status)
     return out, status
@@ -220,6 +238,7 @@ def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int
     Raises: DataError if it is damaged, of another size, or a JPEG without a direct way to RGB.
     """
     stored = _as_array(source)
+    # (H, W, 3), as pictures are stored, and not in planes like views.
     out = np.empty((*size, 3), np.uint8)
     with scratch() as memory:
         code = library().vitds_decode(
@@ -231,4 +250,5 @@ def decode(source: bytes | NDArray[np.uint8], storage: int, size: tuple[int, int
 
 
 def _as_array(source: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    # No copy of bytes; an array is copied only where it has gaps.
     return np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.ascontiguousarray(source)

@@ -22,11 +22,13 @@ class WithHead(nn.Module):
 
     def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "G"]:
         """See the class."""
+        # One call of the engine for features and loss: ZeRO's and autocast's hooks see both.
         return self.head(self.backbone(images), targets)
 
 
 def mixed(batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device: torch.device) -> TrainBatch:
     """The batch mixed as the settings say, `labels` being the row that each image belongs to."""
+    # Classifiers differ in what a label is, and in nothing else.
     return mix_batch(
         batch,
         labels,
@@ -40,4 +42,5 @@ def mixed(batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device
 
 def group_names(settings: Settings) -> tuple[str, ...]:
     """The terms of such a loss: one a view group."""
+    # In the order of Targets.group, by which the head sums.
     return tuple(group.name for group in settings.views.groups)

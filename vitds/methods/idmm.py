@@ -45,16 +45,20 @@ class Method(base.Method):
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         self.settings = settings
         self.terms = group_names(settings)
+        # Read for a dense head, whose name in the module begins so; a sharded one gets it from HeadShard.
         self.lr_scales = {"head.": settings.head.lr_scale}
         width = backbone.facts.width
+        # One seed for both kinds: they start from the same rows.
         form = settings.head.form | {"seed": settings.seed}
         if settings.head.kind == "sharded":
             dtype = ROW_DTYPES[settings.head.row_dtype]
             self.head = ShardedHead(rows, width, sample_rate=settings.head.sample_rate, dtype=dtype, **form)
+            # The engine owns the backbone alone; the head steps beside it (`outside`).
             self.module = Featuring(backbone)
             self.outside = (self.head,)
         else:
             self.head = DenseHead(rows, width, **form)
+            # The head is part of the engine's module, and its rows are saved and sharded with the backbone.
             self.module = WithHead(backbone, self.head)
         reason = head_reason(settings.head, rows, width)
         self._about = f"{settings.head.kind} head of {rows:,} instances ({reason})"
@@ -77,9 +81,11 @@ class Method(base.Method):
 
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """Mixed, smoothed cross-entropy over all instances."""
+        # Dense: the terms. Sharded: features (M, D), of which the head makes the terms outside the engine.
         output = forward(batch.images, batch.targets)
         if not self.outside:
             return output
+        # The engine's autocast ended with its forward pass; the head's products need it again.
         dtype = AUTOCAST.get(self.settings.engine.precision)
         with torch.autocast(output.device.type, dtype, enabled=dtype is not None):
             return self.head(output, batch.targets, step)
@@ -87,6 +93,7 @@ class Method(base.Method):
     def start_from(self, features_of: base.FeaturesOf, device: torch.device) -> None:
         """`head.init: features`: a rank reads the images of the rows that it holds."""
         if self.settings.head.init == "features":
+            # Rows are images: row i of the head starts from image i.
             x_nD, index_n = features_of(np.arange(self.head.first, self.head.last))
             set_rows_from_features(self.head, x_nD, index_n, device)
 
@@ -98,8 +105,7 @@ class Method(base.Method):
 
         Accuracy in training is of mixed crops against one of their two images, and understates.
         """
-        # A dense head's own weight may be spread over the ranks by ZeRO-3; a sharded one holds its rows
-        # itself.
+        # ZeRO-3 may have spread a dense head's weight over the ranks; a sharded head has its rows itself.
         held = (
             {"weight": self.head.weight, "bias": self.head.bias}
             if self.outside
@@ -111,9 +117,11 @@ class Method(base.Method):
         )
         weight = held["weight"]
         x_MD = scaled_features(features_MD.to(weight.device), self.head.temperature)
+        # Places among this rank's rows; those of other ranks lie outside and give -inf.
         local_M = (index_M - self.head.first).to(weight.device)
         is_cosine = self.head.temperature is not None
         found = highest_logits(x_MD, weight, held.get("bias"), local_M, is_cosine=is_cosine)
+        # Over all rows of all ranks. Where the two are equal, no row is above the image's own.
         highest_M, own_M = map(dist.all_reduce_max, found)
         return {"probe/instance_top1": 100 * float((own_M == highest_M).double().mean())}
 

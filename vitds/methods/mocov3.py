@@ -48,9 +48,12 @@ class StudentAndTeacher(nn.Module):
         self, student: Encoder, predictor: Projector, *, temperature: float, chunk_images: int
     ) -> None:
         super().__init__()
+        # Under these names, so that `backbone.` and `projector.` mean the student's in weights and settings.
         self.backbone = student.backbone
         self.projector = student.projector
         self.predictor = predictor
+        # A copy, so it starts equal; no gradient, so no optimizer has it, and no drop path: keys come from
+        # the whole net.
         self.teacher = without_stochastic(copy.deepcopy(student)).requires_grad_(False)
         self.temperature = temperature
         self.chunk_images = chunk_images
@@ -60,12 +63,16 @@ class StudentAndTeacher(nn.Module):
 
         Statistics of every batch norm are those of one view of a chunk, as in the authors' code.
         """
+        # Rows stand in the order (chunk, view, image); g = chunks · 2 are the groups of one view of a chunk.
         is_real_cVK = targets.is_real.view(-1, 2, self.chunk_images)
         is_real_gK = is_real_cVK.flatten(0, 1)
+        # Queries: backbone, projector, predictor, of all crops of both views in one pass.
         query_MD = self.predictor(self.projector(self.backbone(images), is_real_gK), is_real_gK)
+        # Keys: the teacher sees the same crops, and has no predictor.
         with torch.no_grad():
             key_MD = self.teacher.projector(self.teacher.backbone(images), is_real_gK)
         with torch.autocast(images.device.type, enabled=False):
+            # Autocast is off: similarities and softmax are float32.
             losses_M = among_other_view(query_MD, key_MD, is_real_cVK, self.temperature)
         # The authors' loss: both directions added, each the mean over its queries times 2 T.
         return (4 * self.temperature * targets.part_of_mean(losses_M))[None]
@@ -73,6 +80,7 @@ class StudentAndTeacher(nn.Module):
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
         """teacher <- momentum · teacher + (1 - momentum) · student, for every parameter of the teacher."""
+        # By the student's names; the teacher's own `teacher.` and the predictor are not asked for.
         student = dict(self.named_parameters())
         for name, parameter in self.teacher.named_parameters():
             parameter.lerp_(student[name], 1 - momentum)
@@ -94,6 +102,7 @@ class Method(base.Method):
         own = settings.mocov3
         self.momentum = own.momentum
         widths, behind = _widths(settings, backbone.facts.width)
+        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
         with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
             projector = Projector(widths, last="plain")
             predictor = Projector(behind, last="plain")
@@ -127,6 +136,7 @@ class Method(base.Method):
 
         The teacher's forward pass keeps nothing for a backward pass.
         """
+        # Two views of each image.
         crops = 2 * settings.batch.micro_images
         names = ("activations of the projector", "activations of the predictor")
         held = {
@@ -139,6 +149,7 @@ class Method(base.Method):
 
     def after_update(self, done: int, total: int) -> None:
         """The teacher follows."""
+        # With `done` from 1, the teacher of step t follows the weights that step t left behind.
         self.module.follow(teacher_momentum(done, start=self.momentum, total=total))
 
     @property

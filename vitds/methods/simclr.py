@@ -37,16 +37,20 @@ class Contrasting(nn.Module):
 
     def forward(self, images: Float[Tensor, "M 3 S S"], targets: Targets) -> Float[Tensor, "1"]:
         """See the class."""
+        # Rows stand in the order (chunk, view, image): a chunk is 2 K crops, first views before second ones.
         is_real_cA = targets.is_real.view(-1, 2 * self.chunk_images)
         z_MD = self.projector(self.backbone(images), is_real_cA)
+        # Similarities and softmax in float32: divided by a small temperature, they magnify rounding.
         with torch.autocast(images.device.type, enabled=False):
             losses_M = among_all_views(z_MD, is_real_cA, self.temperature)
+        # () -> (1,): a single term.
         return targets.part_of_mean(losses_M)[None]
 
 
 def _widths(settings: Settings, width: int) -> list[int]:
     """Of the projector's input, hidden layers and output."""
     own = settings.simclr
+    # `layers` linear layers, so one hidden width less.
     return [width, *[own.hidden] * (own.layers - 1), own.width]
 
 
@@ -58,6 +62,7 @@ class Method(base.Method):
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.simclr
         widths = _widths(settings, backbone.facts.width)
+        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
         with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
             projector = Projector(widths, last="scale")
         self.module = Contrasting(
@@ -80,7 +85,9 @@ class Method(base.Method):
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
         """Of the projector, and of the similarities of all crops of each chunk."""
         widths = _widths(settings, width)
+        # Two views of each image.
         crops = 2 * settings.batch.micro_images
+        # Each crop meets all 2 K of its chunk.
         pairs = crops * 2 * settings.batch.chunk_images
         return {
             "activations of the projector": projector_bytes(widths, crops, product=product, last_scales=True),

@@ -29,10 +29,13 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
         not train (says what would do), or a frozen part that it does not have.
     """
     facts = model_facts(settings, crop_px)
+    # timm draws from torch's generators: built whole and in one go, a seed gives every rank the same.
     with rng.seeded_torch(Purpose.INIT, seed, 0):
         backbone = create_model(settings, crop_px)
+    # A plain attribute: not a buffer, so it is in no checkpoint.
     backbone.facts = facts
     _try_one_crop(backbone, settings.name, crop_px)
+    # Before the optimizer is built, which leaves out what needs no gradient.
     for part in settings.frozen:
         freeze_part(backbone, part)
     return backbone
@@ -43,6 +46,7 @@ def _try_one_crop(backbone: nn.Module, name: str, crop_px: int) -> None:
 
     Raises: SettingsError if it fails.
     """
+    # A plan builds without numbers, and there is nothing to compute with.
     if next(backbone.parameters()).is_meta:
         return
     try:
@@ -64,8 +68,10 @@ def freeze_part(backbone: nn.Module, part: str) -> None:
     Raises: SettingsError if there are none (names near ones).
     """
     names = [name for name, _ in backbone.named_parameters()]
+    # The dot on both sides keeps `blocks.1` from meaning blocks.10.
     chosen = [name for name in names if f"{name}.".startswith(f"{part}.")]
     if not chosen:
+        # All beginnings of names, up to each dot, to suggest a near one.
         parts = {
             ".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)
         }

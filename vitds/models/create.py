@@ -39,13 +39,16 @@ def create_model(settings: Backbone, crop_px: int) -> nn.Module:
     Raises: SettingsError for an option that the model does not take, a side that its patches do not divide,
         or a patch drop that cannot be keyed.
     """
+    # A copy: settings are frozen, and options are added.
     options = dict(settings.options)
     if takes_side(settings.name):
         options["img_size"] = crop_px
+    # Only what is switched on: not every model takes these arguments.
     for key, value in (("drop_path_rate", settings.drop_path), ("patch_drop_rate", settings.patch_drop)):
         if value:
             options[key] = value
     try:
+        # num_classes=0: no classifier, so forward ends with pooled features.
         backbone = timm.create_model(settings.name, pretrained=False, num_classes=0, **options)
     except Exception as error:  # each model has its own way to refuse an option or a side
         raise SettingsError(
@@ -70,7 +73,9 @@ def takes_side(name: str) -> bool:
     timm's own mark `fixed_input_size` is missing on some of them.
     """
     with torch.device("meta"):
+        # On the meta device: the class is wanted, and no memory.
         kind = type(timm.create_model(name, pretrained=False))
+    # Down to nn.Module and without `object`: some classes hand their arguments on to the class above.
     return any("img_size" in inspect.signature(each.__init__).parameters for each in kind.__mro__[:-1])
 
 

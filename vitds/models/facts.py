@@ -21,8 +21,8 @@ from vitds.errors import SettingsError
 from vitds.models.create import check_name, create_model, own_words
 from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop, kept_patches
 
-# Crops of the pass that asks. A prime above any grid's side: an axis that it divides has whole rows of images
-# in it.
+# Crops of the pass that asks. A prime above any grid's side: an axis that it divides
+# has whole rows of images in it.
 CROPS = 211
 # What patches, windows and strides of timm's models come to.
 STEPS = (1, 2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 120, 256)
@@ -84,9 +84,11 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
     with torch.device("meta"):
         # The counter follows gradients where there are any, and stumbles over some models' own.
         model = create_model(settings, crop_px).train().requires_grad_(False)
+        # Hooks first: they note what the pass below does.
         heard = _listen(model, settings.name)
         with FlopCounterMode(display=False) as counter:
             try:
+                # One pass tells width, patches, operations, and whether the model takes this side at all.
                 features = model(torch.zeros(CROPS, 3, crop_px, crop_px))
             except SettingsError:
                 raise
@@ -94,18 +96,21 @@ def _ask(settings: Backbone, crop_px: int) -> ModelFacts:
                 raise SettingsError(
                     f"backbone {settings.name} cannot take crops of {crop_px} pixels ({own_words(error)})"
                 ) from error
+    # Methods need one row of features a crop: (CROPS, D).
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != CROPS:
         shape = list(features.shape[1:]) if isinstance(features, Tensor) else type(features).__name__
         raise _NotPooled(
             f"backbone {settings.name} gives {shape} for a crop, where one row of features is needed; "
             "backbone.options.global_pool says how tokens become one, where the model has it"
         )
+    # A drop path that never ran would be a setting without effect.
     if not heard.branches and any(isinstance(module, KeyedDropPath) for module in model.modules()):
         raise SettingsError(f"backbone.drop_path: {settings.name} has no branch that could be left out")
     return ModelFacts(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         width=features.shape[1],
         patches=heard.patches,
+        # The counter has counted all crops of the pass.
         flops=counter.get_total_flops() // CROPS,
     )
 
@@ -123,15 +128,18 @@ def _listen(model: nn.Module, name: str) -> _Heard:
     heard = _Heard()
 
     def note_patches(module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        # (crops, patches, D); what stays a map of four dimensions is not counted.
         if isinstance(output, Tensor) and output.dim() == 3:
             heard.patches = output.shape[1]
 
     def check_rows(module: KeyedDropPath, args: tuple[Tensor, ...]) -> None:
+        # KeyedDropPath repeats each crop's factor over its rows, so those have to be together.
         if len(args[0]) % CROPS:
             raise SettingsError(f"backbone.drop_path: in {name} the rows of a crop are not together")
         heard.branches += 1
 
     def keep_patches(module: KeyedPatchDrop, args: tuple[Tensor, ...]) -> None:
+        # Written here, for only now the number of patches is known that the order has to fit.
         heard.patches = args[0].shape[1] - module.prefix_tokens
         module.order = torch.zeros(CROPS, kept_patches(heard.patches, module.rate), dtype=torch.int64)
 
@@ -140,6 +148,7 @@ def _listen(model: nn.Module, name: str) -> _Heard:
         patch_embed.register_forward_hook(note_patches)
     for module in model.modules():
         if isinstance(module, KeyedDropPath):
+            # As StochasticDraws.fill would write it, with nothing dropped.
             module.factor = torch.ones(CROPS)
             module.register_forward_pre_hook(check_rows)
         elif isinstance(module, KeyedPatchDrop):
@@ -151,9 +160,11 @@ def _remedy(settings: Backbone, crop_px: int) -> str:
     """The smallest change with which the model trains, found by trying; empty if none was found."""
     zero = {key: 0.0 for key in ("drop_path", "patch_drop") if getattr(settings, key)}
     changes = [{}, *({key: 0.0} for key in zero), *([zero] if len(zero) == 2 else [])]
+    # First at this side: to switch a drop off may be enough.
     for change in changes[1:]:
         if trains(settings.model_copy(update=change), crop_px):
             return f"set {_named(change)}"
+    # Then other sides, with as little changed beside as will do.
     for change in changes:
         changed = settings.model_copy(update=change)
         if sides := list(islice(_sides_that_train(changed, crop_px), 2)):
@@ -182,6 +193,7 @@ def side_step(settings: Backbone, near_px: int) -> int:
     Tried on the first three multiples from `near_px` on, not proven for the rest.
     """
     for step in STEPS:
+        # The first multiple that is not below near_px.
         first = -(-near_px // step) * step
         if all(trains(settings, side) for side in (first, first + step, first + 2 * step)):
             return step

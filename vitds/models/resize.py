@@ -49,20 +49,25 @@ def resized(name: str, value: Tensor, own: Tensor) -> Tensor:
             fitted = value
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError):  # timm's, of odd shapes
         fitted = value
+    # Also catches what was passed on unchanged, and tables whose resizing went wrong without an error.
     if fitted.shape != own.shape or not torch.isfinite(fitted).all():
         raise ShapeError(f"{name} has shape {list(value.shape)}, the backbone's has {list(own.shape)}")
+    # Interpolated in float32, stored as it was.
     return fitted.to(value.dtype)
 
 
 def _positions(value: Tensor, own: Tensor) -> Tensor:
     """An embedding a position: tokens (1, T, D), a map (1, D, H, W) or (1, H, W, D), blocks (1, B, T, D)."""
     if value.dim() == 3:
+        # (1, prefix + side², D): class and register tokens stay as they are, the rest is a square.
         prefix, side = _prefix_and_side(value.shape[1], own.shape[1])
         return resample_abs_pos_embed(value, [side, side], num_prefix_tokens=prefix, antialias=False)
+    # A second axis that differs is a side: (1, H, W, D).
     if value.shape[1] != own.shape[1]:
         return resample_abs_pos_embed_nhwc(value, list(own.shape[1:3]), antialias=False)
     if value.shape[3] == own.shape[3]:  # NesT keeps the number of blocks and lets them grow
         return resample_blocks(value, own)
+    # (1, D, H, W)
     return interpolate(value.float(), size=own.shape[2:], mode="bicubic")
 
 
@@ -71,6 +76,7 @@ def _prefix_and_side(before: int, after: int) -> tuple[int, int]:
 
     Raises: ValueError if there is no such number.
     """
+    # The fewest first: with more of them other squares may fit by chance.
     for prefix in range(min(MOST_PREFIX, before, after)):
         side = math.isqrt(after - prefix)
         if math.isqrt(before - prefix) ** 2 == before - prefix and side**2 == after - prefix:
@@ -81,6 +87,7 @@ def _prefix_and_side(before: int, after: int) -> tuple[int, int]:
 def _bias_table(value: Tensor, own: Tensor) -> Tensor:
     """A bias a head and offset of two tokens of a window: (offsets, heads), or a map of offsets a head."""
     # BEiT's table ends in three offsets from and to the class token.
+    # 2 · window - 1 offsets along an axis.
     across = own.shape[1] if own.dim() == 3 else math.isqrt(len(own))
     window = (across + 1) // 2
     return resize_rel_pos_bias_table_simple(value.float(), (window, window), own.shape)
@@ -89,6 +96,7 @@ def _bias_table(value: Tensor, own: Tensor) -> Tensor:
 def _distance_table(value: Tensor, own: Tensor) -> Tensor:
     """LeViT's bias a head and distance, (heads, side · side)."""
     before, after = (math.isqrt(table.shape[1]) for table in (value, own))
+    # (heads, side²) -> (1, heads, side, side) and back.
     maps = interpolate(value.float().view(1, -1, before, before), size=(after, after), mode="bicubic")
     return maps.view(-1, after * after)
 
@@ -107,6 +115,7 @@ def why_not_at(settings: Backbone, crop_px: int, side_px: int) -> str:
         return f"{settings.name} does not take crops of {side_px} pixels"
     try:
         with torch.device("meta"):
+            # Names and shapes alone, on the meta device.
             before, after = (create_model(settings, side).state_dict() for side in (crop_px, side_px))
         for name, own in after.items():
             if before[name].shape != own.shape:

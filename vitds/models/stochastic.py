@@ -26,6 +26,7 @@ class KeyedDropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        # Not persistent: `fill` makes it anew, so no checkpoint needs it.
         self.register_buffer("factor", torch.ones(0), persistent=False)
 
     def forward(self, x: Float[Tensor, "R ..."]) -> Float[Tensor, "R ..."]:
@@ -37,6 +38,7 @@ class KeyedDropPath(nn.Module):
             factor
         ):  # windows or patches stand in the first axis, those of a crop one after the other
             factor = factor.repeat_interleave(len(x) // len(factor))
+        # (R,) -> (R, 1, ..., 1): one number for all of a crop.
         return x * factor.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
@@ -56,7 +58,9 @@ class KeyedPatchDrop(nn.Module):
         """The prefix tokens and the kept patches, in the order of the image."""
         if not self.training:
             return x
+        # (M, prefix + patches, D), cut in two.
         prefix, patches = x[:, : self.prefix_tokens], x[:, self.prefix_tokens :]
+        # (M, kept) -> (M, kept, D): gather wants an index for each number.
         kept = self.order[:, :, None].expand(-1, -1, x.shape[2])
         return torch.cat([prefix, patches.gather(1, kept)], 1)
 
@@ -72,8 +76,10 @@ def replace_stochastic(backbone: nn.Module) -> None:
     Raises: SettingsError for a model whose patch drop hands indices on (rotary embeddings): ours does not.
     """
     for module in list(backbone.modules()):
+        # By setattr in the parent: a module cannot replace itself.
         for name, child in module.named_children():
             if isinstance(child, DropPath):
+                # A rate of 0, as in a ViT's first block, needs no mask.
                 setattr(module, name, KeyedDropPath(child.drop_prob) if child.drop_prob else nn.Identity())
             elif isinstance(child, PatchDropout):
                 setattr(module, name, KeyedPatchDrop(child.prob, child.num_prefix_tokens))
@@ -104,6 +110,7 @@ class StochasticDraws:
         self.seed = seed
         self.rows_per_chunk = rows_per_chunk
         self.patches = patches
+        # In the order of the model's modules, whose number is the layer's in the key.
         self.drop_paths = [module for module in backbone.modules() if isinstance(module, KeyedDropPath)]
         self.patch_drops = [module for module in backbone.modules() if isinstance(module, KeyedPatchDrop)]
 
@@ -113,12 +120,15 @@ class StochasticDraws:
         Keys are (seed, step, chunk, layer, row) and (seed, step, chunk, row, patch): nothing of ranks or
         micro batches.
         """
+        # (chunks, 1) against (rows,) gives a draw for each crop of each chunk.
         chunk = np.arange(first_chunk, first_chunk + chunks)[:, None]
         row = np.arange(self.rows_per_chunk)
         for layer, module in enumerate(self.drop_paths):
+            # Kept crops are scaled by 1 / (1 - rate), so that the mean of a branch stays.
             kept = rng.uniform(Purpose.DROP_PATH, self.seed, step, chunk, layer, row) >= module.rate
             _write(module, "factor", (kept / (1 - module.rate)).astype(np.float32).reshape(-1))
         for module in self.patch_drops:
+            # (chunks, rows, patches)
             words = rng.words(
                 Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches)
             )
@@ -132,6 +142,7 @@ def _write(module: nn.Module, name: str, values: np.ndarray) -> None:
     """Copy into the module's buffer; only a new shape makes a new one: a compiled model keeps addresses."""
     buffer = getattr(module, name)
     if buffer.shape != values.shape:
+        # Assigned to a registered name it remains a buffer, and moves with the module.
         buffer = torch.empty(values.shape, dtype=buffer.dtype, device=buffer.device)
         setattr(module, name, buffer)
     buffer.copy_(torch.from_numpy(values))

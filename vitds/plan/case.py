@@ -93,6 +93,7 @@ class Case:
     @property
     def trained(self) -> dict[str, tuple[int, ...]]:
         """The numbers of each parameter that DeepSpeed trains, by part; a dense head is one of the parts."""
+        # A sharded head is not among them: DeepSpeed never sees it.
         return self.sizes.trained | ({"dense head": self.head} if self.head else {})
 
     @property
@@ -122,7 +123,9 @@ def micro_choices(settings: Settings, ranks: int) -> list[int]:
     Raises: SettingsError if the ranks do not divide the step.
     """
     images, chunk = settings.batch.global_images, settings.batch.chunk_images
+    # Called for its refusal: do the ranks divide the step at all?
     accumulation_steps(images, chunk_images=chunk, ranks=ranks, micro_images=chunk)
+    # Chunks of a rank in a step; a micro batch takes a divisor of them.
     own = images // chunk // ranks
     return [chunk * m for m in range(1, own + 1) if own % m == 0]
 
@@ -143,6 +146,7 @@ def make_case(
         rows than ranks.
     """
     micro = settings.batch.micro_images
+    # The run's own function, so the plan refuses what the run would refuse.
     accumulation = accumulation_steps(
         settings.batch.global_images,
         chunk_images=settings.batch.chunk_images,
@@ -154,9 +158,13 @@ def make_case(
         raise SettingsError(
             f"head.kind sharded: {rows} instances cannot be spread over {ranks} ranks; use dense"
         )
+    # What decides the bytes of a weight and of a number in products: docs/plan.md, "The formulas".
     precision = settings.engine.precision
+    # bf16 by autocast keeps fp32 weights; the JSON's block "bf16" makes the weights themselves bf16.
     has_small_weights = precision == "fp16" or ds.enabled_blocks() == ["bf16"]
+    # Rows are counted once: inside the engine, or in shard_rows.
     head = dense_parameters(settings.head, rows, sizes.width) if rows and not is_sharded else ()
+    # All that DeepSpeed reduces, by which its bucket is sized.
     trained = sum(map(sum, (*sizes.trained.values(), head)))
     return Case(
         sizes=sizes,
@@ -165,6 +173,7 @@ def make_case(
         ranks=ranks,
         stage=ds.zero_stage,
         head=head,
+        # The rank with the most rows decides.
         shard_rows=-(-rows // ranks) if is_sharded else 0,
         images=micro,
         accumulation=accumulation,
@@ -181,5 +190,6 @@ def _buckets(ds: DsConfig, trained: int) -> dict[str, int]:
     """The sizes that the JSON has, or what stands in for them where it has none."""
     zero = ds.values.get("zero_optimization", {})
     defaults = BUCKETS | {"reduce_bucket_size": reduce_bucket(trained)}
+    # `auto` counts as left out.
     given = {key: zero[key] for key in defaults if zero.get(key, "auto") != "auto"}
     return {key: int(value) for key, value in (defaults | given).items()}

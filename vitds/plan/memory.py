@@ -22,6 +22,7 @@ from vitds.plan.case import Case
 from vitds.plan.vit import backward_bytes, saved_bytes
 
 MOMENTS = ("start", "backward", "reduce", "update", "save")
+# All that comes after the start, when there is no optimizer yet.
 STEP = ("backward", "reduce", "update", "save")
 RING_SLOTS = 4  # batches of crops that the loader holds with one worker
 # DeepSpeed's all-reduce at stage 0 copies so many gradients at once, whatever the JSON says.
@@ -47,6 +48,7 @@ class Part:
 
 def memory_parts(case: Case) -> list[Part]:
     """All that a rank holds beside the CUDA context, the libraries and the allocator's reserve."""
+    # What DeepSpeed holds, what a head holds, what a pass keeps, what a checkpoint copies.
     parts = [*STAGES[case.stage](case), *_head(case), *_forward(case), *_save(case)]
     return [part for part in parts if part.bytes and part.moments]
 
@@ -54,6 +56,7 @@ def memory_parts(case: Case) -> list[Part]:
 def sums(parts: Iterable[Part]) -> dict[str, int]:
     """Bytes of all parts at each moment."""
     parts = list(parts)
+    # A rank needs the highest of these; docs/plan.md, "The moments".
     return {moment: sum(part.bytes for part in parts if moment in part.moments) for moment in MOMENTS}
 
 
@@ -63,6 +66,7 @@ def sums(parts: Iterable[Part]) -> dict[str, int]:
 def _stage_0(case: Case) -> Iterator[Part]:
     """Every rank holds everything."""
     yield from _states(case, during=(*_between_micro_batches(case), "reduce", "update"))
+    # One rank reduces nothing.
     if case.ranks > 1:
         yield Part("all-reduce buffer", min(case.engine, ALL_REDUCE_NUMBERS) * case.weight, ("reduce",))
     if case.weight == 2:
@@ -131,6 +135,7 @@ def _states(
         held = numbers * case.weight // weights
         yield Part(f"{name}: frozen weights", held, MOMENTS, case.offloads_weights)
     for name, parameters in case.trained.items():
+        # In numbers; times bytes of a number, over the ranks that share them (docs/plan.md, "The formulas").
         p = sum(parameters)
         yield Part(f"{name}: weights", p * case.weight // weights, MOMENTS, case.offloads_weights)
         if case.has_masters:
@@ -165,6 +170,7 @@ def _shared_update(case: Case, *, whole: int) -> Iterator[Part]:
         whole: bytes of the weights as they were built, from which the shares are cut.
     """
     share = _share(case)
+    # The optimizer then works on the host, and so do its copies of gradients.
     if case.offloads_states:
         moments = STEP if case.stage == 3 else ("reduce", "update")
         yield Part("gradients in fp32, host", share * 4, moments, on_host=True)
@@ -193,6 +199,7 @@ def _head(case: Case) -> Iterator[Part]:
         return
     form, rows, crops = case.settings.head, case.rows, case.crops
     if case.shard_rows:
+        # A sharded head sees the crops of all ranks.
         crops *= case.ranks
         rows = rows_in_play(form, case.shard_rows, crops)
         shard = _shard(case)
@@ -208,6 +215,7 @@ def _head(case: Case) -> Iterator[Part]:
 def _forward(case: Case) -> Iterator[Part]:
     """Pixels, and what backbone and loss keep for their backward pass."""
     compute, residual = case.compute, case.weight
+    # Numbers of a micro batch's crops; as uint8 also their bytes.
     pixels = 3 * case.settings.views.crop_px**2 * case.crops
     cast = 2 if compute == 2 else 0
     yield Part("crops, float32" + " and cast" * (cast > 0), pixels * (4 + cast), ("backward",))
@@ -235,6 +243,7 @@ def _forward(case: Case) -> Iterator[Part]:
 def _save(case: Case) -> Iterator[Part]:
     """Copies for a checkpoint. Ranks take parameters in turn; a CPU need not copy a sharded head's rows."""
     sizes = [size for parameters in case.trained.values() for size in parameters]
+    # The same assignment as in EngineState.snapshot.
     owners = dist.spread(sizes, case.ranks)
     most = max(
         sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank)

@@ -59,11 +59,13 @@ class MemoryPlan:
 
     def line(self) -> str:
         """The peak and its largest parts, in GB."""
+        # Four parts tell a person where the memory goes; `vitds plan` has all of them.
         largest = ", ".join(f"{part.name} {part.bytes / GB:.2f}" for part in self._at_worst()[:4])
         return f"{self.peak / GB:.2f} GB a rank, highest at the {self.worst} ({largest})"
 
     def remedy(self) -> str:
         """What makes the largest part smaller."""
+        # The empty start, last in REMEDIES, fits every name.
         name = self._at_worst()[0].name
         return next(text for start, text in REMEDIES.items() if name.startswith(start))
 
@@ -77,6 +79,7 @@ class MemoryPlan:
 def plan_memory(case: Case) -> MemoryPlan:
     """All parts of a case and their sums."""
     parts = memory_parts(case)
+    # On a CPU the host's memory is the device's, so all parts count together.
     on_host = tuple(part for part in parts if part.on_host and case.on_gpu)
     on_device = tuple(part for part in parts if part not in on_host)
     return MemoryPlan(on_device, sums(on_device), on_host, max(sums(on_host).values()))

@@ -18,7 +18,9 @@ def step_traffic(case: Case) -> dict[str, int]:
     if ranks == 1:
         return {}
     sent = case.weight if case.stage == 0 else case.compute
+    # From stage 2 on each micro step reduces; before, only the last of a step.
     traffic = {"gradients reduced": p * sent * (micro_steps if case.stage >= 2 else 1)}
+    # A rank gives the share that it updated.
     if case.stage in (1, 2):
         traffic["updated weights gathered"] = p * case.weight // ranks
     if case.stage == 3:

@@ -55,7 +55,9 @@ def saved_bytes(vit: Vit, crops: int, *, compute: int, residual: int, checkpoint
     branches = 2 * W * compute if vit.scales_layers else 0
     # Beside them a log-sum-exp for each head, and mean and deviation of both norms.
     token = 2 * W * residual + (6 * W + 2 * F) * compute + branches + 4 * vit.heads + 4 * residual
+    # Outside the blocks: what patch drop took from, and the last norm with its mean and deviation.
     ends = vit.before_drop * W * residual + (1 if vit.pools_first else vit.tokens) * (W + 2) * residual
+    # Inputs of all blocks, and everything of the one whose backward pass runs.
     if checkpointing:
         return crops * (vit.tokens * (vit.depth * W * residual + token) + ends)
     return crops * (vit.tokens * vit.depth * token + ends)

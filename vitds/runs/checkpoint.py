@@ -60,6 +60,7 @@ def write_checkpoint(
         keep_every_steps: those of every so many steps stay too; 0 keeps none.
     Raises: ResourceError on every rank if the disk is full on one; the checkpoints before stay.
     """
+    # Built under a hidden name on the same file system, so that a rename can put it in place at once.
     final, beside = root / f"step-{step:08d}", root / f".writing-{step:08d}"
     written: dict[str, Any] = {}
     failure = ""
@@ -70,8 +71,10 @@ def write_checkpoint(
             beside.mkdir(parents=True)
         except OSError as error:
             failure = why_unwritten(beside, error)
+    # The folder has to be there before any rank writes into it.
     dist.barrier()
     for kind, tensors in parts.items():
+        # A file a rank and kind: nobody waits for another's bytes.
         path = beside / f"{kind}-{dist.rank()}-of-{dist.world_size()}.safetensors"
         try:
             path.touch()  # gets the mode of the umask; safetensors writes files that only their owner reads
@@ -79,21 +82,28 @@ def write_checkpoint(
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
             if path.stat().st_mode != mode:
                 path.chmod(mode)
+            # Hashed from the file and not from memory: as a reader will find it.
             written[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
         except (OSError, SafetensorError) as error:
+            # Noted and not raised: the other ranks would wait in the collective below for ever.
             failure = failure or why_unwritten(path, error)
     results = dist.gather_objects((written, failure))
+    # All ranks know now whether all parts are on disk; only then is there a manifest.
     failures = [problem for _, problem in results if problem]
     if not failures and dist.is_main():
         files = {name: facts for part, _ in results for name, facts in part.items()}
         try:
+            # The manifest is the last file. It holds the hashes of all others and its own.
             manifest = {"format": FORMAT, "step": step, **state, "files": files}
             write_json(beside / "manifest.json", manifest | {"sha256": _hash_of(manifest)})
+            # There may be one of this step that was found damaged; a rename does not replace a full folder.
             shutil.rmtree(final, ignore_errors=True)
             os.rename(beside, final)
+            # The rename itself has to reach the disk before older checkpoints may go.
             sync_folder(root)
         except (OSError, ResourceError) as error:
             failures = [str(error)]
+    # Rank 0's word for all: every rank raises, or none does.
     failures = dist.broadcast_object(failures)
     if failures:
         if dist.is_main():
@@ -102,6 +112,7 @@ def write_checkpoint(
             f"the checkpoint of step {step} was not saved: {failures[0]}. The ones before are kept."
         )
     if dist.is_main():
+        # Only now: until here a full disk leaves the earlier ones as they were.
         _remove_old(root, final, keep, keep_every_steps)
     return final
 
@@ -109,6 +120,7 @@ def write_checkpoint(
 def _remove_old(root: Path, newest: Path, keep: int, keep_every_steps: int) -> None:
     """Later ones than the one just written go too: the run went back behind them, for they were damaged."""
     whole = list_checkpoints(root)
+    # By step and not by time of writing.
     until_now = [path for path in whole if _step_of(path) <= _step_of(newest)]
     kept = set(until_now[-keep:])
     if keep_every_steps:
@@ -133,13 +145,16 @@ def prune(root: Path, keep: int) -> tuple[list[Path], list[Path]]:
     for path in reversed(list_checkpoints(root)):
         try:
             if len(kept) < keep:
+                # Verified before it counts, or one that is damaged could push out the last sound one.
                 kept.append(verify_checkpoint(path).path)
                 continue
         except RunError as error:
             problem = problem or str(error)
+        # Damaged, or more than asked for.
         removed.append(path)
     if not kept:
         raise RunError(f"none of the checkpoints in {root} is sound, so all stay; the newest: {problem}")
+    # Only when all were looked at: an interruption before this removes nothing.
     for path in removed:
         shutil.rmtree(path)
     return kept, removed
@@ -152,6 +167,7 @@ def _hash_and_sync(path: Path) -> str:
             if hasattr(hashlib, "file_digest")
             else _digest(file)
         )
+        # On the disk before the manifest says that it is. (When verifying there is nothing to sync.)
         os.fsync(file.fileno())
     return digest
 
@@ -165,6 +181,7 @@ def _digest(file: Any) -> str:
 
 
 def _hash_of(manifest: dict[str, Any]) -> str:
+    # Keys sorted: the hash is of the content, not of the order in which it was put together.
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,12 +206,14 @@ def verify_checkpoint(path: Path) -> Saved:
         raise RunError(
             f"{path} has checkpoint format {manifest.get('format')!r}, this version of vitds reads {FORMAT}"
         )
+    # Taken out first: the hash was made of the rest.
     if manifest.pop("sha256", None) != _hash_of(manifest):
         raise RunError(f"{path / 'manifest.json'} does not have the SHA-256 that it states: damaged")
     for name, facts in manifest["files"].items():
         file = path / Path(name).name  # a name that leads elsewhere is not followed
         if not file.is_file():
             raise RunError(f"{file} is missing")
+        # The size first: it costs nothing, and says more than a wrong hash.
         if file.stat().st_size != facts["bytes"]:
             raise RunError(
                 f"{file} has {file.stat().st_size} bytes, its manifest says {facts['bytes']}: truncated"
@@ -218,6 +237,7 @@ def newest_sound(root: Path) -> tuple[Saved | None, list[str]]:
                 break
             except (RunError, OSError) as error:  # OSError: a disk that gives some of its blocks no more
                 problems.append(str(error))
+    # Ranks that went on from different checkpoints would train apart.
     found, problems = dist.broadcast_object((found, problems))
     return (None if found is None else Saved(found, read_json(found / "manifest.json"))), problems
 
@@ -232,12 +252,14 @@ class CheckpointReader:
         self.saved, self.files = saved, {}
         for name in sorted(saved.manifest["files"]):
             try:
+                # Mapped and not read: a tensor comes from disk when it is asked for.
                 self.files[name] = safe_open(saved.path / Path(name).name, "pt")
             except SafetensorError as error:
                 raise RunError(
                     f"{saved.path / name} is no safetensors file ({error}); delete this checkpoint to use "
                     "another"
                 ) from error
+        # Name -> file, whichever rank wrote it. Files of a head are found by their rows instead.
         self.where = {
             key: name for name, file in self.files.items() if name.startswith("model-") for key in file.keys()
         }
@@ -262,10 +284,13 @@ class CheckpointReader:
         """
         pieces, ranges = [], self.saved.manifest["head_rows"]
         for rank, (start, stop) in enumerate(ranges):
+            # The part of [first, last) that this file has.
             low, high = max(first, start), min(last, stop)
             file = self.files.get(f"head-{rank}-of-{len(ranges)}.safetensors")
             if low < high and file is not None:
+                # get_slice reads these rows only, however many the file has.
                 pieces.append(file.get_slice(name)[low - start : high - start])
+        # A gap in the manifest's ranges, or a file that is not listed.
         if sum(piece.shape[0] for piece in pieces) != last - first:
             raise RunError(
                 f"{self.saved.path} does not hold rows {first}..{last - 1} of the instance head; it covers "

@@ -48,26 +48,32 @@ class RunLock:
     def __init__(self, run: Path, *, is_new: bool = False) -> None:
         self.path = run / "lock"
         self.has_flock = True
+        # Folders that this start made, for `discard`.
         self.made: list[Path] = []
         self.holder = own_process()
         self._is_over = threading.Event()
         try:
             self._make_folder(run, is_new)
             with self._opened() as content:
+                # A released lock has a counter and no host.
                 if content.get("host") and self._is_alive(content):
                     raise RunLockedError(self._in_use(content))
+                # Higher than any before: an earlier holder that still lives finds it at its next write.
                 self.holder["counter"] = content.get("counter", 0) + 1
                 self._write(self.holder)
+            # Two starts may both have written: the later one's content is there, and the earlier one ends.
             if not self.has_flock:
                 time.sleep(SETTLE_S)
                 if (other := self._read()) != self.holder:
                     raise RunLockedError(self._in_use(other))
+        # `is_new`: the caller takes the next number. It is an OSError, so it comes before that.
         except FileExistsError:
             raise
         except OSError as error:
             raise RunError(
                 f"the run directory {run} is not writable: {error.strerror}. Use another --run."
             ) from error
+        # A daemon: it ends with the process, and with it the signs of life.
         threading.Thread(target=self._show_life, daemon=True).start()
 
     def check(self) -> None:
@@ -83,6 +89,7 @@ class RunLock:
     def release(self) -> None:
         """Give the run back; harmless if it was taken over."""
         self._is_over.set()
+        # The name goes, the counter stays: the next holder counts on from it.
         if self.path.exists() and self._read() == self.holder:
             self._write({"counter": self.holder["counter"]})
 
@@ -95,12 +102,14 @@ class RunLock:
         if self.path.parent not in self.made or self._read() != self.holder:
             return
         shutil.rmtree(self.path.parent, ignore_errors=True)
+        # From the innermost outwards.
         for folder in reversed(self.made):
             with contextlib.suppress(OSError):  # not empty: others have runs there, or it is gone already
                 folder.rmdir()
 
     def _make_folder(self, run: Path, is_new: bool) -> None:
         """The folder and those above it; `made` lists the new ones."""
+        # One by one and not mkdir(parents=True), which would not say which of them were new.
         for folder in (*reversed(run.parents), run):
             if folder.is_dir() and not (is_new and folder == run):
                 continue
@@ -121,15 +130,19 @@ class RunLock:
 
     def _is_alive(self, content: dict[str, Any]) -> bool:
         own = self.holder
+        # Slurm gives a requeued job its old number and a higher count of restarts.
         is_same_job = own["job"] is not None and content.get("job") == own["job"]
         if is_same_job and content.get("restart", 0) < own["restart"]:
             return False  # the same job, requeued: what held the lock before is its ghost
+        # On the same host the process itself can be asked for.
         if _can_be_looked_at(content, own):
             return is_running(content["pid"], content["ticks"])
+        # Elsewhere its signs of life have to do.
         return self._silent_s() < STALE_AFTER_S
 
     def _silent_s(self) -> float:
         """Seconds since the holder last showed itself, by the file system's own clock."""
+        # A file made now has the file server's time, which may differ from this host's clock.
         with tempfile.TemporaryFile(dir=self.path.parent) as probe:
             return os.fstat(probe.fileno()).st_mtime - self.path.stat().st_mtime
 
@@ -148,6 +161,7 @@ class RunLock:
     @contextmanager
     def _opened(self) -> Iterator[dict[str, Any]]:
         """The content, while no other process on a file system with working flock can take the lock."""
+        # "a" makes the file where it is missing and empties none. Closing it frees the flock.
         with open(self.path, "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -155,6 +169,7 @@ class RunLock:
                 if error.errno not in NO_LOCKS:
                     raise
                 self.has_flock = False
+            # Read under the flock: what was decided by it still holds when it is written.
             yield self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -162,6 +177,7 @@ class RunLock:
             content = json.loads(self.path.read_text() or "{}")
         except (OSError, ValueError):
             return {}
+        # A half-written or foreign file is as good as empty.
         return content if isinstance(content, dict) else {}
 
     def _write(self, content: dict[str, Any]) -> None:
@@ -207,6 +223,7 @@ def next_run(recipe: str, root: Path = Path("runs")) -> RunLock:
         path.name.removeprefix(f"{name}-") for path in root.glob("*") if path.name.startswith(f"{name}-")
     ]
     number = max((int(text) for text in numbers if text.isdigit()), default=0)
+    # Another start may take the number between the look and the making: then the next one.
     while True:
         number += 1
         with contextlib.suppress(FileExistsError):
@@ -247,11 +264,13 @@ def is_running(pid: int, ticks: int | None) -> bool:
         ticks: its start, as `own_process` noted it.
     """
     try:
+        # Signal 0 reaches nobody; it only asks whether there is such a process.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass  # another user's, who may also hide it in /proc
+    # Numbers come again: the same one with another start is another process.
     now = _start_ticks(pid)
     return ticks is None or now is None or now == ticks
 
@@ -264,6 +283,7 @@ def _start_ticks(pid: int) -> int | None:
     try:
         # The second field is the command's name in brackets, which may hold blanks and brackets itself.
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Field 22 of the line is the start; pid, name and state come before `rest`.
         return 0 if state in "ZX" else int(rest[18])
     except (OSError, ValueError, IndexError):
         return None
