@@ -423,7 +423,7 @@ def test_python_is_spoken_to_of_arguments_and_the_command_line_of_flags(printed)
 
 
 def test_package_has_a_version_and_no_other_names():
-    assert dir(vitds) == ["__version__", "evaluate", "finetune", "open_model", "pretrain"]
+    assert dir(vitds) == ["__version__", "evaluate", "finetune", "fit", "open_model", "pretrain"]
     assert vitds.__version__ == "0.1.0" or vitds.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="module 'vitds' has no attribute 'train'"):
         vitds.train  # noqa: B018

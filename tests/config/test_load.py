@@ -230,7 +230,7 @@ def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     text = refusal("finetune_digits")
     assert text.startswith("recipe finetune_digits is for `vitds finetune` (method supervised)")
     names = "idmm_deit_tiny, idmm_digits, idmm_vit_giant, idmm_vit_huge, idmm_vit_large, "
-    names += "mocov3_deit_tiny, mocov3_digits, simclr_deit_tiny, simclr_digits"
+    names += "mocov3_deit_tiny, mocov3_digits, photos_cpu, simclr_deit_tiny, simclr_digits"
     assert text.endswith(f"recipes for `vitds pretrain`: {names}")
 
 
