@@ -84,7 +84,7 @@ def test_a_plan_trains_nothing_and_says_what_it_would(
 ) -> None:
     assert main(["fit", str(photos), "--minutes", "30", "--plan", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "vitds finetune --recipe finetune_photos_cpu --data" in said and "nothing was trained" in said
+    assert "finetune: finetune_photos_cpu, " in said and "nothing was trained" in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"data", "fit.json"}
 
 

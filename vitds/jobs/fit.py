@@ -6,7 +6,6 @@ OUT/fit.json says how far it is: the same call goes on, one with more minutes tr
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 import time
@@ -240,10 +239,8 @@ def _stage(
 
 
 def _announcement(stage: dict[str, Any]) -> str:
-    return (
-        f"{stage['run']}: {stage['epochs']} epochs, about {stage['expected_s'] / 60:.1f} minutes: "
-        f"vitds {shlex.join(stage['words'])}"
-    )
+    recipe = stage["words"][2]
+    return f"{stage['run']}: {recipe}, {stage['epochs']} epochs, about {stage['expected_s'] / 60:.1f} minutes"
 
 
 def _run(record: _Record, stage: dict[str, Any]) -> None:
