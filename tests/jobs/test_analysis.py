@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from tests.engine.training import small_run_path
 from vitds.cli import main
-from vitds.data.beton import open_beton
+from vitds.data.beton import labelled, open_beton
 from vitds.data.build import build_beton
 from vitds.evaluate.answers import class_score
 from vitds.evaluate.few_shot import few_shot
@@ -26,7 +26,7 @@ from vitds.evaluate.files import file_features
 from vitds.evaluate.kept import feature_facts
 from vitds.evaluate.retrieval import retrieve
 from vitds.jobs import eval_kinds
-from vitds.jobs.evaluate import KINDS, evaluate
+from vitds.jobs.evaluate import KINDS, evaluate, top1_of_run
 from vitds.jobs.opened import open_model
 from vitds.runs.directory import Run, read_json
 
@@ -252,3 +252,16 @@ def test_of_a_timm_model_nothing_is_written(
     )
     score = evaluate("retrieval", "test_vit", data=digit_files[1], bank=digit_files[0])
     assert score["map"] > 20 and score["weights"] is None and list(tmp_path.iterdir()) == []
+
+
+def evaluated_twice(run: str) -> tuple[float, float, int]:
+    """Top-1 of a run, computed and from the kept features; and how many files of features there are."""
+    file = labelled(open_beton(Run(Path(run)).settings.data.test))
+    found = [top1_of_run(Run(Path(run)), file, torch.device("cpu"))["top1"] for _ in range(2)]
+    return *found, len(kept(Path(run)))
+
+
+def test_two_ranks_make_and_take_the_features_together(run: Path, rank_pool) -> None:
+    shutil.rmtree(run / "analysis")
+    top1 = read_json(run / "summary.json")["top1"]
+    assert rank_pool(2).run(evaluated_twice, str(run)) == [(top1, top1, 1)] * 2

@@ -55,7 +55,10 @@ def print_comparison(result: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     columns = ("group", "", "runs", "figure", "mean", "deviation", "balanced", "macro-F1", "majority")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
+        # The group's name gives way where the terminal is narrow, not the figures.
+        table.add_column(
+            column, justify="right" if number > 1 else "left", overflow="fold", no_wrap=number > 0
+        )
     for row in result["groups"]:
         figures = (row.get(key) for key in ("mean", "deviation", "balanced_accuracy", "macro_f1", "majority"))
         table.add_row(

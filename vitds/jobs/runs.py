@@ -108,7 +108,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         is_number = column in ("result", "majority", "seconds")
-        is_long = column in ("backbone", "data")
+        is_long = column in ("run", "backbone", "data")
         table.add_column(
             column, justify="right" if is_number else "left", overflow="fold", no_wrap=not is_long
         )
