@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.training import small_run_path
 from vitds.use.model import Model, open_model
 
 

@@ -164,10 +164,10 @@ def test_arrays_and_pictures_get_the_names_of_their_places(fine: Model) -> None:
     assert found[0].probabilities != found[1].probabilities
 
 
-def test_a_run_that_python_got_back_predicts(used_runs, photos: Path) -> None:
-    run = TrainedRun(Path(used_runs["supervised"]))
-    assert len(run.predict([photos], top=1)[0].classes) == 1
-    assert run.embed([photos]).shape == (20, 24)
+def test_a_run_that_python_gets_back_can_be_used_at_once(given_back, photos: Path, fine: Model) -> None:
+    path, features = given_back["supervised"]
+    np.testing.assert_allclose(features, fine.embed([photos]), rtol=1e-4, atol=1e-5)
+    assert TrainedRun(Path(path)).predict([photos], top=2) == fine.predict([photos], top=2)
 
 
 @pytest.mark.parametrize(
