@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.engine.training import small_run_path
+from tests.use.trained import trained
 from vitds.use.model import Model, open_model
 
 
 @pytest.fixture(scope="session")
-def used_runs(rank_pool, digit_files, tmp_path_factory) -> dict[str, str]:
-    """A fine-tuned and a pretrained run of a small ViT on digits, by their methods' names."""
+def given_back(rank_pool, digit_files, tmp_path_factory) -> dict[str, tuple[str, np.ndarray]]:
+    """A fine-tuned and a pretrained run of a small ViT on digits, by method: its path, and its features."""
     folder = tmp_path_factory.mktemp("used")
     return {
-        method: rank_pool(1).run(small_run_path, str(folder / method), digit_files, method=method, epochs=1)[
-            0
-        ]
+        method: rank_pool(1).run(trained, str(folder / method), digit_files, method)[0]
         for method in ("supervised", "idmm")
     }
+
+
+@pytest.fixture(scope="session")
+def used_runs(given_back) -> dict[str, str]:
+    """Their paths."""
+    return {method: path for method, (path, _) in given_back.items()}
 
 
 @pytest.fixture(scope="session")

@@ -302,7 +302,7 @@ def test_what_transformers_vit_is_not_goes_to_timm_and_onnx(
     assert name in text and "`vitds export timm` and `vitds export onnx` take it" in text
     if "global_pool" in options:
         assert "pools its tokens by 'avg', and transformers' ViT has the class token alone" in text
-    assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("*.part"))
+    assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("*writing*"))
 
 
 REFUSED_BY_HF = {
@@ -354,6 +354,12 @@ def test_a_folder_that_holds_something_is_left_alone(used_runs, tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     with pytest.raises(UsageError, match="is there already"):
         export("timm", used_runs["idmm"], out=str(tmp_path / "mine"))
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused(used_runs, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    text = refusal(capsys, "export", "timm", used_runs["idmm"], "--out", tmp_path / "file" / "out")
+    assert "no folder can be made there (Not a directory)" in text
 
 
 @pytest.mark.parametrize("kind", ["timm", "hf", "onnx"])

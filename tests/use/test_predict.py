@@ -146,7 +146,7 @@ def test_a_picture_in_memory_is_seen_as_its_file(fine: Model, tmp_path: Path, na
     (tmp_path / name).write_bytes(CONVERTED[name][0])
     with Image.open(tmp_path / name) as picture:
         in_memory, in_file = fine.predict([picture, tmp_path / name])
-    assert in_memory.probabilities == in_file.probabilities
+    assert (in_memory.file, in_memory.probabilities) == (in_file.file, in_file.probabilities)
 
 
 def test_a_photograph_in_memory_is_turned_as_its_exif_tag_says(fine: Model, tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_arrays_and_pictures_get_the_names_of_their_places(fine: Model) -> None:
     assert found[0].probabilities != found[1].probabilities
 
 
-def test_a_run_that_python_got_back_predicts(used_runs, photos: Path) -> None:
-    run = TrainedRun(Path(used_runs["supervised"]))
-    assert len(run.predict([photos], top=1)[0].classes) == 1
-    assert run.embed([photos]).shape == (20, 24)
+def test_a_run_that_python_gets_back_can_be_used_at_once(given_back, photos: Path, fine: Model) -> None:
+    path, features = given_back["supervised"]
+    np.testing.assert_allclose(features, fine.embed([photos]), rtol=1e-4, atol=1e-5)
+    assert TrainedRun(Path(path)).predict([photos], top=2) == fine.predict([photos], top=2)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,11 @@ def test_files_that_do_not_exist_are_named_before_anything_is_written(
 def test_a_folder_without_images_is_refused(used_runs, tmp_path: Path, capsys) -> None:
     text = refusal(capsys, "predict", used_runs["supervised"], tmp_path)
     assert f"{tmp_path}: there are no images." in text
+
+
+def test_less_than_one_process_is_refused(used_runs, photos: Path, capsys) -> None:
+    text = refusal(capsys, "predict", used_runs["supervised"], photos, "--workers", "0")
+    assert "--workers 0: must be at least 1" in text
 
 
 @pytest.mark.parametrize(

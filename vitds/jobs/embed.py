@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitds.jobs.predict import found_images
+from vitds.jobs.predict import found_images, opened
 from vitds.terminal import say
 from vitds.use.embed import ENDINGS, write_features
-from vitds.use.model import open_model
 from vitds.use.tables import check_out
 
 
@@ -24,8 +23,8 @@ def embed_files(run: str, images: Sequence[str | Path], *, out: str, workers: in
         ResourceError if `out` cannot be written; UsageError for another ending.
     """
     path = check_out(out, ENDINGS)
-    model = open_model(run)
-    with found_images(model, images) as found:
+    model = opened(run, workers)
+    with found_images(images) as found:
         answers = model.answers(found, workers=workers, show_progress=True)
         count, unreadable = write_features(path, answers, model.width)
     line = f"{out}: {count:,} images, {model.width} features each"

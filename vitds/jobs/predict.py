@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitds.errors import UsageError
 from vitds.terminal import say
 from vitds.use.images import NamedImage, find_images, passed_over
 from vitds.use.model import Model, Prediction, open_model
@@ -35,8 +36,8 @@ def predict_files(
         or has no class head; ResourceError if `out` cannot be written; UsageError for another ending.
     """
     path = check_out(out, ENDINGS) if out else None
-    model = open_model(run, needs_head=True)
-    with found_images(model, images) as found:
+    model = opened(run, workers, needs_head=True)
+    with found_images(images) as found:
         predictions = model.predictions(found, top=TOP, workers=workers, show_progress=True)
         if path is None:
             _write(CsvTable(sys.stdout, list(SCHEMA)), predictions)
@@ -46,13 +47,25 @@ def predict_files(
     say(f"{out}: {_summary(counts, unreadable)}")
 
 
+def opened(run: str, workers: int | None, needs_head: bool = False) -> Model:
+    """The model that a command names; what should be known of it is said on standard error.
+
+    Raises: UsageError for less than one worker; as open_model.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"`workers={workers}`: must be at least 1")
+    model = open_model(run, needs_head=needs_head)
+    for note in model.notes:
+        print(note, file=sys.stderr)
+    return model
+
+
 @contextmanager
-def found_images(model: Model, named: Sequence[str | Path]) -> Iterator[list[NamedImage]]:
-    """The images that a command names; what should be known of them and of the model is said on standard
-    error."""
+def found_images(named: Sequence[str | Path]) -> Iterator[list[NamedImage]]:
+    """The images that a command names; what was passed over among them is said on standard error."""
     with tempfile.TemporaryDirectory() as workspace:
         found, findings = find_images(list(named), Path(workspace))
-        for note in filter(None, (*model.notes, passed_over(findings))):
+        if note := passed_over(findings):
             print(note, file=sys.stderr)
         yield found
 

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from vitds.data.images import LeftOut
 from vitds.errors import DataError, UsageError
-from vitds.jobs.predict import found_images
+from vitds.jobs.predict import found_images, opened
 from vitds.report.table import show
 from vitds.terminal import say
 from vitds.use.images import NamedImage, name_of
-from vitds.use.model import Model, open_model
+from vitds.use.model import Model
 from vitds.use.similar import Neighbour, draw_sheet, nearest, without
 from vitds.use.tables import check_out
 from vitds.use.view import whole_picture
@@ -49,8 +49,8 @@ def find_similar(
     if count < 1:
         raise UsageError(f"`count={count}`: must be at least 1")
     path = check_out(out, ENDINGS)
-    model = open_model(run)
-    with found_images(model, [image]) as asked, found_images(model, [among]) as others:
+    model = opened(run, workers)
+    with found_images([image]) as asked, found_images([among]) as others:
         if len(asked) != 1:
             raise DataError(f"{image} holds {len(asked)} images; name one image file")
         (query,) = model.answers(asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vitds.augment.mix import normalise
 from vitds.data.draws import centre_views
-from vitds.errors import ShapeError, UsageError
+from vitds.errors import ResourceError, ShapeError, UsageError
 from vitds.use.model import Model
 
 TRIED_IMAGES = 4
@@ -24,14 +25,16 @@ TRIED_IMAGES = 4
 def new_folder(out: str) -> Iterator[Path]:
     """A folder that stands at `out` once all of it is written; where that fails, nothing stays.
 
-    Raises: UsageError if something is there already.
+    Raises: UsageError if something is there already; ResourceError if no folder can be made there.
     """
     path = Path(out).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"`out={out}`: is there already and not empty; name a new folder")
-    part = path.with_name(f"{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ResourceError(f"`out={out}`: no folder can be made there ({error.strerror})") from error
     try:
         yield part
         for file in part.iterdir():  # some libraries write for the owner alone, whatever the umask says

@@ -77,7 +77,8 @@ def find_images(named: Images, workspace: Path) -> tuple[list[NamedImage], Findi
             images += _of_path(Path(one), findings, workspace)
         else:
             pixels = _rgb_of(one, place) if isinstance(one, Image.Image) else _checked(one, place)
-            images.append(SourceImage(f"image {place}", "", None, pixels=pixels))
+            name = getattr(one, "filename", "") or f"image {place}"  # Pillow knows the file it has opened
+            images.append(SourceImage(shown(str(name)), "", None, pixels=pixels))
     return images, findings
 
 

@@ -121,8 +121,8 @@ class Model:
         with tempfile.TemporaryDirectory() as workspace:
             found, _ = find_images(images, Path(workspace))
             rows = [answer.row for answer in self.answers(found, workers=workers)]
-        width = next((len(row) for row in rows if row is not None), self.width)
-        return np.stack([np.full(width, np.nan, np.float32) if row is None else row for row in rows])
+        unknown = np.full(self.width, np.nan, np.float32)
+        return np.stack([unknown if row is None else row for row in rows])
 
     @property
     def width(self) -> int:
