@@ -118,8 +118,8 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
         first = text.splitlines()[0] if text.strip() else ""
         raise DataError(
             f"{path}: no column of it names the images that are there, such as {files.example}. Its first "
-            f"line is {first[:80]!r}. It needs a column of file names or paths, and one of labels, with commas, "
-            "semicolons or tabs between."
+            f"line is {first[:80]!r}. It needs a column of file names or paths, and one of labels, with "
+            "commas, semicolons or tabs between."
         )
     _check_lengths(path, rows, file_column)
     header = _header(rows, file_column, files)
