@@ -153,7 +153,7 @@ REFUSED = [  # the table, the options, the message
     (
         "x.jpg,ant\ny.jpg,bee\n",
         {},
-        r"no column of it names the images that are there\. Its first line is 'x\.j",
+        r"names the images that are there, such as a1\.jpg\. Its first line is 'x\.jpg,ant'\. It needs a",
     ),
     ("", {}, r"no column of it names the images that are there"),
     ("a1.jpg\na2.jpg\n", {}, r"one column alone\. It needs a column of file names and one of labels"),

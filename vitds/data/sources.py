@@ -2,9 +2,10 @@
 decoded.
 
 A folder, tar or zip holds class folders (the first folder below it is an image's class, as in torchvision's
-ImageFolder) or, flat, images without labels. The same tree gives the same set from either. Several sources
-make one set: classes are joined by name. The order, which decides the instance numbers, is by class name,
-then by path within the source, then by source.
+ImageFolder) or, flat, images without labels. Labels may come from a table or from file names instead
+(labels.py). The same tree gives the same set from any of them. Several sources make one set: classes are
+joined by name. The order, which decides the instance numbers, is by class name, then by path within the
+source, then by source; images without a label beside labelled ones come last.
 """
 
 from __future__ import annotations
