@@ -97,6 +97,11 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def each(self, selector: str, expression: str) -> list[Any]:
+        """A JavaScript expression of each element `e` that a CSS selector finds, in the page's order."""
+        found = f"document.querySelectorAll({json.dumps(selector)})"
+        return self.value(f"[...{found}].map((e) => {expression})")
+
     def wait(self, condition: str) -> None:
         """Until a JavaScript expression is true."""
         until = time.monotonic() + TIMEOUT_S

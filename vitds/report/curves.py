@@ -113,13 +113,11 @@ def _columns(lines: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[f
         return {}
     per_epoch = next((line["step"] for line in lines if line["epoch"] > 0), len(lines))
     epochs = np.array([(line["step"] + 1) / max(per_epoch, 1) for line in lines])
-    keys = {key for line in lines for key in line} - {"step", "epoch"}
+    keys = {key for line in lines for key in line if key not in ("step", "epoch")}
     return {key: _thinned(epochs, [line.get(key) for line in lines], key) for key in keys}
 
 
-def _thinned(
-    epochs: np.ndarray, values: list[float | None], key: str
-) -> tuple[list[float], list[float | None]]:
+def _thinned(epochs: np.ndarray, values: list[Any], key: str) -> tuple[list[float], list[float | None]]:
     """At most MOST_POINTS, each the mean of the steps around it; what is not measured at every step loses the
     gaps.
     """

@@ -1,0 +1,196 @@
+"""`vitds report`: what the page says, where its pictures come from, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.engine.training import small_run_path
+from vitds.cli import main
+from vitds.config.load import load_settings
+from vitds.evaluate.files import own_features
+from vitds.jobs.data_files import training_files
+from vitds.jobs.gallery import gallery
+from vitds.jobs.opened import open_model
+from vitds.jobs.report import report
+from vitds.runs.directory import Run, read_json
+
+CPU = torch.device("cpu")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["report", *words]) != 0
+    printed = capsys.readouterr()
+    assert not printed.out and printed.err.count("\n") == 1
+    return printed.err
+
+
+def kept(run: Path) -> dict:
+    return read_json(run / "analysis" / "page.json")
+
+
+def test_the_page_has_the_result_its_interval_and_the_majority_baseline(runs, pages) -> None:
+    text = pages["fine-seed0"].read_text()
+    summary = Run(runs["fine-seed0"]).summary
+    low, high = summary["top1_interval"]
+    assert f"<b>{summary['top1']:.1f} %</b>top-1" in text and f"{low:.1f} to {high:.1f}" in text
+    assert f"<b>{summary['majority']:.1f} %</b>always the most frequent class" in text
+
+
+def test_the_command_on_the_page_gives_the_settings_of_the_run(runs, pages) -> None:
+    command = re.search(r"<pre><code>vitds finetune (.*)</code>", pages["fine-seed0"].read_text())[1]
+    words = shlex.split(command)
+    settings = load_settings(recipe=words[words.index("--recipe") + 1], command="finetune", flags={})
+    assert settings == Run(runs["fine-seed0"]).settings
+
+
+def test_what_the_build_found_stands_on_the_page(pages) -> None:
+    text = pages["fine-seed0"].read_text()
+    assert "52 images, 4 classes" in text and "20 images, 4 classes" in text
+    assert "greyscale, now RGB" in text and "52 ×" in text
+
+
+def test_neighbours_are_the_nearest_by_cosine(runs) -> None:
+    run = Run(runs["fine-seed0"])
+    gallery(run)
+    train, test = training_files(run.settings)
+    backbone = open_model(str(run.path)).backbone.eval()
+    rows = [
+        F.normalize(
+            own_features(run.settings, backbone, file, np.arange(file.images), torch.device("cpu"))[0]
+        )
+        for file in (test, train)
+    ]
+    for image in kept(run.path)["neighbours"]:
+        query = next(i for i in range(test.images) if test.describe(i) == image["name"])
+        order = (rows[0][query] @ rows[1].T).argsort(descending=True)[:5].tolist()
+        assert [other["name"] for other in image["neighbours"]] == [train.describe(i) for i in order]
+        assert image["class"] == test.manifest.classes[test.labels[query]]
+
+
+def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs) -> None:
+    run = runs["fine-seed0"]
+    shown, top1 = kept(run), read_json(run / "analysis" / "top1.json")
+    is_right = [image["class"] == image["answer"] for image in shown["neighbours"]]
+    assert any(is_right) and not all(is_right) and len(is_right) == 8
+    wrong = {(pair[0], pair[1]): pair[2] for pair in top1["confusion"] if pair[0] != pair[1]}
+    names = top1["classes"]
+    for pair in shown["confusions"]:
+        assert wrong[names.index(pair["right"]), names.index(pair["predicted"])] == pair["images"]
+    assert shown["confusions"][0]["images"] == max(wrong.values())
+
+
+def test_a_run_without_test_images_shows_its_training_images_and_never_the_image_itself(runs, pages) -> None:
+    shown = kept(runs["alone"])
+    assert shown["query"] == "training" and len(shown["map"]["x"]) == 52
+    for image in shown["neighbours"]:
+        assert image["answer"] is None
+        assert image["name"] not in [other["name"] for other in image["neighbours"]]
+    assert "It was not evaluated" in pages["alone"].read_text()
+
+
+def test_a_vit_is_shown_by_attention_and_a_resnet_by_gradients(runs, pages) -> None:
+    assert kept(runs["fine-seed0"])["looks"]["kind"] == "attention"
+    assert kept(runs["resnet"])["looks"] == kept(runs["resnet"])["looks"] | {
+        "kind": "gradient",
+        "of": "answer",
+    }
+
+
+def test_pictures_are_made_once_for_weights_and_data(own_run: Path) -> None:
+    report(str(own_run))
+    before = (own_run / "analysis" / "page.json").stat().st_mtime_ns
+    report(str(own_run))
+    assert (own_run / "analysis" / "page.json").stat().st_mtime_ns == before
+    inputs = read_json(own_run / "inputs.json")
+    changed = kept(own_run) | {"made_of": {"weights": "others"}}
+    (own_run / "analysis" / "page.json").write_text(json.dumps(changed))
+    report(str(own_run))
+    assert kept(own_run)["made_of"]["inputs"] == inputs
+
+
+def test_the_page_stands_from_what_is_kept_where_the_images_have_moved(own_run: Path) -> None:
+    report(str(own_run))
+    whole = (own_run / "report.html").read_text()
+    move_data(own_run)
+    report(str(own_run))
+    assert (own_run / "report.html").read_text().count("<img") == whole.count("<img") > 20
+
+
+def test_without_images_their_sections_say_so_and_the_rest_stands(own_run: Path) -> None:
+    move_data(own_run)
+    report(str(own_run))
+    text = (own_run / "report.html").read_text()
+    assert text.count("Not shown here, as the images are not at hand: gone/train.beton") >= 4
+    assert "Each class" in text and "<b>" in text and "<img" not in text
+    assert not (own_run / "analysis" / "page.json").exists()  # so that it is made once they are back
+
+
+def test_images_of_another_content_are_not_taken_for_the_runs_own(own_run: Path) -> None:
+    (own_run / "inputs.json").write_text(
+        json.dumps({"data.train": "sha256:other", "data.test": "sha256:other"})
+    )
+    report(str(own_run))
+    assert "holds other images than those the run was started with" in (own_run / "report.html").read_text()
+
+
+def move_data(run: Path) -> None:
+    """The settings name files that are not there."""
+    settings = run / "settings.yaml"
+    text = re.sub(r"(train|test): /\S+/(\w+\.beton)", r"\1: gone/\2", settings.read_text())
+    assert "gone/train.beton" in text
+    settings.write_text(text)
+
+
+def test_a_run_without_an_analysis_whose_images_moved_is_refused_in_a_line(own_run: Path, capsys) -> None:
+    shutil.rmtree(own_run / "analysis")
+    move_data(own_run)
+    said = refusal(capsys, str(own_run))
+    assert f"{own_run} has no analysis, and none can be made: gone/train.beton" in said
+    assert "Call from the folder" in said and "vitds eval" in said
+
+
+def test_a_run_that_is_not_finished_is_refused(own_run: Path, capsys) -> None:
+    (own_run / "summary.json").unlink()
+    assert "has no analysis yet, as it is not finished" in refusal(capsys, str(own_run))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "RUN is missing"),
+        (("no-such-run",), "no-such-run is no run directory: it has no settings.yaml"),
+        (("{run}", "{run}"), "is given 2 times"),
+        (("{run}", "{other}"), "--out is missing"),
+        (("{run}", "--out", "no/such/folder/page.html"), "there is no folder no/such/folder"),
+    ],
+)
+def test_words_that_make_no_page_are_refused(runs, capsys, words, said) -> None:
+    named = {"run": runs["fine-seed0"], "other": runs["pre"]}
+    assert said.replace("`", "") in refusal(capsys, *(word.format(**named) for word in words)).replace(
+        "`", ""
+    )
+
+
+def test_a_training_writes_its_page_at_the_end(rank_pool, digit_files, tmp_path: Path) -> None:
+    for ranks in (1, 2):
+        run = tmp_path / f"ranks{ranks}"
+        rank_pool(ranks).run(small_run_path, str(run), digit_files, epochs=1, log__page="true")
+        assert (run / "report.html").stat().st_size > 50_000, rank_pool(ranks).output
+        assert "report.html: 0." in rank_pool(ranks).output
+
+
+def test_a_page_that_fails_fails_no_run(rank_pool, digit_files, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "report.html").mkdir(parents=True)
+    rank_pool(1).run(small_run_path, str(run), digit_files, epochs=1, log__page="true")
+    assert Run(run).is_finished
+    assert re.search(r"report.html was not made \(.*\); the run is complete without it", rank_pool(1).output)
