@@ -24,10 +24,10 @@ from vitds.evaluate.answers import class_score
 from vitds.evaluate.few_shot import few_shot
 from vitds.evaluate.files import file_features
 from vitds.evaluate.kept import feature_facts
+from vitds.evaluate.opened import open_model
 from vitds.evaluate.retrieval import retrieve
 from vitds.jobs import eval_kinds
 from vitds.jobs.evaluate import KINDS, evaluate, top1_of_run
-from vitds.jobs.opened import open_model
 from vitds.runs.directory import Run, read_json
 
 
@@ -244,7 +244,7 @@ def test_of_a_timm_model_nothing_is_written(
     """Its published weights cannot be had here, so it has random ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "vitds.jobs.opened.timm",
+        "vitds.evaluate.opened.timm",
         SimpleNamespace(
             is_model=timm.is_model,
             create_model=lambda name, pretrained, **options: timm.create_model(name, **options),

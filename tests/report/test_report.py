@@ -17,9 +17,9 @@ from tests.engine.training import small_run_path
 from vitds.cli import main
 from vitds.config.load import load_settings
 from vitds.evaluate.files import own_features
+from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
 from vitds.jobs.gallery import gallery
-from vitds.jobs.opened import open_model
 from vitds.jobs.report import report
 from vitds.runs.directory import Run, read_json
 

@@ -82,7 +82,7 @@ def find_features(folder: Path, facts: dict[str, Any]) -> Features | None:
             columns = [file.get_tensor(name) for name in COLUMNS]
     except (OSError, SafetensorError):
         return None
-    return Features(*columns) if about == _about(facts, columns) else None
+    return Features(*columns) if about == _about(text, columns) else None
 
 
 def _write(path: Path, facts: str, features: Features) -> list[str]:

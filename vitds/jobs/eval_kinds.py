@@ -27,8 +27,8 @@ from vitds.evaluate.files import file_features
 from vitds.evaluate.kept import feature_facts, kept_features
 from vitds.evaluate.knn import knn_answers
 from vitds.evaluate.linear import linear_probe
+from vitds.evaluate.opened import OpenModel, check_classes, class_head
 from vitds.evaluate.retrieval import retrieve
-from vitds.jobs.opened import OpenModel, check_classes, class_head
 
 Numbers = dict[str, Any]
 

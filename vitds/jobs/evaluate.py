@@ -15,11 +15,11 @@ from vitds import dist
 from vitds.data.beton import BetonFile, labelled, require_same_classes
 from vitds.errors import DataError, ResourceError, UsageError
 from vitds.evaluate.answers import Answers
+from vitds.evaluate.opened import OpenModel, open_model
 from vitds.jobs.compare import Evaluation, compared
 from vitds.jobs.data_files import DIGITS, open_file
 from vitds.jobs.eval_kinds import Measured, Task, measure
 from vitds.jobs.eval_tables import print_comparison, print_evaluation
-from vitds.jobs.opened import OpenModel, open_model
 from vitds.runs.directory import Run, known_inputs, write_atomic
 from vitds.terminal import say
 

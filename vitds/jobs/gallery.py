@@ -34,8 +34,8 @@ from vitds.evaluate.kept import feature_facts, find_features
 from vitds.evaluate.knn import knn_answers
 from vitds.evaluate.looks import looks
 from vitds.evaluate.map import FEWEST, plane
+from vitds.evaluate.opened import OpenModel, class_head, open_model
 from vitds.jobs.data_files import hold_out, training_files
-from vitds.jobs.opened import OpenModel, class_head, open_model
 from vitds.jobs.preview import first_step, stored_pixels
 from vitds.methods import method_class
 from vitds.report.pictures import data_uri, dimmed, sheet_uri

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -19,14 +18,11 @@ from vitds.data.beton import load_manifest, manifest_path
 from vitds.data.images import LeftOut, Storing
 from vitds.data.loader import EvalBatch
 from vitds.data.workers import work_through
-from vitds.errors import ResourceError, RunError
+from vitds.errors import RunError
+from vitds.evaluate import opened as evaluated
 from vitds.evaluate.features import extract_features
 from vitds.methods import method_class
-from vitds.models.build import build_backbone
-from vitds.models.create import check_name
 from vitds.models.precision import AUTOCAST
-from vitds.runs.backbone import load_backbone, read_class_names, read_weights
-from vitds.runs.checkpoint import CheckpointReader, Saved
 from vitds.runs.directory import Run, read_json
 from vitds.use.images import Images, NamedImage, find_images, name_of
 from vitds.use.view import view_of
@@ -95,7 +91,7 @@ class Model:
     @property
     def run(self) -> Run | None:
         """The run that it is of; None for a timm model."""
-        return None if self.source is None else Run(_run_of(self.source))
+        return None if self.source is None else Run(evaluated.run_of(self.source))
 
     def predict(self, images: Images, top: int = 3, workers: int = 1) -> list[Prediction]:
         """The likeliest classes of each image, in the order given.
@@ -213,33 +209,29 @@ def open_model(
     Raises: RunError, DataError, ShapeError if it cannot be read; SettingsError for an unknown name (with near
         ones); ResourceError if published weights cannot be had.
     """
-    name = str(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(name).expanduser()
-    run = _run_of(path)
-    if not (run / "settings.yaml").exists():
-        _check_timm_name(name, path)
-        if needs_head:
-            raise _no_head(name, is_run=False)
-        settings, backbone = _timm_model(name)
-        return Model(name, settings, None, backbone.to(device).eval(), None, (), UNCHANGED, (), device)
-    settings = Run(run).settings
-    has_head = method_class(settings.method).leaves_class_head
-    if needs_head and not has_head:
-        raise _no_head(name, is_run=True)
-    backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed)
-    load_backbone(backbone, read_weights(path), name)
-    head, classes = None, ()
-    if has_head:
-        head, classes = _class_head(path, run, settings)
-        head = head.to(device).eval()
-    storing, notes = _storing_of(run, settings)
-    return Model(name, settings, path, backbone.to(device).eval(), head, classes, storing, notes, device)
+    if needs_head:
+        _check_head(str(name), path)
+    opened = evaluated.open_model(str(path))
+    settings, head, classes = opened.settings, None, ()
+    if opened.run is not None and method_class(settings.method).leaves_class_head:
+        names, head = evaluated.class_head(opened)
+        head = head.to(device)
+        classes = names or _names_in_data(settings, len(head.weight))
+    storing, notes = (UNCHANGED, ()) if opened.run is None else _storing_of(opened.run.path, settings)
+    backbone = opened.backbone.to(device).eval()
+    return Model(str(name), settings, opened.source, backbone, head, classes, storing, notes, device)
 
 
-def _run_of(path: Path) -> Path:
-    """The run directory of a checkpoint; of all else the path itself."""
-    return path.absolute().parent.parent if (path / "manifest.json").exists() else path
+def _check_head(name: str, path: Path) -> None:
+    """Raises: RunError for what has no class head, before weights are read; else as open_model."""
+    run = Run(evaluated.run_of(path))
+    is_run = (run.path / "settings.yaml").exists()
+    if not is_run:
+        evaluated.check_timm_name(str(path))
+    if not is_run or not method_class(run.settings.method).leaves_class_head:
+        raise _no_head(name, is_run=is_run)
 
 
 def _no_head(name: str, is_run: bool) -> RunError:
@@ -252,47 +244,11 @@ def _no_head(name: str, is_run: bool) -> RunError:
     )
 
 
-def _check_timm_name(name: str, path: Path) -> None:
-    if path.exists():
-        raise RunError(f"{name} is no run directory: it has no settings.yaml")
-    if "/" in name:
-        raise RunError(
-            f"{name} does not exist; name a run directory, one of its checkpoints, or a timm model"
-        )
-    check_name(name)
-
-
-def _timm_model(name: str) -> tuple[Settings, nn.Module]:
-    try:
-        backbone = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub client has errors of its own for each way in which a download fails
-        raise ResourceError(
-            f"the published weights of {name} cannot be had: {str(error).splitlines()[0]}"
-        ) from error
-    published = backbone.pretrained_cfg
-    views = {"crop_px": published["input_size"][1], "mean": published["mean"], "std": published["std"]}
-    return Settings.model_validate({"views": views, "engine": {"precision": "fp32"}}), backbone
-
-
-def _class_head(path: Path, run: Path, settings: Settings) -> tuple[nn.Linear, tuple[str, ...]]:
-    """The class head of a run or of a checkpoint's own step, and the names of its classes.
-
-    A run that is not finished has the names in its training file alone; where that is gone they are numbers.
-    """
-    if path == run:
-        weights = read_weights(run / "head.safetensors")
-    else:
-        reader = CheckpointReader(Saved(path, read_json(path / "manifest.json")))
-        own = set(reader.names()) & {"head.weight", "head.bias"}
-        weights = {name.removeprefix("head."): reader.get(name) for name in own}
-    count, width = weights["weight"].shape
-    head = nn.Linear(width, count, bias="bias" in weights)
-    head.load_state_dict(weights)
-    if (run / "head.safetensors").exists():
-        return head, read_class_names(run / "head.safetensors")
+def _names_in_data(settings: Settings, count: int) -> tuple[str, ...]:
+    """Of a run that is not finished: the classes of its training file, or numbers where that is gone."""
     train = Path(settings.data.train or "")
     names = load_manifest(train).classes if manifest_path(train).exists() else ()
-    return head, names if len(names) == count else tuple(f"class {number}" for number in range(count))
+    return names if len(names) == count else tuple(f"class {number}" for number in range(count))
 
 
 def _storing_of(run: Path, settings: Settings) -> tuple[Storing, tuple[str, ...]]:

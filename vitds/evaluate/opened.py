@@ -8,11 +8,12 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from vitds.config.tree import Backbone, Settings
+from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.errors import DataError, ResourceError, RunError
 from vitds.methods import method_class
 from vitds.models.build import build_backbone
+from vitds.models.create import check_name
 from vitds.runs.backbone import load_backbone, read_class_names, read_weights
 from vitds.runs.checkpoint import CheckpointReader, Saved
 from vitds.runs.directory import Run, content_of_weights, read_json
@@ -54,21 +55,13 @@ def open_model(name: str) -> OpenModel:
         SettingsError for a name that timm does not know; ResourceError if its weights cannot be fetched.
     """
     path = Path(name)
-    is_checkpoint = (path / "manifest.json").exists()
-    run = Run(path.absolute().parent.parent if is_checkpoint else path)
+    run = Run(run_of(path))
     if (run.path / "settings.yaml").exists():
         settings = run.settings
         backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed)
         load_backbone(backbone, read_weights(path), name)
         return OpenModel(name, settings, backbone, path, run, content_of_weights(name))
-    if path.exists():
-        raise RunError(f"{name} is no run directory: it has no settings.yaml")
-    if "/" in name:
-        raise RunError(
-            f"{name} does not exist; name a run directory, one of its checkpoints, or a timm model"
-        )
-    if not timm.is_model(name):
-        build_backbone(Backbone(name=name), crop_px=224, seed=0)  # raises, with the nearest names
+    check_timm_name(name)
     try:
         backbone = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub client has errors of its own for each way in which a download fails
@@ -79,6 +72,22 @@ def open_model(name: str) -> OpenModel:
     views = {"crop_px": published["input_size"][1], "mean": published["mean"], "std": published["std"]}
     settings = Settings.model_validate({"views": views, "engine": {"precision": "fp32"}})
     return OpenModel(name, settings, backbone)
+
+
+def run_of(path: Path) -> Path:
+    """The run directory of a checkpoint; of all else the path itself."""
+    return path.absolute().parent.parent if (path / "manifest.json").exists() else path
+
+
+def check_timm_name(name: str) -> None:
+    """Raises: RunError for the path of something that is no run; SettingsError for a name unknown to timm."""
+    if Path(name).exists():
+        raise RunError(f"{name} is no run directory: it has no settings.yaml")
+    if "/" in name:
+        raise RunError(
+            f"{name} does not exist; name a run directory, one of its checkpoints, or a timm model"
+        )
+    check_name(name)
 
 
 def class_head(model: OpenModel) -> tuple[tuple[str, ...] | None, nn.Linear]:
