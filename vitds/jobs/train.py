@@ -249,7 +249,8 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig)
     start = f"resumes after step {trainer.progress.step}" if trainer.progress.step else "starts"
     images = f"{file.images:,} images"
     if file.images < file.manifest.images:
-        images = f"the {file.images:,} labelled of {file.manifest.images:,} images"
+        kind = "" if settings.eval.hold_out else "labelled "
+        images = f"the {file.images:,} {kind}of {file.manifest.images:,} images"
     return (
         f"{session.run.path} {start}: {settings.method}, {settings.backbone.name} on {images}, "
         f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "
