@@ -47,20 +47,30 @@ def call_command(function: Command, words: Sequence[str], command: str) -> None:
     fire.Fire(function, command=words, name=command)
 
 
-def takes(flags: type) -> Callable[[Callable[[Any], None]], Command]:
-    """Make a command of a function of one frozen dataclass: fields are flags, its `Args:` their help."""
+def takes(flags: type) -> Callable[[Callable[..., None]], Command]:
+    """Make a command of a function whose last parameter is one frozen dataclass, `flags`.
 
-    def wrap(function: Callable[[Any], None]) -> Command:
-        def command(**words: Any) -> None:
-            function(flags(**words))
+    Its fields are the flags, its `Args:` their help; the function's other parameters are the command's words.
+    """
 
-        about, arguments = inspect.getdoc(function), inspect.getdoc(flags).partition("Args:\n")[2]
+    def wrap(function: Callable[..., None]) -> Command:
+        def command(*words: Any, **given: Any) -> None:
+            function(*words, flags=flags(**given))
+
+        about, _, of_words = inspect.getdoc(function).partition("\n\nArgs:\n")
+        of_flags = inspect.getdoc(flags).partition("Args:\n")[2]
         command.__name__ = function.__name__
-        command.__doc__ = f"{about}\n\nArgs:\n{arguments}"
-        command.__annotations__ = typing.get_type_hints(flags)
-        parameters = inspect.signature(flags).parameters.values()
-        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        command.__signature__ = inspect.Signature(keywords)
+        command.__doc__ = f"{about}\n\nArgs:\n" + "\n".join(filter(None, (of_words, of_flags)))
+        hints = typing.get_type_hints(function)
+        places = [each for each in inspect.signature(function).parameters.values() if each.name != "flags"]
+        command.__annotations__ = {each.name: hints[each.name] for each in places} | typing.get_type_hints(
+            flags
+        )
+        keywords = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in inspect.signature(flags).parameters.values()
+        ]
+        command.__signature__ = inspect.Signature([*places, *keywords])
         return command
 
     return wrap

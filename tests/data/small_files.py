@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from vitds.config.tree import Batch, Data, Settings, ViewGroup, Views
-from vitds.data.beton import MANIFEST_VERSION, BetonFile, Manifest, open_beton
+from vitds.data.beton import BetonFile, open_beton
 from vitds.data.draws import draw_views
+from vitds.data.manifest import MANIFEST_VERSION, Manifest
 from vitds.data.writer import BetonWriter
 from vitds.kernels.views import JPEG, RAW, cut_views
 

@@ -17,11 +17,12 @@ from vitds.data.beton import (
     SAMPLE,
     SAMPLES_START,
     _read_tables,
-    load_manifest,
+    labelled,
     open_beton,
     require_same_classes,
 )
 from vitds.data.build import build_beton
+from vitds.data.manifest import load_manifest
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW
@@ -281,8 +282,8 @@ def change_manifest(path: Path, **values: object) -> None:
         ({"extra": 1}, r"x\.beton\.json: extra: Unexpected"),
         ({"mean": [0.1, 0.2]}, r"x\.beton\.json: mean\.2: Field required"),
         (
-            {"version": 2},
-            r"x\.beton\.json: manifest version 2, this vitds reads 1\. Build the file again with this vitds",
+            {"version": 3},
+            r"x\.beton\.json: manifest version 3, this vitds reads 2\. Build the file again with this vitds",
         ),
         (
             {"images": 6},
@@ -320,7 +321,7 @@ def test_files_whose_class_lists_differ_are_refused_with_the_first_difference(so
     assert str(caught.value) == (
         f"{tmp_path}/other.beton: its 2 classes are not the 3 of {sound}: "
         "class 1 is 'cow' there, 'cat' here. "
-        f"Build it again with `--classes_from {sound}`."
+        f"Build it again with `vitds data build … --classes_from {sound}`."
     )
 
 
@@ -377,3 +378,61 @@ def test_a_thousand_mutated_files_are_refused_or_read_within_bounds(copy, sound)
         )
         pixels_changed += not verify_beton(path, workers=1).is_sound  # decodes every sample in compiled code
     assert refused > 500 and pixels_changed > 50
+
+
+# ------------------------------------------------------------------------- names, and images without a label
+
+
+def without_label(data: bytearray) -> None:
+    """The last two of the five images lose theirs."""
+    samples_of(data)["label"][3:] = -1
+
+
+def test_images_without_a_label_stand_beside_others_where_the_manifest_says_how_many(copy):
+    path = copy(without_label)
+    change_manifest(path, unlabelled=2)
+    beton = open_beton(path)
+    assert beton.labels.tolist() == [0, 0, 1, -1, -1]
+
+
+@pytest.mark.parametrize("counted", [0, 1, 3])
+def test_a_label_that_is_missing_without_being_counted_is_refused(copy, counted):
+    path = copy(without_label)
+    change_manifest(path, unlabelled=counted)
+    with pytest.raises(DataError, match=r"its label is outside 0\.\.2|do not belong together"):
+        open_beton(path)
+
+
+def test_the_labelled_images_are_a_file_of_their_own(copy, sound):
+    path = copy(without_label)
+    change_manifest(path, unlabelled=2)
+    part = labelled(open_beton(path))
+    assert (part.images, part.labels.tolist(), part.index.tolist()) == (3, [0, 0, 1], [0, 1, 2])
+    whole = open_beton(sound)
+    assert labelled(whole) is whole
+
+
+def test_names_are_the_paths_below_the_source_and_follow_the_images(sound):
+    beton = open_beton(sound)
+    assert beton.names == ("ant/000.jpg", "ant/001.jpg", "cat/000.jpg", "cat/001.jpg", "dog/000.jpg")
+    part = beton.take(np.array([4, 1]))
+    assert part.names == ("dog/000.jpg", "ant/001.jpg")
+    assert part.describe(0) == "image 4 (dog/000.jpg)"
+    assert part.take(np.array([1])).describe(0) == "image 1 (ant/001.jpg)"
+
+
+def test_a_manifest_with_too_few_names_is_refused(copy):
+    path = copy()
+    change_manifest(path, names="a\nb")
+    with pytest.raises(DataError, match=r"0 images without a label and names 2, .* do not belong together"):
+        open_beton(path)
+
+
+def test_a_manifest_of_version_1_has_no_names(copy):
+    path = copy()
+    sidecar = path.with_name("x.beton.json")
+    new = json.loads(sidecar.read_text())
+    old = {key: new[key] for key in new if key not in ("names", "unlabelled", "grouped")}
+    sidecar.write_text(json.dumps(old | {"version": 1}))
+    beton = open_beton(path)
+    assert beton.names is None and beton.describe(3) == "image 3"

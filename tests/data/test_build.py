@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_stock_ffcv_reads_images_larger_than_its_usual_page(tmp_path):
 
 def test_an_image_of_more_than_two_gibibytes_is_refused(tmp_path):
     message = (
-        r"x\.beton: an image of 2147483649 bytes, FFCV's most is 2147483648\. Use --side or --storage jpg"
+        r"x\.beton: an image of 2147483649 bytes, FFCV's most is 2147483648\. Use `side_px` or `storage=jpg`"
     )
     with BetonWriter(tmp_path / "x.beton", 1) as writer, pytest.raises(DataError, match=message):
         writer.add(bytes((1 << 31) + 1), is_jpeg=False, height=1, width=1, label=0)
@@ -359,6 +360,7 @@ def test_a_new_file_replaces_an_old_one_when_it_is_complete(tmp_path):
 
 BUILD = """
 import sys
+import tarfile
 from vitds.data.build import build_beton
 build_beton([sys.argv[1]], sys.argv[2], storage="raw", workers=2)
 """
@@ -390,3 +392,31 @@ def test_an_interrupted_build_leaves_no_half_file_and_no_process(tmp_path, sent)
     assert (
         left == [] if sent == signal.SIGINT else not any(name.endswith((".beton", ".json")) for name in left)
     )
+
+
+# ------------------------------------------------------------------------------------------------------ names
+
+
+def test_names_of_several_sources_begin_with_the_source(tmp_path):
+    first = class_folders(tmp_path / "one", {"cat": 1}, png)
+    second = class_folders(tmp_path / "two", {"cat": 1}, png, first_seed=5)
+    build_beton([first, second], tmp_path / "x.beton")
+    assert open_beton(tmp_path / "x.beton").names == (f"{first}/cat/000.png", f"{second}/cat/000.png")
+
+
+def test_names_below_a_split_and_in_a_tar_are_those_below_the_source(tmp_path, monkeypatch):
+    files = {"train/cat/1.png": png(1), "train/dog/2.png": png(2), "val/cat/3.png": png(3)}
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(write_folder(tmp_path / "set", files), arcname=".")
+    monkeypatch.chdir(tmp_path / "set")
+    for source in ("../set.tar", ".", str(tmp_path / "set") + "/", "../set"):
+        build_beton([source], tmp_path / "x.beton", split="train")
+        assert open_beton(tmp_path / "x.beton").names == ("train/cat/1.png", "train/dog/2.png")
+
+
+def test_no_names_keeps_counts_alone(tmp_path):
+    files = {"cat/1.png": png(1), "cat/ann.jpg": b"bad", "dog/bob.png": png(2)}
+    beton = build(tmp_path, files, no_names=True)
+    text = beton.path.with_name("x.beton.json").read_text()
+    assert beton.names is None and "ann" not in text and "bob" not in text
+    assert beton.manifest.findings["not_image"].count == 1

@@ -1,9 +1,10 @@
-"""Which folders are classes: the same from a folder and from a tar, and what only looks like classes is asked
-about.
+"""Which folders are classes: the same from a folder, a tar and a zip, and what only looks like classes is
+asked about.
 """
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.data.images import write_folder
 from vitds.data.findings import Findings
-from vitds.data.sources import scan_sources
+from vitds.data.sources import SourceOptions, scan_sources
 from vitds.errors import DataError
 
 
@@ -20,20 +21,22 @@ def tree(*folders: str) -> dict[str, bytes]:
     return {f"{folder}/{name}.jpg": b"" for folder in folders for name in "ab"}
 
 
-@pytest.fixture(params=["folder", "tar", "tar of its content"])
+@pytest.fixture(params=["folder", "tar", "tar of its content", "zip"])
 def scan(request, tmp_path: Path):
-    """scan(files, **options) -> (members, classes, findings), from a folder, from a tar of it, or from a tar
-    of what is in it.
+    """scan(files, **options) -> (members, classes, findings), from a folder, from a tar or zip of it, or
+    from a tar of what is in it.
     """
 
     def scan_it(files: dict[str, bytes], name: str = "office", **options: object):
         source = write_folder(tmp_path / name, files)
-        if request.param != "folder":
+        if request.param == "zip":
+            source = Path(shutil.make_archive(str(source), "zip", tmp_path, name))
+        elif request.param != "folder":
             with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
                 tar.add(source, arcname=name if request.param == "tar" else ".")
             source = tmp_path / f"{name}.tar"
         findings = Findings()
-        images = scan_sources([source], findings, tmp_path, **options)
+        images = scan_sources([source], findings, tmp_path, SourceOptions(**options))
         return [image.member for image in images.images], images.classes, findings
 
     return scan_it

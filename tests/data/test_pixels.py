@@ -17,7 +17,7 @@ from PIL import Image, TiffImagePlugin
 from tests.data.encoders import bmp, png_chunk, png_of, tiff
 from tests.data.images import encode
 from vitds.data.images import LeftOut, Stored, Storing, store_image
-from vitds.data.sources import SourceImage
+from vitds.data.trees import SourceImage
 
 HEIGHT, WIDTH = 4, 16
 BLACK_AND_WHITE = np.zeros((HEIGHT, WIDTH), np.uint8)

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from vitds.data.sampling import Sample, draw_sample, keep_classes, write_list
-from vitds.data.sources import ImageSet, SourceImage
+from vitds.data.sources import ImageSet
+from vitds.data.trees import SourceImage
 from vitds.errors import DataError, UsageError
 
 CLASSES = tuple(f"n{i:03d}" for i in range(40))

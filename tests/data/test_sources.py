@@ -14,7 +14,7 @@ from tests.data.images import class_folders, jpeg, png, tar_member, write_folder
 from vitds.data.archives import list_members
 from vitds.data.findings import Findings
 from vitds.data.images import read_bytes
-from vitds.data.sources import ImageSet, scan_sources
+from vitds.data.sources import ImageSet, SourceOptions, scan_sources
 from vitds.errors import DataError
 
 SOME = {"cat/b.jpg": b"1", "cat/a.JPG": b"2", "ant/x/deep.png": b"3", "ant/z.jpeg": b"4"}
@@ -29,7 +29,7 @@ def scan(tmp_path: Path):
 
     def scan_them(*sources: Path, split: str | None = None) -> tuple[ImageSet, Findings]:
         findings = Findings()
-        return scan_sources(sources, findings, workspace, split), findings
+        return scan_sources(sources, findings, workspace, SourceOptions(split=split)), findings
 
     return scan_them
 
@@ -308,14 +308,16 @@ def test_a_tar_that_is_none_is_refused(tmp_path, scan):
 
 
 def test_a_missing_source_is_refused(tmp_path, scan):
-    with pytest.raises(DataError, match=r"nowhere: there is no such folder or tar\. Check the path"):
+    with pytest.raises(DataError, match=r"nowhere: there is no such folder, tar or zip\. Check the path"):
         scan(tmp_path / "nowhere")
 
 
-def test_a_source_that_is_neither_folder_nor_tar_is_refused(tmp_path, scan):
-    (tmp_path / "set.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"set\.zip: neither a folder nor a tar \(\.tar .*\)\. Unpack it"):
-        scan(tmp_path / "set.zip")
+def test_a_source_that_is_neither_folder_nor_archive_is_refused(tmp_path, scan):
+    (tmp_path / "set.rar").write_bytes(b"Rar!")
+    with pytest.raises(
+        DataError, match=r"set\.rar: neither a folder nor an archive \(\.tar .* \.zip\)\. Unpack it"
+    ):
+        scan(tmp_path / "set.rar")
 
 
 def test_a_source_without_images_is_refused_with_what_is_there_instead(tmp_path, scan):

@@ -10,12 +10,18 @@ import pytest
 from tests.data.images import class_folders, jpeg, png, write_folder
 from tests.data.test_catalogue import make_imagenet_folders
 from vitds.cli import data_build, main
+from vitds.config.flags import BuildFlags
 from vitds.data.beton import open_beton
+from vitds.data.build import build_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import DataError, UsageError
 from vitds.jobs.as_flags import as_flags
-from vitds.jobs.data import build
-from vitds.jobs.data_check import info, verify
+from vitds.jobs.data import build as build_files
+from vitds.jobs.data_check import info, list_images, verify
+
+
+def build(sources, **flags):
+    return build_files(sources, BuildFlags(**flags))
 
 
 def test_build_prints_and_returns_what_was_built_and_what_was_odd(tmp_path, capsys):
@@ -83,13 +89,31 @@ IDLE = [  # sources, what would do nothing with them, the message
     (
         ["folder"],
         {"root": "r"},
-        r"`root` does nothing with folders and tars: it goes with one published set: aircraft, cars, ",
+        r"`root` does nothing with folders, tars and zips: it goes with one published set: aircraft, cars, ",
     ),
-    (["folder"], {"download": True}, r"`download` does nothing with folders and tars"),
-    (["folder"], {"per_class": 3}, r"`per_class` does nothing with folders and tars"),
-    (["folder"], {"classes": 3}, r"`classes` does nothing with folders and tars"),
-    (["folder"], {"total": 3}, r"`total` does nothing with folders and tars"),
-    (["folder"], {"list": "x"}, r"`list` does nothing with folders and tars"),
+    (["folder"], {"download": True}, r"`download` does nothing with folders, tars and zips"),
+    (
+        ["digits"],
+        {"per_class": 3},
+        r"`per_class` does nothing with digits: it goes with one published set or folders: aircraft, ",
+    ),
+    (["digits"], {"classes": 3}, r"`classes` does nothing with digits"),
+    (["digits"], {"total": 3}, r"`total` does nothing with digits"),
+    (["digits"], {"folds": 3}, r"`folds` does nothing with digits"),
+    (["digits"], {"labels": "l.csv"}, r"`labels` does nothing with digits"),
+    (["pets"], {"root": "r", "unlabelled": "u"}, r"`unlabelled` does nothing with pets"),
+    (["folder"], {"label_column": "x"}, r"`label_column` does nothing here: it goes with `labels`\."),
+    (["folder"], {"yes": True}, r"`yes` does nothing here: it goes with `label_from`\."),
+    (["folder"], {"alike": "keep"}, r"`alike` does nothing here: it goes with `labels` or `label_from`\."),
+    (["folder"], {"group": "a"}, r"`group` does nothing here: it goes with `test_fraction` or `folds`\."),
+    (
+        ["folder"],
+        {"no_labels": True, "classes_are_folders": True},
+        r"`classes_are_folders` does nothing here",
+    ),
+    (["folder"], {"no_labels": True, "labels": "x"}, r"`labels` and `no_labels` exclude each other"),
+    (["folder"], {"folds": 2, "test_fraction": 0.5}, r"`test_fraction` and `folds` exclude each other"),
+    (["folder"], {"list": "x"}, r"`list` does nothing with folders, tars and zips"),
     (["digits"], {"root": "r"}, r"`root` does nothing with digits: it goes with one published set"),
     (
         ["digits"],
@@ -107,7 +131,7 @@ IDLE = [  # sources, what would do nothing with them, the message
     (
         ["folder"],
         {"seed": 1},
-        r"`seed=1`: nothing is drawn\. It goes with `test_fraction`, or with `per_class`, ",
+        r"`seed=1`: nothing is drawn\. It goes with `test_fraction` or `folds`, or with `per_class`, ",
     ),
     (["folder"], {"seed": 0}, r"`seed=0`: nothing is drawn"),
     (["digits"], {"seed": 1}, r"`seed=1`: nothing is drawn"),
@@ -143,8 +167,8 @@ def test_on_the_command_line_messages_speak_of_flags(tmp_path, capsys):
         (
             "--seed",
             "1",
-        ): "--seed 1: nothing is drawn. It goes with --test_fraction, or with --per_class, --classes or",
-        ("--root", "r"): "--root does nothing with folders and tars: it goes with one published set",
+        ): "--seed 1: nothing is drawn. It goes with --test_fraction or --folds, or with --per_class",
+        ("--root", "r"): "--root does nothing with folders, tars and zips: it goes with one published set",
     }
     for words, message in said.items():
         assert main(["data", "build", str(tmp_path / "set"), *out, *words]) in (2, 3)
@@ -170,6 +194,35 @@ def test_one_class_alone_is_said_plainly(tmp_path, capsys):
     build([str(class_folders(tmp_path / "set", {"cat": 2}))], out=str(tmp_path / "x.beton"))
     printed = capsys.readouterr().out
     assert "one class alone, cat: enough to pretrain on, but there is nothing to tell it from" in printed
+
+
+def test_very_unequal_classes_are_said_and_equal_ones_not(tmp_path, capsys):
+    out = str(tmp_path / "x.beton")
+    build([str(class_folders(tmp_path / "set", {"cat": 30, "dog": 3, "eel": 9}))], out=out)
+    printed = capsys.readouterr().out
+    assert "very unequal classes: cat has 30 images, dog 3. Top-1 says little then: look at" in printed
+    build([str(class_folders(tmp_path / "more", {"cat": 9, "dog": 3}))], out=out)
+    assert "unequal classes" not in capsys.readouterr().out
+
+
+def test_a_table_of_labels_is_said_as_it_was_read_and_the_sum_counts_what_has_no_label(tmp_path, capsys):
+    source = write_folder(tmp_path / "set", {f"{i}.png": png(i) for i in range(4)})
+    (tmp_path / "l.csv").write_text("file;label\n0;a\n1;b\n2;\n")
+    build([str(source)], out=str(tmp_path / "x.beton"), labels=str(tmp_path / "l.csv"))
+    printed = capsys.readouterr().out
+    assert "x.beton: 3 images, 2 classes, 1 without a label, raw" in printed
+    assert "l.csv: labels from column 'label', files from column 'file', 3 rows, read as utf-8" in printed
+    assert info(str(tmp_path / "x.beton"))["images_per_class"] == [1, 1]
+    assert "unlabelled" in capsys.readouterr().out
+
+
+def test_many_classes_are_shown_by_their_largest_and_smallest(tmp_path, capsys):
+    files = {f"c{i:02d}/{j}.png": png(1) for i in range(45) for j in range(1 + (i == 7))}
+    build([str(write_folder(tmp_path / "set", files))], out=str(tmp_path / "x.beton"))
+    capsys.readouterr()
+    info(str(tmp_path / "x.beton"))
+    printed = capsys.readouterr().out
+    assert "c07" in printed and "… 5 classes between (all of them with --json) …" in printed
 
 
 def test_everything_that_is_written_obeys_the_umask(tmp_path, monkeypatch):
@@ -223,12 +276,28 @@ def test_info_shows_a_table(built, capsys):
 
 
 def test_info_of_images_without_labels(tmp_path, capsys):
-    build(
-        [str(write_folder(tmp_path / "flat", {"1.png": png(1)}))], out=str(tmp_path / "x.beton"), side_px=20
-    )
+    build([str(write_folder(tmp_path / "flat", {"1.png": png(1)}))], out=str(tmp_path / "x.beton"), side=20)
     info(str(tmp_path / "x.beton"))
     printed = capsys.readouterr().out
     assert "none (no labels)" in printed and "short side reduced to 20" in printed
+
+
+def test_every_image_is_listed_with_its_number_class_and_photograph(built, capsys):
+    capsys.readouterr()
+    rows = list_images(str(built))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "0\tcat\tcat/000.jpg" and lines[4] == "4\tdog\tdog/001.jpg" and len(lines) == 5
+    assert list_images(str(built), as_json=True) == rows
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"file": str(built), "images": rows}
+    assert rows[3] == {"index": 3, "class": "dog", "name": "dog/000.jpg"}
+
+
+def test_images_without_label_and_name_are_listed_with_dashes(tmp_path, capsys):
+    source = write_folder(tmp_path / "flat", {"1.png": png(1)})
+    build_beton([source], tmp_path / "x.beton", no_names=True)
+    assert main(["data", "list", str(tmp_path / "x.beton")]) == 0
+    assert capsys.readouterr().out == "0\t-\t-\n"
 
 
 def test_verify_says_that_a_file_is_sound(built, capsys):
@@ -244,10 +313,11 @@ def test_verify_as_json_is_one_object_also_of_a_damaged_file(built, capsys):
     built.write_bytes(data)
     with pytest.raises(
         DataError,
-        match=r"x\.beton: 1 of 5 images cannot be decoded, by index: 2 \(.*the JPEG data are.*Copy the file",
+        match=r"x\.beton: 1 of 5 images cannot be decoded, by index: 2 \(cat/002\.jpg: .*the JPEG data are",
     ):
         verify(str(built), as_json=True)
-    assert list(json.loads(capsys.readouterr().out)["undecodable"]) == ["2"]
+    verdict = json.loads(capsys.readouterr().out)
+    assert list(verdict["undecodable"]) == ["2"] and verdict["names"] == {"2": "cat/002.jpg"}
 
 
 def test_verify_names_both_hashes_of_changed_content(built):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vitds.cli.about import doctor, models, recipes, recipes_show
 from vitds.cli.chain import chain
 from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_verify
-from vitds.cli.data import data_build, data_info, data_preview, data_verify
+from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
 from vitds.cli.evaluate import eval_knn, eval_linear, eval_top1
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
 from vitds.cli.train import finetune, pretrain
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "data build": data_build,
     "data info": data_info,
+    "data list": data_list,
     "data preview": data_preview,
     "data verify": data_verify,
     "recipes": recipes,

@@ -2,82 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from vitds.config.flags import BuildFlags
+from vitds.words import takes
 
 
-def data_build(
-    *sources: str,
-    out: str,
-    storage: Literal["auto", "raw", "jpg"] = "auto",
-    side: int | None = None,
-    quality: int | None = None,
-    workers: int | None = None,
-    split: str | None = None,
-    classes_are_folders: bool = False,
-    test_fraction: float | None = None,
-    classes_from: str | None = None,
-    strict: bool = False,
-    root: str | None = None,
-    download: bool = False,
-    per_class: int | None = None,
-    classes: int | None = None,
-    total: int | None = None,
-    seed: int | None = None,
-    list: str | None = None,
-) -> None:
+@takes(BuildFlags)
+def data_build(*sources: str, flags: BuildFlags) -> None:
     """Make a .beton data file from folders of images.
 
-    A source is a folder with a folder a class, a flat folder of images (no labels), a tar of either, or a
-    name: `digits` (the embedded set), or one of the published sets flowers102, pets, dtd, aircraft, cars,
-    cub200, indoor67, cifar10, cifar100, imagenet, which lie under --root. Named sets have a split of their
-    own: they give F-train.beton and F-test.beton, or one file with --split.
+    A source is a folder with a folder a class, a flat folder of images (no labels, or labels by --labels or
+    --label_from), a tar or zip of either, or a name: `digits` (the embedded set), or one of the published
+    sets flowers102, pets, dtd, aircraft, cars, cub200, indoor67, cifar10, cifar100, imagenet, which lie under
+    --root. Named sets have a split of their own: they give F-train.beton and F-test.beton, or one file with
+    --split.
 
     Args:
-        sources: folders and tars are taken together, classes by name; a named set stands alone
-        out: the file to write, F.beton
-        storage: raw pixels (fast, large), JPEG, or auto: raw where the set or its images are small
-        side: larger images are scaled down to this short side, in pixels
-        quality: of JPEGs that have to be written anew, 1 to 100 (default 90)
-        workers: processes (default one a core)
-        split: the folder of this name within each source, as in SOURCE/train; of a named set, the part to
-            take
-        classes_are_folders: the first folders are the classes, even if they look like splits or like a folder
-            around the classes
-        test_fraction: write F-train.beton and F-test.beton instead, this share of every class for the test
-        classes_from: take the class list of this .beton file, so that train and test agree
-        strict: stop if anything about the images is broken or odd, instead of counting and naming it
-        root: where a published set lies, as its publisher ships it
-        download: fetch a published set into --root
-        per_class: of a published set, this many images of every class
-        classes: of a published set, this many classes
-        total: of a published set, this many images
-        seed: of the choice that --test_fraction, --per_class, --classes and --total make (default 0)
-        list: take exactly the images that a list names; a sample's list is written beside its file
+        sources: folders, tars and zips are taken together, classes by name; a named set stands alone
     """
     from vitds.jobs.as_flags import as_flags
     from vitds.jobs.data import build
 
     with as_flags(data_build):
-        build(
-            sources,
-            out=out,
-            storage=storage,
-            side_px=side,
-            quality=quality,
-            workers=workers,
-            split=split,
-            classes_are_folders=classes_are_folders,
-            test_fraction=test_fraction,
-            classes_from=classes_from,
-            strict=strict,
-            root=root,
-            download=download,
-            per_class=per_class,
-            classes=classes,
-            total=total,
-            seed=seed,
-            list=list,
-        )
+        build(sources, flags)
 
 
 def data_info(file: str, *, json: bool = False) -> None:
@@ -93,6 +39,22 @@ def data_info(file: str, *, json: bool = False) -> None:
     from vitds.jobs.data_check import info
 
     info(file, as_json=json)
+
+
+def data_list(file: str, *, json: bool = False) -> None:
+    """List the images of a .beton file: number, class, photograph.
+
+    A line an image, with tabs between. So an image that a message, a neighbour or a prediction speaks of can
+    be found, and who is in the test half can be listed. A dash stands for no label, or for a name that was
+    not kept.
+
+    Args:
+        file: a .beton file
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.data_check import list_images
+
+    list_images(file, as_json=json)
 
 
 def data_verify(file: str, *, json: bool = False) -> None:

@@ -26,23 +26,43 @@ _COMPRESSIONS = {
 }  # by the file's first two bytes
 
 
+Kind = Literal["file", "folder", "link", "sparse", "method_unknown", "bomb", "other"]
+
+
 @dataclass(frozen=True, slots=True)
-class Member:
-    """One entry of a tar.
+class Packed:
+    """How a zip keeps one member's bytes.
 
     Attributes:
-        name: its path in the tar.
+        is_deflated: else they are stored as they are.
+        size: of what comes out.
+        crc: CRC-32 of what comes out.
+    """
+
+    is_deflated: bool
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of a tar or zip.
+
+    Attributes:
+        name: its path in the archive.
         kind: what it is; hard and symbolic links alike are links.
-        offset: where its bytes begin in the tar's file.
-        size: how many they are.
-        target: the path in the tar that a link leads to; "" for all else.
+        offset: where its bytes begin in the archive's file.
+        size: how many they are there.
+        target: the path in the archive that a link leads to; "" for all else.
+        packed: how a zip keeps them; None in a tar.
     """
 
     name: str
-    kind: Literal["file", "folder", "link", "sparse", "other"]
+    kind: Kind
     offset: int
     size: int
     target: str
+    packed: Packed | None = None
 
 
 def read_archive(path: Path, workspace: Path) -> tuple[Path, list[Member]]:
@@ -103,7 +123,7 @@ def list_members(path: Path, offset: int = 0, shown_as: Path | None = None) -> l
     return members
 
 
-def _kind(info: tarfile.TarInfo) -> Literal["file", "folder", "link", "sparse", "other"]:
+def _kind(info: tarfile.TarInfo) -> Kind:
     if info.issym() or info.islnk():
         return "link"
     if info.isdir():

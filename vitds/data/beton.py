@@ -14,20 +14,19 @@ without it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
 
+from vitds.data.manifest import Manifest, load_manifest, manifest_path
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW
 
 FORMAT_VERSION = 2
-MANIFEST_VERSION = 1
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
 
 HEADER = np.dtype(
@@ -47,61 +46,6 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FIELDS = {"image": 2, "index": 1, "label": 1}  # name -> FFCV's type: RGBImageField, IntField
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Count = Annotated[int, Field(ge=0)]
-Channels = tuple[float, float, float]
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Finding:
-    """Images of one oddity: how many, and the names of the first thousand."""
-
-    count: Count
-    names: tuple[str, ...]
-
-
-@checked_dataclass(frozen=True, config=_STRICT)
-class Manifest:
-    """What x.beton.json says of x.beton.
-
-    Attributes:
-        version: of this record.
-        images: N.
-        file_bytes: size of the .beton it belongs to.
-        classes: names in label order, () where the images have no labels.
-        storage: "raw" pixels, or "jpg": a file's own bytes where they needed no change, else encoded.
-        side_px: short side that larger images were reduced to.
-        quality: of what was encoded.
-        width_px: smallest and largest stored.
-        height_px: likewise.
-        mean: per channel over all stored pixels, 0..1.
-        std: likewise.
-        content_hash: SHA-256 over the decoded samples and labels in index order; neither the file's layout
-            nor the number of workers enters.
-        sources: as given to the build.
-        split: which part of them.
-        findings: what was odd, by kind (vitds/data/findings.py).
-    """
-
-    version: int
-    images: Annotated[int, Field(ge=1)]
-    file_bytes: Count
-    classes: tuple[str, ...]
-    storage: Literal["raw", "jpg"]
-    side_px: int | None
-    quality: int
-    width_px: tuple[int, int]
-    height_px: tuple[int, int]
-    mean: Channels
-    std: Channels
-    content_hash: str
-    sources: tuple[str, ...]
-    split: str | None
-    findings: dict[str, Finding]
-
-
-MANIFEST_JSON = TypeAdapter(Manifest)
-
 
 @dataclass(frozen=True, eq=False)
 class BetonFile:
@@ -116,6 +60,7 @@ class BetonFile:
         sizes: (N,) int64, how many they are.
         is_jpeg: (N,) bool; else the bytes are the (H, W, 3) uint8 pixels.
         labels: (N,) int64, position in `manifest.classes`; -1 where there are none.
+        index: (N,) int64, each image's number in the .beton; 0..N-1 unless the file was taken from another.
         manifest: what x.beton.json says.
     """
 
@@ -127,7 +72,21 @@ class BetonFile:
     sizes: NDArray[np.int64]
     is_jpeg: NDArray[np.bool_]
     labels: NDArray[np.int64]
+    index: NDArray[np.int64]
     manifest: Manifest
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...] | None:
+        """The path of each image below its source; None where the build kept none."""
+        if self.manifest.names is None:
+            return None
+        lines = self.manifest.names.split("\n")
+        return tuple(lines[i] for i in self.index)
+
+    def describe(self, image: int) -> str:
+        """An image for a message: its number in the .beton, and its photograph where that is known."""
+        number = f"image {self.index[image]}"
+        return number if self.names is None else f"{number} ({self.names[image]})"
 
     def take(self, positions: NDArray[np.int64]) -> BetonFile:
         """Some of the images as a file of its own, in the given order; the manifest still speaks of all.
@@ -135,46 +94,17 @@ class BetonFile:
         Args:
             positions: (n,) of images in this file; n is at least 1.
         """
-        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels")
+        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels", "index")
         taken = {name: getattr(self, name)[positions] for name in names}
         for array in taken.values():
             array.setflags(write=False)
         return replace(self, images=len(positions), **taken)
 
 
-def manifest_path(path: Path) -> Path:
-    """Where the manifest of a .beton lies: x.beton -> x.beton.json."""
-    return path.with_name(path.name + ".json")
-
-
-def load_manifest(path: str | Path) -> Manifest:
-    """The manifest of the .beton at `path`.
-
-    Raises: DataError if it is missing, unreadable, of another version, or lacks a field (names the file and
-        the field).
-    """
-    sidecar = manifest_path(Path(path))
-    try:
-        text = sidecar.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{sidecar}: the manifest of {Path(path).name} cannot be read ({error.strerror}). "
-            "Copy it along from where the file was built, or build the file again with `vitds data build`."
-        ) from None
-    try:
-        manifest = MANIFEST_JSON.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(
-            f"{sidecar}: {where}: {first['msg']}. Build the file again with `vitds data build`."
-        ) from None
-    if manifest.version != MANIFEST_VERSION:
-        raise DataError(
-            f"{sidecar}: manifest version {manifest.version}, this vitds reads {MANIFEST_VERSION}. "
-            "Build the file again with this vitds, or install the one that wrote it."
-        )
-    return manifest
+def labelled(file: BetonFile) -> BetonFile:
+    """The images of a file that have a label, as a file of its own; the file itself if all have one."""
+    has_label = file.labels >= 0
+    return file if has_label.all() else file.take(np.flatnonzero(has_label))
 
 
 def open_beton(path: str | Path) -> BetonFile:
@@ -206,6 +136,7 @@ def open_beton(path: str | Path) -> BetonFile:
         "sizes": sizes.astype(np.int64),
         "is_jpeg": image["mode"] == JPEG,
         "labels": samples["label"].astype(np.int64),
+        "index": np.arange(len(samples)),
     }
     for array in arrays.values():
         array.setflags(write=False)
@@ -228,7 +159,7 @@ def require_same_classes(train: BetonFile, test: BetonFile) -> None:
     raise DataError(
         f"{test.path}: its {len(theirs)} classes are not the {len(ours)} of {train.path}: "
         f"class {place} is {second} there, {first} here. "
-        f"Build it again with `--classes_from {train.path}`."
+        f"Build it again with `vitds data build … --classes_from {train.path}`."
     )
 
 
@@ -350,11 +281,19 @@ def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) 
         )
     _require(path, samples["index"] == np.arange(len(samples)), "its index is not its position")
     classes = len(manifest.classes)
-    low, high = (0, classes - 1) if classes else (-1, -1)
+    low, high = (-1 if manifest.unlabelled or not classes else 0), classes - 1
     in_range = (samples["label"] >= low) & (samples["label"] <= high)
     _require(
         path, in_range, f"its label is outside {low}..{high}, the range of the manifest's {classes} classes"
     )
+    without = int((samples["label"] < 0).sum()) if classes else 0
+    lines = len(samples) if manifest.names is None else manifest.names.count("\n") + 1
+    if (without, lines) != (manifest.unlabelled, len(samples)):
+        raise DataError(
+            f"{manifest_path(path)}: it speaks of {manifest.unlabelled} images without a label and names "
+            f"{lines}, {path.name} has {without} of {len(samples)}. The two files do not belong together: "
+            "copy both from one build, or build again with `vitds data build`."
+        )
 
 
 def _require(path: Path, holds: NDArray[np.bool_], what: str) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import posixpath
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vitds.data.beton import MANIFEST_VERSION, Manifest, load_manifest
-from vitds.data.findings import Findings
+from vitds.data.findings import Findings, shown
 from vitds.data.images import LeftOut, Stored, Storing, hash_entry, image_size, store_image
-from vitds.data.sources import ImageSet, SourceImage, scan_sources
+from vitds.data.likeness import nearest_looks
+from vitds.data.manifest import MANIFEST_VERSION, Grouped, Manifest, load_manifest
+from vitds.data.sampling import Sample, draw_classes, draw_images
+from vitds.data.sources import SOURCE_OPTIONS, ImageSet, SourceOptions, scan_sources
+from vitds.data.split import Part, split_folds, split_once
+from vitds.data.trees import SourceImage
 from vitds.data.workers import work_through
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, UsageError
-from vitds.rng import Purpose, permutation
 
 # `auto` takes raw storage up to this size of a set, or for images of this size, of which a JPEG saves little.
 RAW_BYTES = 2 << 30
@@ -38,9 +43,12 @@ class BuildOptions:
         quality: of JPEGs that have to be encoded, 1 to 100; None for 90. Refused where the storage is raw.
         workers: processes; None for one a core.
         test_fraction: share of each class that goes to F-test instead of F-train; None for one file.
-        seed: of the draw that `test_fraction` makes; None for 0. Refused without `test_fraction`.
+        folds: so many pairs F-fold1-train and F-fold1-test, ... of which each image is in one test file.
+        sample: which of the training images are taken; its classes are drawn before the split.
+        seed: of the draw that a split makes; None for 0. Refused where there is none.
         classes_from: a .beton whose class list is taken.
         strict: any finding is an error.
+        no_names: the manifest keeps neither the images' names nor those of the findings, only counts.
         show_progress: a bar on standard error, if that is a terminal.
     Raises: UsageError if a value is out of range (names the field and the range), or does nothing.
     """
@@ -50,27 +58,37 @@ class BuildOptions:
     quality: int | None = None
     workers: int | None = None
     test_fraction: float | None = None
+    folds: int | None = None
+    sample: Sample = Sample()  # noqa: RUF009 (frozen)
     seed: int | None = None
     classes_from: str | Path | None = None
     strict: bool = False
+    no_names: bool = False
     show_progress: bool = False
 
     def __post_init__(self) -> None:
         if self.storage not in ("auto", "raw", "jpg"):
             raise UsageError(f"`storage={self.storage}`: must be auto, raw or jpg.")
-        for name, low, high in (("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024)):
+        limits = (("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024), ("folds", 2, 100))
+        for name, low, high in limits:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UsageError(f"`{name}={value}`: must be from {low} to {high}.")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise UsageError(f"`test_fraction={self.test_fraction}`: must be between 0 and 1.")
-        if self.seed is not None and self.test_fraction is None:
+        if self.test_fraction is not None and self.folds is not None:
+            raise UsageError("`test_fraction` and `folds` exclude each other: both split the set.")
+        if self.seed is not None and not self.is_split and self.sample.is_everything:
             raise UsageError(
-                f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction`, or with `per_class`, "
-                "`classes` or `total` of a published set. Leave it out."
+                f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction` or `folds`, or with "
+                "`per_class`, `classes` or `total`. Leave it out."
             )
         if self.storage == "raw":
             _refuse_quality(self.quality, "the storage is raw")
+
+    @property
+    def is_split(self) -> bool:
+        return self.test_fraction is not None or self.folds is not None
 
 
 def _refuse_quality(quality: int | None, why: str) -> None:
@@ -80,45 +98,38 @@ def _refuse_quality(quality: int | None, why: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The images that go into one file, as positions in the set."""
-
-    out: Path
-    chosen: Sequence[int]
-    split: str | None
-
-
 def build_beton(
-    sources: Sequence[str | Path],
-    out: str | Path,
-    *,
-    split: str | None = None,
-    classes_are_folders: bool = False,
-    **options: Any,
+    sources: Sequence[str | Path], out: str | Path, **options: Any
 ) -> list[tuple[Path, Manifest]]:
-    """Build F.beton from folders or tars of images; F-train.beton and F-test.beton with `test_fraction`.
+    """Build F.beton from folders, tars or zips of images; F-train.beton and F-test.beton with
+    `test_fraction`.
 
     Args:
         sources: see vitds/data/sources.py.
         out: the file, x.beton. An existing one is replaced when the new one is complete.
-        split: the folder of each source to take (train, val, ...).
-        classes_are_folders: the first folders are the classes, whatever they look like.
-        options: the fields of BuildOptions.
+        options: the fields of SourceOptions and of BuildOptions.
     Returns: each file with its manifest. The manifest's `findings` say what was odd about the images.
     Raises: DataError if there are no usable images, the class list does not fit, or with `strict` anything is
         odd. UsageError for values out of range. ResourceError if `out` cannot be written. Nothing new is
         under the final name then.
     """
+    reading = SourceOptions(**{name: options.pop(name) for name in SOURCE_OPTIONS & options.keys()})
     checked = BuildOptions(**options)
+    if reading.group is not None and not checked.is_split:
+        raise UsageError("`group` does nothing here: it goes with `test_fraction` or `folds`. Leave it out.")
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="vitds-build-") as workspace:
-        images = scan_sources(sources, findings, Path(workspace), split, classes_are_folders)
-        return build_set(images, Path(out), checked, findings)
+        images = scan_sources(sources, findings, Path(workspace), reading)
+        return build_set(images, Path(out), checked, findings, grouped_by=reading.group)
 
 
 def build_set(
-    images: ImageSet, out: Path, options: BuildOptions, findings: Findings | None = None
+    images: ImageSet,
+    out: Path,
+    options: BuildOptions,
+    findings: Findings | None = None,
+    *,
+    grouped_by: str | None = None,
 ) -> list[tuple[Path, Manifest]]:
     """Build the file or files of one set, else as build_beton.
 
@@ -127,62 +138,73 @@ def build_set(
         out: as in build_beton.
         options: checked.
         findings: what was odd while the set was gathered.
+        grouped_by: what the images' groups are, for the manifest.
     """
     if out.suffix != ".beton" or out.is_dir():
         raise UsageError(f"`out={out}`: must be a file name that ends in .beton.")
     findings = findings or Findings()
     if options.classes_from:
         images = _with_classes_of(images, options.classes_from)
-    parts = [_Part(out, range(len(images.images)), images.split)]
-    if options.test_fraction:
-        parts = _stratify(images, out, options.test_fraction, options.seed or 0, findings)
+    images, splits = _split(images, out, options, findings)
     if options.strict:
         findings.require_none()
     storage = _choose_storage(images.images, options)
     if storage == "raw":
         _refuse_quality(options.quality, "this set is small and `storage=auto` keeps raw pixels")
-    storing = Storing(storage, options.side_px, options.quality or QUALITY)
-    seen: dict[bytes, str] = {}
+    storing = Storing(storage, options.side_px, options.quality or QUALITY, has_look=options.is_split)
     built = []
     with ExitStack() as stack:
-        for part in parts:
-            found = Findings(findings)
-            writer = stack.enter_context(BetonWriter(part.out, len(part.chosen)))
-            built.append((writer, _write(writer, images, part, storing, options, found, seen)))
-            if options.strict:
-                found.require_none()
+        for parts in splits:
+            seen = _Seen()
+            for part in parts:
+                found = Findings(findings)
+                writer = stack.enter_context(BetonWriter(part.out, len(part.chosen)))
+                manifest = _write(writer, images, part, storing, options, found, seen)
+                groups = {images.images[i].group for i in part.chosen} - {None}
+                if grouped_by is not None:
+                    manifest = replace(manifest, grouped=Grouped(by=grouped_by, groups=len(groups)))
+                built.append((writer, manifest))
+                if options.strict:
+                    found.require_none()
         for writer, manifest in built:
-            writer.publish(manifest)
+            writer.publish(_without_names(manifest) if options.no_names else manifest)
     return [(writer.path, manifest) for writer, manifest in built]
 
 
-def with_suffix(out: Path, half: str) -> Path:
-    """F.beton -> F-train.beton or F-test.beton."""
-    return out.with_name(f"{out.stem}-{half}{out.suffix}")
+def _split(
+    images: ImageSet, out: Path, options: BuildOptions, findings: Findings
+) -> tuple[ImageSet, list[list[Part]]]:
+    """The set with the classes that are drawn, and the files to be made of it: one, a pair, or a pair a fold.
+
+    A sample decides the training images; a test file keeps all of its share, so that results on it compare.
+    """
+    sample, seed = options.sample, options.seed or 0
+    if (sample.classes or sample.per_class) and not images.classes:
+        given = "classes" if sample.classes else "per_class"
+        raise UsageError(f"`{given}`: the images have no labels. Draw with `total`, or leave it out.")
+    images = draw_classes(images, sample)
+    if options.test_fraction is not None:
+        splits = [split_once(images, out, options.test_fraction, seed, findings)]
+    elif options.folds is not None:
+        splits = split_folds(images, out, options.folds, seed, findings)
+    else:
+        splits = [[Part(out, range(len(images.images)), images.split)]]
+    return images, [
+        [replace(train, chosen=draw_images(images, train.chosen, sample)), *test] for train, *test in splits
+    ]
 
 
-def _stratify(
-    images: ImageSet, out: Path, test_fraction: float, seed: int, findings: Findings
-) -> list[_Part]:
-    """The same share of each class goes to the test file, at least one image, never all; a keyed draw."""
-    label_of = {name: label for label, name in enumerate(images.classes)}
-    positions: dict[int, list[int]] = {}
-    for i, image in enumerate(images.images):
-        positions.setdefault(label_of.get(image.class_name, -1), []).append(i)
-    test: set[int] = set()
-    for label, own in sorted(positions.items()):
-        count = min(max(1, round(len(own) * test_fraction)), len(own) - 1)
-        if not count:
-            findings.add("single", images.classes[label] if label >= 0 else images.sources[0])
-        # Seed 0 keeps the key that the draw had before there was a seed.
-        key = (label, seed) if seed else (label,)
-        test.update(own[i] for i in permutation(len(own), Purpose.SPLIT, *key)[:count])
-    if not test:
-        raise DataError(
-            f"{out}: no class has two images, so `test_fraction` finds none for the test file. Leave it out."
-        )
-    halves = {"train": [i for i in range(len(images.images)) if i not in test], "test": sorted(test)}
-    return [_Part(with_suffix(out, half), chosen, half) for half, chosen in halves.items()]
+def _without_names(manifest: Manifest) -> Manifest:
+    counts = {kind: replace(found, names=()) for kind, found in manifest.findings.items()}
+    return replace(manifest, names=None, findings=counts)
+
+
+def _below_source(name: str, sources: tuple[str, ...]) -> str:
+    """An image's path below its source; with several sources the source's path too, as it was given."""
+    if len(sources) > 1:
+        return name
+    below = name.removeprefix(shown(Path(sources[0])))
+    return posixpath.normpath(below.lstrip("/:")) if below != name else name
 
 
 def _with_classes_of(images: ImageSet, other: str | Path) -> ImageSet:
@@ -216,18 +238,41 @@ def _choose_storage(images: list[SourceImage], options: BuildOptions) -> Literal
     return "raw" if mean <= TINY_BYTES or mean * len(images) <= RAW_BYTES else "jpg"
 
 
+class _Seen:
+    """What the files of one split hold so far: content and looks that may come again."""
+
+    def __init__(self) -> None:
+        self.digests: dict[bytes, str] = {}
+        self.looks: list[bytes] = []  # of the files before this one
+        self.names: list[str] = []
+
+    def is_double(self, digest: bytes, name: str, findings: Findings) -> bool:
+        first = self.digests.setdefault(digest, name)
+        if first is not name:
+            findings.add("duplicate", f"{name} = {first}")
+        return first is not name
+
+    def add_file(self, looks: list[bytes], names: list[str], findings: Findings) -> None:
+        """Note which images of a file look like one of a file before it."""
+        for i, other in enumerate(nearest_looks(looks, self.looks).tolist()):
+            if other >= 0:
+                findings.add("near_duplicate", f"{names[i]} ~ {self.names[other]}")
+        self.looks += looks
+        self.names += names
+
+
 def _write(
     writer: BetonWriter,
     images: ImageSet,
-    part: _Part,
+    part: Part,
     storing: Storing,
     options: BuildOptions,
     findings: Findings,
-    seen: dict[bytes, str],
+    seen: _Seen,
 ) -> Manifest:
     chosen = [images.images[i] for i in part.chosen]
     label_of = {name: label for label, name in enumerate(images.classes)}
-    totals = _Totals()
+    totals, names, looks, looking = _Totals(), [], [], []  # names of all images, and of those with looks
     content = hashlib.sha256()  # over all samples in index order
     store = functools.partial(store_image, storing=storing)
     results = work_through(
@@ -243,12 +288,14 @@ def _write(
             continue
         for kind in stored.kinds:
             findings.add(kind, image.name)
-        if (first := seen.setdefault(stored.digest, image.name)) is not image.name:
-            findings.add("duplicate", f"{image.name} = {first}")
+        if not seen.is_double(stored.digest, image.name, findings) and storing.has_look:
+            looks.append(stored.look)
+            looking.append(image.name)
         label = label_of[image.class_name] if image.class_name is not None else -1
         writer.add(stored.data, is_jpeg=stored.is_jpeg, height=stored.height, width=stored.width, label=label)
         content.update(hash_entry(stored.digest, label))
         totals.add(stored, label)
+        names.append(image.name)
     if not totals.images:
         first = next((names[0] for names in findings.names.values()), "")
         raise DataError(
@@ -259,23 +306,21 @@ def _write(
         {image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}
     ):
         findings.add("class_lost", name)
-    mean, std = totals.mean_std()
+    seen.add_file(looks, looking, findings)
     return Manifest(
+        **totals.facts(),
         version=MANIFEST_VERSION,
-        images=totals.images,
         file_bytes=writer.finish(),
         classes=images.classes,
         storage=storing.storage,
         side_px=storing.side_px,
         quality=storing.quality,
-        width_px=(min(totals.widths), max(totals.widths)),
-        height_px=(min(totals.heights), max(totals.heights)),
-        mean=mean,
-        std=std,
         content_hash=f"sha256:{content.hexdigest()}",
         sources=images.sources,
         split=part.split,
         findings=findings.as_record(),
+        unlabelled=totals.labels[-1] if images.classes else 0,
+        names="\n".join(_below_source(name, images.sources) for name in names),
     )
 
 
@@ -287,7 +332,7 @@ class _Totals:
         self.sums = [[0, 0], [0, 0], [0, 0]]
         self.widths: set[int] = set()
         self.heights: set[int] = set()
-        self.labels: set[int] = set()
+        self.labels: Counter[int] = Counter()
 
     def add(self, stored: Stored, label: int) -> None:
         self.images += 1
@@ -298,7 +343,18 @@ class _Totals:
         ]
         self.widths.add(stored.width)
         self.heights.add(stored.height)
-        self.labels.add(label)
+        self.labels[label] += 1
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of the manifest."""
+        mean, std = self.mean_std()
+        return {
+            "images": self.images,
+            "width_px": (min(self.widths), max(self.widths)),
+            "height_px": (min(self.heights), max(self.heights)),
+            "mean": mean,
+            "std": std,
+        }
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per channel, 0..1, over all pixels."""

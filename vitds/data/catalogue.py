@@ -22,7 +22,8 @@ from torchvision import datasets
 from vitds.data.findings import Findings
 from vitds.data.formats import IMAGE_SUFFIXES
 from vitds.data.imagenet import gather_imagenet
-from vitds.data.sources import ImageSet, SourceImage
+from vitds.data.sources import ImageSet
+from vitds.data.trees import SourceImage
 from vitds.errors import DataError, UsageError
 
 Halves = dict[str, tuple[str, ...]]

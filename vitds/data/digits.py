@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from vitds.data.beton import Manifest, open_beton
-from vitds.data.build import BuildOptions, build_set, with_suffix
-from vitds.data.sources import ImageSet, SourceImage
+from vitds.data.beton import open_beton
+from vitds.data.build import BuildOptions, build_set
+from vitds.data.manifest import Manifest
+from vitds.data.sources import ImageSet
+from vitds.data.split import with_suffix
+from vitds.data.trees import SourceImage
 from vitds.errors import DataError, UsageError
 from vitds.rng import Purpose, permutation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from vitds.data.beton import Finding
+from vitds.data.manifest import Finding
 from vitds.errors import DataError
 
 NAMES_KEPT = 1000
@@ -21,11 +21,19 @@ KINDS = {
     "archive_link": "left out: a link inside an archive to none of its images",
     "archive_outside": "left out: an archive member whose path leads outside",
     "unlabelled": "left out: an image beside the class folders",
+    "unlisted": "left out: not in the table of labels (an empty label there would keep it, without a class)",
+    "table_missing": "a row of the table of labels without an image",
+    "nameless": "left out: no class in its name",
     "empty_class": "a class folder without images, not a class",
     "class_lost": "a class of which no image could be used",
     "single": "a class of one image, all in the training file",
+    "groupless": "belongs to no group, a group of its own",
     "link_outside": "a link out of the folder, followed",
     "duplicate": "same content as another image: two instances that look alike",
+    "near_duplicate": "looks almost like an image of the training file (~): the test is easier than it seems",
+    "one_sided": "a class whose images are all on one side of the split, because its groups are",
+    "share_missed": "the groups are too large to give the test file its share",
+    "fold_lacks": "a class with fewer images or groups than folds: not in every test file",
     "metadata": "metadata that cannot be read (EXIF, text, checksums, ...), ignored; not turned without EXIF",
     "mended": "JPEG with faulty data, decoded with what could be read, stored anew",
     "grey": "greyscale, now RGB",
@@ -36,12 +44,17 @@ KINDS = {
     "rotated": "turned upright as its EXIF tag says",
     "animated": "several frames, the first taken",
 }
-# Of folders and of what is no image; nothing is wrong with any image, so these are no error under `strict`.
+# Of folders, tables and of what is no image; nothing is wrong with any image, so these are no error under
+# `strict`.
 OTHER_FILE = "other_file"
 LEFT_BEHIND = "left_behind"
 PART_NAME = "part_name"
+TABLE_READ = "table_read"
+TABLE_TWICE = "table_twice"
 TEXTS = {
     **KINDS,
+    TABLE_READ: "how the table of labels was read",
+    TABLE_TWICE: "a row of the table of labels that says again what another one says",
     PART_NAME: "a class by its folder, whose name is that of a part of a data set",
     LEFT_BEHIND: "passed over: a hidden folder, or one that a system left behind",
     OTHER_FILE: "passed over: no picture, by name and content",

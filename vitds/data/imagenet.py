@@ -16,7 +16,8 @@ from scipy.io import loadmat
 
 from vitds.data.archives import list_members
 from vitds.data.findings import Findings
-from vitds.data.sources import ImageSet, SourceImage, scan_sources
+from vitds.data.sources import ImageSet, SourceOptions, scan_sources
+from vitds.data.trees import SourceImage
 
 TRAIN_TAR, VAL_TAR, DEVKIT = (
     "ILSVRC2012_img_train.tar",
@@ -33,7 +34,9 @@ def gather_imagenet(root: Path, split: str, download: bool, findings: Findings) 
     folder = root / ("train" if split == "train" else "val")
     if folder.is_dir():
         with tempfile.TemporaryDirectory() as workspace:
-            images = scan_sources([folder], findings, Path(workspace), classes_are_folders=True)
+            images = scan_sources(
+                [folder], findings, Path(workspace), SourceOptions(classes_are_folders=True)
+            )
         return ImageSet(images.images, images.classes, (str(root),), split)
     found = (
         _train_in_place(root / TRAIN_TAR)

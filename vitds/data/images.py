@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitds.data.formats import DECODED, HEAD_BYTES, format_of, how_to_read
+from vitds.data.likeness import look_of
 from vitds.data.metadata import has_false_checksums, without_metadata
 from vitds.data.pixels import Refused, layout_of, to_rgb
-from vitds.data.sources import SourceImage
+from vitds.data.trees import SourceImage
+from vitds.data.zips import unpack
 from vitds.errors import DataError, ResourceError
 from vitds.kernels.views import JPEG, RAW, decode
 
@@ -36,11 +38,13 @@ class Storing:
         storage: raw pixels or JPEG.
         side_px: the short side that larger images are reduced to; None for none.
         quality: of JPEGs that must be encoded, 1 to 100.
+        has_look: whether `Stored.look` is made, which finds images that are almost alike.
     """
 
     storage: Literal["raw", "jpg"]
     side_px: int | None
     quality: int
+    has_look: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,7 @@ class Stored:
         digest: SHA-256 of size and decoded pixels.
         sums: (3, 2) int64, per channel the sum and the sum of squares of the decoded pixels, 0..255.
         kinds: findings (findings.KINDS).
+        look: as likeness.look_of; b"" where it was not asked for.
     """
 
     data: bytes
@@ -64,6 +69,7 @@ class Stored:
     digest: bytes
     sums: NDArray[np.int64]
     kinds: tuple[str, ...]
+    look: bytes
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,11 @@ class LeftOut:
 
 
 def read_bytes(image: SourceImage) -> bytes:
-    """The encoded bytes of an image in a file. Raises: OSError."""
+    """The encoded bytes of an image in a file. Raises: OSError; ValueError if a zip's member is damaged."""
     with open(image.path, "rb") as file:
         file.seek(image.offset)
-        return file.read(image.size)
+        raw = file.read(image.size)
+    return raw if image.packed is None else unpack(raw, image.packed)
 
 
 def image_size(image: SourceImage) -> tuple[int, int] | None:
@@ -110,6 +117,8 @@ def store_image(image: SourceImage, storing: Storing) -> Stored | LeftOut:
         raw = read_bytes(image)
     except OSError as error:
         return LeftOut("unreadable", error.strerror or str(error))
+    except ValueError as error:
+        return LeftOut("damaged", str(error))
     name = format_of(raw[:HEAD_BYTES])
     if name is None:
         return LeftOut("not_image", "no known format" if raw else "an empty file")
@@ -204,7 +213,7 @@ def _store_picture(picture: Image.Image, raw: bytes, storing: Storing) -> Stored
             kinds += ("mended",)  # Pillow is more lenient; what it reads, if it can, is stored
         else:
             is_jpeg = storing.storage == "jpg"
-            return _stored(raw if is_jpeg else pixels.tobytes(), is_jpeg, pixels, kinds)
+            return _stored(raw if is_jpeg else pixels.tobytes(), is_jpeg, pixels, kinds, storing)
     rgb = to_rgb(picture, layout)
     if picture.format != "MPO" and _has_more_frames(picture):
         kinds += ("animated",)
@@ -228,17 +237,19 @@ def _store_pixels(rgb: Image.Image, kinds: tuple[str, ...], storing: Storing) ->
         raise Refused("too_large", f"{rgb.width} x {rgb.height} pixels")
     if storing.storage == "raw":
         pixels = np.asarray(rgb)
-        return _stored(pixels.tobytes(), False, pixels, kinds)
+        return _stored(pixels.tobytes(), False, pixels, kinds, storing)
     encoded = io.BytesIO()
     rgb.save(encoded, "JPEG", quality=storing.quality)
-    return _stored(
-        encoded.getvalue(), True, decode_stored(encoded.getvalue(), True, rgb.height, rgb.width), kinds
-    )
+    pixels = decode_stored(encoded.getvalue(), True, rgb.height, rgb.width)
+    return _stored(encoded.getvalue(), True, pixels, kinds, storing)
 
 
-def _stored(data: bytes, is_jpeg: bool, pixels: NDArray[np.uint8], kinds: tuple[str, ...]) -> Stored:
+def _stored(
+    data: bytes, is_jpeg: bool, pixels: NDArray[np.uint8], kinds: tuple[str, ...], storing: Storing
+) -> Stored:
     levels = np.arange(256)
     sums = np.array(Image.fromarray(pixels).histogram()).reshape(3, 256) @ np.stack(
         (levels, levels**2), axis=1
     )
-    return Stored(data, is_jpeg, pixels.shape[0], pixels.shape[1], digest_of(pixels), sums, kinds)
+    look = look_of(pixels) if storing.has_look else b""
+    return Stored(data, is_jpeg, pixels.shape[0], pixels.shape[1], digest_of(pixels), sums, kinds, look)

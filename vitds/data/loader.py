@@ -63,8 +63,8 @@ class TrainLoader:
     Attributes:
         steps_per_epoch: optimizer steps in which each image comes once.
         accumulation: A, micro steps of one step.
-        damaged: images that could not be decoded and were left out so far (data.damaged skip), with the
-            reason.
+        damaged: images that could not be decoded and were left out so far (data.damaged skip), by their
+            number in the .beton, with the reason.
 
     Raises: SettingsError if ranks or micro batch do not divide a step.
     """
@@ -147,11 +147,11 @@ class TrainLoader:
         if status.any() and self._settings.data.damaged == "fatal":
             raise _damaged(self._file, images, status)
         for row in np.flatnonzero(status):
-            image, text = int(images[row]), error_text(int(status[row]))
+            image, text = int(self._file.index[images[row]]), error_text(int(status[row]))
             if image not in self.damaged:
                 self.damaged[image] = text
-                count = len(self.damaged)
-                _log.warning("%s: image %d is left out: %s (%d so far)", self._file.path, image, text, count)
+                count, which = len(self.damaged), self._file.describe(int(images[row]))
+                _log.warning("%s: %s is left out: %s (%d so far)", self._file.path, which, text, count)
         return status == 0
 
 
@@ -188,8 +188,8 @@ def eval_batches(
             if status.any():
                 if damaged == "fatal":
                     raise _damaged(file, images, status)
-                left_out = images[status != 0].tolist()
-                _log.warning("%s: left out, as they cannot be decoded: images %s", file.path, left_out)
+                left_out = ", ".join(file.describe(int(image)) for image in images[status != 0])
+                _log.warning("%s: left out, as they cannot be decoded: %s", file.path, left_out)
                 images, crops = images[status == 0], crops[status == 0]
             yield EvalBatch(
                 crops=torch.from_numpy(crops),
@@ -200,7 +200,7 @@ def eval_batches(
 
 def _damaged(file: BetonFile, images: NDArray[np.int64], status: NDArray[np.int32]) -> DataError:
     named = sorted({int(images[row]): error_text(int(status[row])) for row in np.flatnonzero(status)}.items())
-    listed = "; ".join(f"image {image}: {text}" for image, text in named)
+    listed = "; ".join(f"{file.describe(image)}: {text}" for image, text in named)
     return DataError(
         f"{file.path}: {listed}. `vitds data verify {file.path}` lists all such images; build the file "
         "again, or train without them with `--set data.damaged=skip`"

@@ -1,4 +1,4 @@
-"""A small set out of a large one (small ImageNet): a function of the seed, kept as a list of files that can
+"""A small set out of a large one: a function of the seed, kept as a list of files that can
 be given back.
 """
 
@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from vitds.data.sources import ImageSet
 from vitds.errors import DataError, UsageError
 from vitds.rng import Purpose, permutation
 
+Item = TypeVar("Item")
 CLASSES, IMAGES, POOL = 1, 2, 3  # the second part of the draws' keys: what is drawn
 
 
@@ -61,28 +63,50 @@ def draw_sample(images: ImageSet, sample: Sample) -> ImageSet:
         that is not in the set.
     """
     if sample.list:
-        return _only(images, _read_list(images, Path(sample.list)))
-    if sample.classes:
-        images = keep_classes(
-            images, set(_draw(images.classes, sample.classes, "classes", sample.seed, CLASSES))
-        )
-    members = [image.member for image in images.images]
+        members = _read_list(images, Path(sample.list))
+        chosen = [i for i, image in enumerate(images.images) if image.member in members]
+    else:
+        images = draw_classes(images, sample)
+        chosen = draw_images(images, range(len(images.images)), sample)
+    taken = replace(images, images=[images.images[i] for i in chosen])
+    return keep_classes(taken, {image.class_name for image in taken.images})
+
+
+def draw_classes(images: ImageSet, sample: Sample) -> ImageSet:
+    """The images of so many classes as the sample says, and those without a label.
+
+    Raises: DataError if there are fewer classes.
+    """
+    if not sample.classes:
+        return images
+    return keep_classes(
+        images, {*_draw(images.classes, sample.classes, "classes", sample.seed, CLASSES), None}
+    )
+
+
+def draw_images(images: ImageSet, among: Sequence[int], sample: Sample) -> list[int]:
+    """So many images of each class, or of all together, as the sample says.
+
+    Args:
+        among: the positions in the set that may be drawn.
+    Returns: positions in ascending order. With `per_class` images without a label beside labelled ones are
+        all kept.
+    Raises: DataError if there are fewer.
+    """
+    chosen = list(among)
     if sample.per_class:
-        by_class: dict[str | None, list[str]] = {}
-        for image in images.images:
-            by_class.setdefault(image.class_name, []).append(image.member)
-        classes = enumerate(by_class.items())
-        members = [
-            m
-            for i, (name, own) in classes
-            for m in _draw(own, sample.per_class, f"images of {name}", sample.seed, IMAGES, i)
-        ]
+        by_class: dict[str | None, list[int]] = {}
+        for i in chosen:
+            by_class.setdefault(images.images[i].class_name, []).append(i)
+        chosen = by_class.pop(None, []) if images.classes else []
+        for i, (name, own) in enumerate(by_class.items()):
+            chosen += _draw(own, sample.per_class, f"images of {name}", sample.seed, IMAGES, i)
     if sample.total:
-        members = _draw(members, sample.total, "images", sample.seed, POOL)
-    return _only(images, set(members))
+        chosen = _draw(chosen, sample.total, "images", sample.seed, POOL)
+    return sorted(chosen)
 
 
-def keep_classes(images: ImageSet, classes: Collection[str]) -> ImageSet:
+def keep_classes(images: ImageSet, classes: Collection[str | None]) -> ImageSet:
     """Only the images of these classes; the classes keep their order."""
     kept = tuple(name for name in images.classes if name in classes)
     return replace(
@@ -90,17 +114,12 @@ def keep_classes(images: ImageSet, classes: Collection[str]) -> ImageSet:
     )
 
 
-def _only(images: ImageSet, members: set[str]) -> ImageSet:
-    chosen = replace(images, images=[image for image in images.images if image.member in members])
-    return keep_classes(chosen, {image.class_name for image in chosen.images})
-
-
 def write_list(images: ImageSet, path: Path) -> None:
     """The members of a set, one a line, as `list` takes them."""
     path.write_text("".join(f"{image.member}\n" for image in images.images), encoding="utf-8")
 
 
-def _draw(population: Sequence[str], count: int, what: str, *key: int) -> list[str]:
+def _draw(population: Sequence[Item], count: int, what: str, *key: int) -> list[Item]:
     if count > len(population):
         raise DataError(f"{count} {what} are asked for, there are {len(population)}. Ask for fewer.")
     return [population[i] for i in permutation(len(population), Purpose.SPLIT, *key)[:count]]

@@ -1,52 +1,84 @@
-"""From what a person names (folders, tars) to a sorted list of images with class names. None is decoded.
+"""From what a person names (folders, tars, zips) to a sorted list of images with class names. None is
+decoded.
 
-A folder or tar holds class folders (the first folder below it is an image's class, as in torchvision's
-ImageFolder) or, flat, images without labels. The same tree gives the same set from either. Several sources
-make one set: classes are joined by name. The order, which decides the instance numbers, is by class name,
-then by path within the source, then by source.
+A folder, tar or zip holds class folders (the first folder below it is an image's class, as in torchvision's
+ImageFolder) or, flat, images without labels. Labels may come from a table or from file names instead
+(labels.py). The same tree gives the same set from any of them. Several sources make one set: classes are
+joined by name. The order, which decides the instance numbers, is by class name, then by path within the
+source, then by source; images without a label beside labelled ones come last.
 """
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vitds.data.archives import TAR_SUFFIXES, Member, read_archive
-from vitds.data.findings import LEFT_BEHIND, OTHER_FILE, PART_NAME, Findings, shown
-from vitds.data.folders import Parts, is_left_behind, require_classes
-from vitds.data.formats import HEAD_BYTES, IMAGE_SUFFIXES, format_of
-from vitds.errors import DataError
+from vitds.data.findings import PART_NAME, Findings, shown
+from vitds.data.folders import Parts, require_classes
+from vitds.data.labels import Placed, group_by_pattern, label_by_name, label_by_table
+from vitds.data.trees import ARCHIVE_SUFFIXES, SourceImage, SourceTree, read_source
+from vitds.errors import DataError, UsageError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SourceImage:
-    """Where one image lies: a file, a piece of a file (a tar's member), or pixels in memory.
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which part of the sources is taken, where labels come from, and what belongs together.
 
     Attributes:
-        name: what a person is shown.
-        member: its path below its source, with / on every system.
-        class_name: None where there are no labels.
-        path: the file.
-        offset: where its bytes begin in the file.
-        size: how many they are; -1 for all of the file.
-        pixels: (H, W, 3) uint8 in place of a file.
+        split: the folder of this name, or path, in each source (train, images/train), or in each class
+            folder.
+        classes_are_folders: the first folders are the classes, whatever they look like.
+        no_labels: no class, whatever the folders are.
+        labels: a table of labels (vitds/data/tables.py).
+        label_column: of that table, by name or number from 1; None to find it.
+        label_from: "name": the class is in the file's name.
+        yes: the classes that `label_from` finds were looked at.
+        alike: labels that differ only by case or blanks: "merge", "keep"; None: ask.
+        unlabelled: a further folder or archive, whose images have no label.
+        group: a regular expression or a column of the table: what it finds is not divided by a split.
+    Raises: UsageError if two exclude each other, or one does nothing.
     """
 
-    name: str
-    member: str
-    class_name: str | None
-    path: str = ""
-    offset: int = 0
-    size: int = -1
-    pixels: NDArray[np.uint8] | None = None
+    split: str | None = None
+    classes_are_folders: bool = False
+    no_labels: bool = False
+    labels: str | Path | None = None
+    label_column: str | None = None
+    label_from: str | None = None
+    yes: bool = False
+    alike: str | None = None
+    unlabelled: str | Path | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in {"label_from": ("name",), "alike": ("merge", "keep")}.items():
+            if getattr(self, name) not in (None, *values):
+                raise UsageError(f"`{name}={getattr(self, name)}`: must be {' or '.join(values)}.")
+        ways = [name for name in ("labels", "label_from", "no_labels") if getattr(self, name)]
+        if len(ways) > 1:
+            raise UsageError(f"`{ways[0]}` and `{ways[1]}` exclude each other. Leave one out.")
+        # What does nothing, and what it goes with.
+        idle = {
+            "label_column": (not self.labels, "`labels`"),
+            "yes": (not self.label_from, "`label_from`"),
+            "alike": (not (self.labels or self.label_from), "`labels` or `label_from`"),
+            "classes_are_folders": (bool(ways), "labels from folders"),
+            "unlabelled": (self.no_labels, "labels; name it as one more source"),
+        }
+        for name, (does_nothing, partner) in idle.items():
+            if getattr(self, name) and does_nothing:
+                raise UsageError(f"`{name}` does nothing here: it goes with {partner}. Leave it out.")
+
+    @property
+    def is_by_folder(self) -> bool:
+        """Whether class folders, where there are some, are the labels."""
+        return not (self.labels or self.label_from or self.no_labels)
+
+
+SOURCE_OPTIONS = frozenset(field.name for field in fields(SourceOptions))
 
 
 @dataclass(frozen=True)
@@ -66,111 +98,115 @@ class ImageSet:
     split: str | None = None
 
 
-@dataclass(frozen=True)
-class SourceTree:
-    """One source before labels: its image files and its folders, by path below the source's root."""
-
-    files: dict[Parts, SourceImage]
-    folders: frozenset[Parts]
-
-
-def read_tree(source: Path, findings: Findings, workspace: Path) -> list[SourceImage]:
-    """All images of one source by the order of their paths, whatever folders they lie in; none has a class.
-
-    Args:
-        source: a folder or tar.
-        findings: gets what was odd.
-        workspace: as for scan_sources.
-    Raises: DataError if the source is missing, of no such kind, damaged or without images.
-    """
-    return [image for _, image in sorted(_read_source(source, findings, workspace).files.items())]
-
-
 def scan_sources(
     sources: Sequence[str | Path],
     findings: Findings,
     workspace: Path,
-    split: str | None = None,
-    classes_are_folders: bool = False,
+    options: SourceOptions = SourceOptions(),  # noqa: B008 (frozen)
 ) -> ImageSet:
     """All images of the sources, joined and sorted; without labels where the sources are flat.
 
     Args:
-        sources: folders or tars.
+        sources: folders, tars or zips.
         findings: gets what was odd.
         workspace: a folder that the caller removes; a compressed tar is unpacked into it, as one tar.
-        split: take only the folder of this name, or path, in each source (train, images/train), or in each
-            class folder.
-        classes_are_folders: take the first folders of each source as classes, whatever they look like.
-    Raises: DataError if a source is missing, neither folder nor tar, a damaged tar, without images or without
-        that split, if its folders look like splits or like a wrapper, or if flat and class-folder sources are
-        mixed (names the source).
+        options: which part of them, and where labels come from.
+    Raises: DataError if a source is missing, neither folder nor archive, a damaged archive, without images or
+        without that split, if its folders look like splits or like a wrapper, if flat and class-folder
+        sources are mixed (names the source); else as in vitds/data/labels.py.
     """
-    found: list[tuple[str, Parts, int, SourceImage]] = []
-    flat: dict[bool, str | Path] = {}
-    for number, source in enumerate(sources):
-        tree = _take_images(
-            _read_source(Path(source), findings, workspace), Path(source), split, classes_are_folders
-        )
-        if not classes_are_folders:
-            for folder in require_classes(tree.files, Path(source), split):
-                findings.add(PART_NAME, f"{source}/{folder}")
-        images = _label(tree, Path(source), findings)
-        flat.setdefault(next(iter(images.values())).class_name is None, source)
-        found += [(image.class_name or "", parts, number, image) for parts, image in images.items()]
-    if not found:
+    paths = [Path(source) for source in sources]
+    if not paths:
         raise DataError(
-            "no source was given. Name a folder of class folders, a folder of images, a tar, or digits."
+            "no source was given. Name a folder of class folders, a folder of images, a tar or zip of "
+            "either, or digits."
         )
-    if len(flat) == 2:
-        raise DataError(
-            f"{flat[True]} holds images without class folders, {flat[False]} class folders. Build them as "
-            "two files."
-        )
-    found.sort(key=lambda row: row[:3])
-    classes = () if True in flat else tuple(sorted({row[0] for row in found}))
-    return ImageSet(
-        [row[3] for row in found], classes, tuple(shown(str(source)) for source in sources), split
+    found: list[Placed] = []
+    for number, source in enumerate(paths):
+        tree = _take_images(read_source(source, findings, workspace), source, options)
+        images = _label_by_folder(tree, source, options, findings) if options.is_by_folder else tree.files
+        found += [Placed(parts, number, images[parts]) for parts in sorted(images)]
+    found = _with_labels(found, paths, options, findings)
+    if options.unlabelled:
+        found += _without_labels(found, Path(options.unlabelled), len(paths), findings, workspace)
+        sources = (*sources, options.unlabelled)
+    found.sort(
+        key=lambda each: (each.image.class_name is None, each.image.class_name, each.parts, each.source)
     )
+    images = [replace(each.image, member=shown("/".join(each.parts))) for each in found]
+    classes = tuple(sorted({image.class_name for image in images} - {None}))
+    return ImageSet(images, classes, tuple(shown(str(source)) for source in sources), options.split)
 
 
-def _read_source(source: Path, findings: Findings, workspace: Path) -> SourceTree:
-    if not source.exists():
-        raise DataError(f"{source}: there is no such folder or tar. Check the path.")
-    if source.is_dir():
-        tree = _read_folder(source, findings)
-    elif source.name.lower().endswith(TAR_SUFFIXES):
-        tree = _read_tar(source, findings, workspace)
-    else:
-        raise DataError(
-            f"{source}: neither a folder nor a tar ({' '.join(TAR_SUFFIXES)}). Unpack it, or put the images "
-            "into a folder."
+def _with_labels(
+    found: list[Placed], paths: Sequence[Path], options: SourceOptions, findings: Findings
+) -> list[Placed]:
+    """The images with classes from elsewhere than folders, and with groups."""
+    table = None
+    if options.is_by_folder:
+        _require_one_kind(found, paths)
+    elif options.label_from:
+        found = label_by_name(found, findings, source=paths[0], is_sure=options.yes, alike=options.alike)
+    elif options.labels:
+        found, table = label_by_table(
+            found,
+            paths,
+            Path(options.labels),
+            findings,
+            label_column=options.label_column,
+            alike=options.alike,
+            group=options.group,
         )
-    if not tree.files:
-        others = findings.counts.get(OTHER_FILE, 0)
-        tail = f" {others} files are none, for example {findings.names[OTHER_FILE][0]}." if others else ""
-        raise DataError(f"{source}: there are no images.{tail}")
-    return tree
+    if options.group is None or (table and table.column(options.group) is not None):
+        return found
+    return group_by_pattern(found, options.group, findings, (table.header or ()) if table else ())
 
 
-def _take_images(tree: SourceTree, source: Path, split: str | None, classes_are_folders: bool) -> SourceTree:
+def _require_one_kind(found: Sequence[Placed], sources: Sequence[Path]) -> None:
+    kinds = {each.image.class_name is None: sources[each.source] for each in reversed(found)}
+    if len(kinds) == 2:
+        raise DataError(
+            f"{kinds[True]} holds images without class folders, {kinds[False]} class folders. Build them as "
+            "two files, or give the one without labels as `unlabelled`."
+        )
+
+
+def _without_labels(
+    found: Sequence[Placed], source: Path, number: int, findings: Findings, workspace: Path
+) -> list[Placed]:
+    if all(each.image.class_name is None for each in found):
+        raise DataError(
+            f"{source}: `unlabelled` stands beside images with labels, and there are none. Name it as one "
+            "more source."
+        )
+    tree = read_source(source, findings, workspace)
+    return [Placed(parts, number, tree.files[parts]) for parts in sorted(tree.files)]
+
+
+def _take_images(tree: SourceTree, source: Path, options: SourceOptions) -> SourceTree:
     """The part of a source whose first folders are the classes."""
+    split = options.split
     name = Path(os.path.abspath(source)).name
     if not source.is_dir():
-        name = next(name[: -len(suffix)] for suffix in TAR_SUFFIXES if name.lower().endswith(suffix))
+        name = next(name[: -len(suffix)] for suffix in ARCHIVE_SUFFIXES if name.lower().endswith(suffix))
     if split is not None:
         tree = _take_split(tree, split, source)
         name = split.rsplit("/", 1)[-1]
     # `tar cf cats.tar cats`, or cats/cats: a folder of the source's own name around everything is the source.
     while all(len(parts) > 1 and parts[0].casefold() == name.casefold() for parts in tree.files):
-        if classes_are_folders and all(len(parts) == 2 for parts in tree.files):
+        if options.classes_are_folders and all(len(parts) == 2 for parts in tree.files):
             break
         tree = _below(tree, next(iter(tree.files))[0])
     return tree
 
 
-def _label(tree: SourceTree, source: Path, findings: Findings) -> dict[Parts, SourceImage]:
+def _label_by_folder(
+    tree: SourceTree, source: Path, options: SourceOptions, findings: Findings
+) -> dict[Parts, SourceImage]:
     """Class names from the first folder; none where no image lies in a folder."""
+    if not options.classes_are_folders:
+        for folder in require_classes(tree.files, source, options.split):
+            findings.add(PART_NAME, f"{source}/{folder}")
     tops = {parts[0] for parts in tree.files if len(parts) > 1}
     images = {}
     for parts, image in tree.files.items():
@@ -178,7 +214,7 @@ def _label(tree: SourceTree, source: Path, findings: Findings) -> dict[Parts, So
             findings.add("unlabelled", image.name)
             continue
         name = unicodedata.normalize("NFC", shown(parts[0])) if tops else None
-        images[parts] = replace(image, class_name=name, member=shown("/".join(parts)))
+        images[parts] = replace(image, class_name=name)
     for parts in sorted(tree.folders if tops else ()):
         if len(parts) == 1 and parts[0] not in tops:
             findings.add("empty_class", f"{source}/{parts[0]}")
@@ -215,102 +251,3 @@ def _below(tree: SourceTree, top: str) -> SourceTree:
     return SourceTree(
         files, frozenset(parts[1:] for parts in tree.folders if parts[0] == top and len(parts) > 1)
     )
-
-
-def _keep(name: str, read_head: Callable[[], bytes], findings: Findings, where: str) -> bool:
-    """True for an image by its name, else by its first bytes; other files are counted."""
-    try:
-        is_image = os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES or format_of(read_head()) is not None
-    except OSError as error:
-        findings.add("unreadable", f"{where} ({error.strerror})")
-        return False
-    if not is_image:
-        findings.add(OTHER_FILE, where)
-    return is_image
-
-
-def _read_tar(source: Path, findings: Findings, workspace: Path) -> SourceTree:
-    path, members = read_archive(source, workspace)
-    files: dict[Parts, SourceImage] = {}
-    folders: set[Parts] = set()
-    left_behind: set[Parts] = set()
-    links: dict[Parts, Member] = {}
-    with path.open("rb") as file:
-        for member in members:
-            parts, where = PurePosixPath(member.name).parts, f"{source}:{member.name}"
-            odd = next((parts[: i + 1] for i, part in enumerate(parts) if is_left_behind(part)), ())
-            if odd and (odd != parts or member.kind == "folder"):
-                left_behind.add(odd)
-            if odd or not parts:
-                continue
-            if member.kind == "folder":
-                folders.add(parts)
-            elif member.name.startswith("/") or ".." in parts:
-                findings.add("archive_outside", where)
-            elif member.kind == "link":
-                links[parts] = member
-            elif member.kind == "sparse":
-                findings.add("unreadable", where)
-            elif member.kind == "file" and _keep(parts[-1], partial(_head, file, member), findings, where):
-                files[parts] = SourceImage(shown(where), "", None, str(path), member.offset, member.size)
-    for parts, link in links.items():  # as in a folder, a link to an image is one more image
-        where = f"{source}:{link.name}"
-        if target := files.get(PurePosixPath(link.target).parts):
-            files[parts] = replace(target, name=shown(where))
-        else:
-            findings.add("archive_link", where)
-    for parts in sorted(left_behind):
-        findings.add(LEFT_BEHIND, f"{source}:{'/'.join(parts)}")
-    return SourceTree(files, frozenset(folders))
-
-
-def _head(file: BinaryIO, member: Member) -> bytes:
-    file.seek(member.offset)
-    return file.read(min(HEAD_BYTES, member.size))
-
-
-def _read_folder(source: Path, findings: Findings) -> SourceTree:
-    root = os.path.realpath(source)
-    files: dict[Parts, SourceImage] = {}
-    folders: set[Parts] = set()
-    open_folders: list[tuple[Parts, str, frozenset[str]]] = [((), str(source), frozenset({root}))]
-    while open_folders:
-        parts, folder, above = open_folders.pop()
-        for entry in _list(folder, findings):
-            inner = (*parts, entry.name)
-            if is_left_behind(entry.name):
-                if entry.is_dir():
-                    findings.add(LEFT_BEHIND, entry.path)
-                continue
-            if entry.is_symlink() and not _check_link(entry, root, above, findings):
-                continue
-            if entry.is_dir():
-                folders.add(inner)
-                open_folders.append((inner, entry.path, above | {os.path.realpath(entry.path)}))
-            elif entry.is_file() and _keep(entry.name, partial(_file_head, entry.path), findings, entry.path):
-                files[inner] = SourceImage(shown(entry.path), "", None, entry.path)
-    return SourceTree(files, frozenset(folders))
-
-
-def _file_head(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(HEAD_BYTES)
-
-
-def _list(folder: str, findings: Findings) -> Iterable[os.DirEntry[str]]:
-    try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        findings.add("unreadable", f"{folder} ({error.strerror})")
-        return ()
-
-
-def _check_link(entry: os.DirEntry[str], root: str, above: frozenset[str], findings: Findings) -> bool:
-    """True where a symbolic link can be followed; one that leads out of the source is followed and named."""
-    real = os.path.realpath(entry.path)
-    if not os.path.exists(real) or real in above:
-        findings.add("dead_link", f"{entry.path} -> {os.readlink(entry.path)}")
-        return False
-    if os.path.commonpath((real, root)) != root:
-        findings.add("link_outside", f"{entry.path} -> {os.readlink(entry.path)}")
-    return True

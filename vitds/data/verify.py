@@ -20,12 +20,14 @@ class Verdict:
     Attributes:
         images: N.
         undecodable: index and reason of each sample that cannot be decoded.
+        names: of those, the photograph by index, where the manifest keeps names.
         content_hash: of what was read; None where not all could be decoded.
         expected_hash: the manifest's.
     """
 
     images: int
     undecodable: dict[int, str]
+    names: dict[int, str]
     content_hash: str | None
     expected_hash: str
 
@@ -53,7 +55,8 @@ def verify_beton(path: str | Path, *, workers: int | None = None, show_progress:
         else:
             content.update(hash_entry(digest, int(beton.labels[index])))
     found = None if undecodable else f"sha256:{content.hexdigest()}"
-    return Verdict(beton.images, undecodable, found, beton.manifest.content_hash)
+    names = {index: beton.names[index] for index in undecodable} if beton.names else {}
+    return Verdict(beton.images, undecodable, names, found, beton.manifest.content_hash)
 
 
 def _digest_at(path: str, sample: tuple[int, int, bool, int, int]) -> bytes | str:

@@ -22,13 +22,11 @@ from vitds.data.beton import (
     FIELDS,
     FORMAT_VERSION,
     HEADER,
-    MANIFEST_JSON,
     MAX_PAGE_BYTES,
     SAMPLE,
     SAMPLES_START,
-    Manifest,
-    manifest_path,
 )
+from vitds.data.manifest import MANIFEST_JSON, Manifest, manifest_path
 from vitds.errors import DataError, ResourceError
 from vitds.kernels.views import JPEG, RAW
 
@@ -75,7 +73,7 @@ class BetonWriter:
         if len(data) > MAX_PAGE_BYTES:
             raise DataError(
                 f"{self.path}: an image of {len(data)} bytes, FFCV's most is {MAX_PAGE_BYTES}. "
-                "Use --side or --storage jpg."
+                "Use `side_px` or `storage=jpg`."
             )
         # A sample lies within one page. Borders of larger pages are borders of smaller ones too, so what is
         # written stays right.
@@ -131,7 +129,7 @@ class BetonWriter:
         except OSError as error:
             raise ResourceError(
                 f"{self.path}: cannot be written ({error.strerror or error}). "
-                "Free space or permissions there, or choose another --out."
+                "Free space or permissions there, or choose another `out`."
             ) from None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitds import dist
 from vitds.augment.mix import normalise
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile
+from vitds.data.beton import BetonFile, labelled
 from vitds.data.loader import TrainLoader
 from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
@@ -101,7 +101,7 @@ class Probes:
         """Nearest neighbours of the test images among the training images, where both have labels."""
         if self.test_file is None or not self.file.manifest.classes or not self.test_file.manifest.classes:
             return {}
-        bank = file_features(self.settings, self.backbone, self.file, self.device)
+        bank = file_features(self.settings, self.backbone, labelled(self.file), self.device)
         query = file_features(self.settings, self.backbone, self.test_file, self.device)
         scores = knn_accuracy(
             bank.rows_MD,

@@ -2,141 +2,109 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from vitds.data.beton import MANIFEST_JSON, Manifest
-from vitds.data.build import BuildOptions, build_beton, build_set, with_suffix
+from vitds.config.flags import BuildFlags
+from vitds.data.beton import open_beton
+from vitds.data.build import BuildOptions, build_beton, build_set
 from vitds.data.catalogue import CATALOGUE, load_named
 from vitds.data.digits import NAME as DIGITS
 from vitds.data.digits import build_digits
-from vitds.data.findings import Findings
+from vitds.data.findings import TABLE_READ, Findings
+from vitds.data.manifest import MANIFEST_JSON, Manifest
 from vitds.data.sampling import Sample, draw_sample, keep_classes, write_list
+from vitds.data.sources import SOURCE_OPTIONS
+from vitds.data.split import with_suffix
 from vitds.errors import UsageError
-from vitds.jobs.data_check import print_findings
+from vitds.jobs.data_check import images_per_class, print_findings
 
 Built = list[tuple[Path, Manifest]]
-# What an argument is for, where it is for one kind of source alone.
-OF_FOLDERS = ("test_fraction", "classes_are_folders")
-OF_PUBLISHED_SETS = ("root", "download", "per_class", "classes", "total", "list")
+# Flags that are options of any build under their own names.
+OF_ANY = ("storage", "quality", "workers", "classes_from", "strict", "no_names")
+# What is for one kind of source alone.
+OF_SPLITS = ("test_fraction", "folds", "group")
+OF_LABELS = ("labels", "label_column", "label_from", "yes", "alike", "unlabelled", "no_labels")
+OF_FOLDERS = (*OF_SPLITS, *OF_LABELS, "classes_are_folders")
+OF_PUBLISHED_SETS = ("root", "download", "list")
+OF_SAMPLES = ("per_class", "classes", "total")
+UNEQUAL = 10  # times as many images in the largest class as in the smallest: said at the build
 
 
-def build(
-    sources: Sequence[str],
-    *,
-    out: str,
-    storage: str = "auto",
-    side_px: int | None = None,
-    quality: int | None = None,
-    workers: int | None = None,
-    split: str | None = None,
-    classes_are_folders: bool = False,
-    test_fraction: float | None = None,
-    classes_from: str | None = None,
-    strict: bool = False,
-    root: str | None = None,
-    download: bool = False,
-    per_class: int | None = None,
-    classes: int | None = None,
-    total: int | None = None,
-    seed: int | None = None,
-    list: str | None = None,
-) -> list[dict[str, Any]]:
-    """Build one or two .beton files and print what was built and what was odd.
+def build(sources: Sequence[str], flags: BuildFlags) -> list[dict[str, Any]]:
+    """Build .beton files and print what was built and what was odd.
 
     Args:
-        sources: folders or tars; or `digits`; or the name of a published set (vitds/data/catalogue.py), which
-            lies under `root`.
-        out: the file, x.beton.
-        storage: as in BuildOptions.
-        side_px: as in BuildOptions.
-        quality: as in BuildOptions.
-        workers: as in BuildOptions.
-        split: the folder to take of each source; without it, digits and published sets give F-train and
-            F-test.
-        classes_are_folders: as in build_beton.
-        test_fraction: as in BuildOptions.
-        classes_from: as in BuildOptions.
-        strict: as in BuildOptions.
-        root: where a published set lies.
-        download: fetch it there first.
-        per_class: of a published set, as in sampling.Sample.
-        classes: of a published set, as in sampling.Sample.
-        total: of a published set, as in sampling.Sample.
-        seed: of what `test_fraction` or a sample draws; None for 0.
-        list: of a published set, as in sampling.Sample.
-    Returns: per file its path and its manifest's values.
-    Raises: UsageError for arguments that do not go together, or would do nothing; else as build.build_beton
-        and catalogue.load_named.
+        sources: folders, tars or zips; or `digits`; or the name of a published set (vitds/data/catalogue.py),
+            which lies under `root`.
+        flags: as on the command line; `split` missing, digits and published sets give F-train and F-test.
+    Returns: per file its path and its manifest's values, without the images' names.
+    Raises: UsageError for flags that do not go together, or would do nothing; else as build.build_beton and
+        catalogue.load_named.
     """
     started = time.monotonic()
-    given = {name: value for name, value in locals().items() if value not in (None, False)}
     named = next((name for name in sources if name in (DIGITS, *CATALOGUE)), None)
-    _refuse_idle(named, given)
+    _refuse_idle(named, flags)
     if named and len(sources) > 1:
         raise UsageError(f"{named}: this set is built by itself. A folder of that name is ./{named}.")
-    sample = Sample(classes, per_class, total, seed or 0, list)
-    is_drawn = not (sample.is_everything or sample.list)
-    options = {
-        "storage": storage,
-        "side_px": side_px,
-        "quality": quality,
-        "workers": workers,
-        "test_fraction": test_fraction,
-        "seed": None if is_drawn else seed,
-        "classes_from": classes_from,
-        "strict": strict,
-        "show_progress": True,
-    }
+    sample = Sample(flags.classes, flags.per_class, flags.total, flags.seed or 0, flags.list)
+    options = {name: getattr(flags, name) for name in OF_ANY}
+    options |= {"side_px": flags.side, "show_progress": True}
     if named == DIGITS:
-        built = build_digits(out, split=split, **options)
+        built = build_digits(flags.out, split=flags.split, seed=flags.seed, **options)
     elif named:
-        if root is None:
-            raise UsageError(
-                f"{named}: `root` is missing, the folder where this published set lies. A folder of its name "
-                f"is ./{named}."
-            )
-        built = _build_named(named, Path(root), Path(out), split, download, sample, BuildOptions(**options))
+        seed = flags.seed if sample.is_everything or sample.list else None  # the sample has it
+        built = _build_named(named, flags, sample, BuildOptions(seed=seed, **options))
     else:
-        built = build_beton(sources, out, split=split, classes_are_folders=classes_are_folders, **options)
+        options |= {
+            name: getattr(flags, name) for name in (*SOURCE_OPTIONS, "test_fraction", "folds", "seed")
+        }
+        built = build_beton(sources, flags.out, sample=sample, **options)
     _print_built(built, time.monotonic() - started)
-    return [{"file": str(path), **json.loads(MANIFEST_JSON.dump_json(manifest))} for path, manifest in built]
+    record = partial(MANIFEST_JSON.dump_python, mode="json", exclude={"names"})
+    return [{"file": str(path), **record(manifest)} for path, manifest in built]
 
 
-def _refuse_idle(named: str | None, given: dict[str, Any]) -> None:
+def _refuse_idle(named: str | None, flags: BuildFlags) -> None:
     """Whatever was given and would do nothing with these sources."""
-    idle = [name for name in OF_PUBLISHED_SETS if name in given and named not in CATALOGUE]
+    given = {name for name in vars(flags) if getattr(flags, name) not in (None, False)}
+    of_published = (*OF_PUBLISHED_SETS, *(OF_SAMPLES if named == DIGITS else ()))
+    idle = [name for name in of_published if name in given and named not in CATALOGUE]
     if idle:
+        folders = " or folders" if idle[0] in OF_SAMPLES else ""
         raise UsageError(
-            f"`{idle[0]}` does nothing with {named or 'folders and tars'}: it goes with one published set: "
-            f"{', '.join(sorted(CATALOGUE))}. Leave it out."
+            f"`{idle[0]}` does nothing with {named or 'folders, tars and zips'}: it goes with one published "
+            f"set{folders}: {', '.join(sorted(CATALOGUE))}. Leave it out."
         )
     idle = [name for name in OF_FOLDERS if name in given and named]
     if idle:
         raise UsageError(
             f"`{idle[0]}` does nothing with {named}, whose classes and split are published: it goes with "
-            "folders and tars. Leave it out, or choose a half with `split=train` or `split=test`."
+            "folders, tars and zips. Leave it out, or choose a half with `split=train` or `split=test`."
         )
 
 
-def _build_named(
-    name: str, root: Path, out: Path, split: str | None, download: bool, sample: Sample, options: BuildOptions
-) -> Built:
+def _build_named(name: str, flags: BuildFlags, sample: Sample, options: BuildOptions) -> Built:
     """A sample decides the training images, or those of the one split that is asked for; a test file beside
     it keeps its classes.
     """
-    built: Built = []
+    if flags.root is None:
+        raise UsageError(
+            f"{name}: `root` is missing, the folder where this published set lies. A folder of its name is "
+            f"./{name}."
+        )
+    out, split, built = Path(flags.out), flags.split, []
     kept: tuple[str, ...] | None = None
     halves = {split: out} if split else {half: with_suffix(out, half) for half in ("train", "test")}
     for half, path in halves.items():
         findings = Findings()
-        images = load_named(name, root, half, findings, download=download)
+        images = load_named(name, flags.root, half, findings, download=flags.download)
         if kept is not None:
             images = keep_classes(images, kept)
         elif not sample.is_everything:
@@ -151,18 +119,38 @@ def _build_named(
 def _print_built(built: Built, seconds: float) -> None:
     console = Console()
     for path, manifest in built:
-        labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
-        size = f"{manifest.file_bytes / 1e6:,.1f} MB"
-        console.print(
-            Text(f"{path}: {manifest.images:,} images, {labels}, {manifest.storage}, {size}"), soft_wrap=True
-        )
-        if len(manifest.classes) == 1:
-            console.print(
-                Text(
-                    f"{path}: one class alone, {manifest.classes[0]}: enough to pretrain on, but there is "
-                    "nothing to tell it from, so no classes can be trained or measured"
-                ),
-                soft_wrap=True,
-            )
+        read = manifest.findings[TABLE_READ].names if TABLE_READ in manifest.findings else ()
+        for line in (_summary(path, manifest), *read, *_warnings(path, manifest)):
+            console.print(Text(line), soft_wrap=True)
         print_findings(console, manifest)
     console.print(f"{seconds:.1f} s")
+
+
+def _summary(path: Path, manifest: Manifest) -> str:
+    labels = f"{len(manifest.classes)} classes" if manifest.classes else "no labels"
+    if manifest.unlabelled:
+        labels += f", {manifest.unlabelled:,} without a label"
+    if manifest.grouped:
+        labels += f", {manifest.grouped.groups:,} groups by {manifest.grouped.by}"
+    size = f"{manifest.file_bytes / 1e6:,.1f} MB"
+    return f"{path}: {manifest.images:,} images, {labels}, {manifest.storage}, {size}"
+
+
+def _warnings(path: Path, manifest: Manifest) -> Iterator[str]:
+    """What a person should know before training on the classes."""
+    if len(manifest.classes) == 1:
+        yield (
+            f"{path}: one class alone, {manifest.classes[0]}: enough to pretrain on, but there is nothing to "
+            "tell it from, so no classes can be trained or measured"
+        )
+    if not manifest.classes:
+        return
+    counts = images_per_class(open_beton(path))
+    (most, largest), (least, smallest) = (
+        pick(zip(counts, manifest.classes, strict=True)) for pick in (max, min)
+    )
+    if most >= UNEQUAL * max(1, least):
+        yield (
+            f"{path}: very unequal classes: {largest} has {most:,} images, {smallest} {least:,}. Top-1 says "
+            "little then: look at balanced accuracy and macro-F1"
+        )

@@ -10,7 +10,7 @@ from vitds import dist
 from vitds.config.methods import METHODS, Command
 from vitds.config.recipes import DEFAULT_RECIPES, RECIPES_OF_PHOTOGRAPHS, list_recipes, read_recipe
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile, open_beton, require_same_classes
+from vitds.data.beton import BetonFile, labelled, open_beton, require_same_classes
 from vitds.data.digits import NAME as DIGITS  # as data.train or data.test: the embedded set
 from vitds.data.digits import embedded_digits
 from vitds.errors import DataError, ResourceError, SettingsError
@@ -52,6 +52,8 @@ def _digits() -> tuple[Path, Path]:
 def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
     """The training file and the test file, if there is one.
 
+    A method that needs labels gets the labelled images alone, any other all of them.
+
     Raises: SettingsError if no training file is named; DataError if a file is not sound, the method needs
         labels that it lacks, or nothing could be measured on the test file.
     """
@@ -67,6 +69,8 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
             f"{train.path} {lack}; training on labels needs two classes or more. Build it from a folder with "
             "one folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
         )
+    if needs_labels:
+        train = _with_labels(train)
     if settings.data.test is None:
         return train, None
     test = open_file(settings.data.test, "--test", "test")
@@ -79,7 +83,20 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
                 "build`)"
             )
     require_same_classes(train, test)
-    return train, test
+    return train, _with_labels(test)
+
+
+def _with_labels(file: BetonFile) -> BetonFile:
+    """The labelled images of a file, of which some at least are.
+
+    Raises: DataError if none is.
+    """
+    if not (file.labels >= 0).any():
+        raise DataError(
+            f"{file.path}: none of its {file.images} images has a label, so nothing can be trained on or "
+            "measured with them. Build it from labelled images (`vitds data build`)"
+        )
+    return labelled(file)
 
 
 def _lack_of_classes(file: BetonFile) -> str:

@@ -16,7 +16,8 @@ from vitds.config.methods import Command
 from vitds.config.names import NO_TEXT, is_text
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile, load_manifest, manifest_path
+from vitds.data.beton import BetonFile
+from vitds.data.manifest import load_manifest, manifest_path
 from vitds.engine.peers import Peers
 from vitds.engine.process import joined_ranks
 from vitds.errors import SettingsError, ShapeError, UsageError, VitdsError

@@ -235,8 +235,11 @@ def _check_same_data(run: Run, saved: Saved, file: BetonFile, facts: dict[str, A
 def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig) -> str:
     settings = trainer.settings
     start = f"resumes after step {trainer.progress.step}" if trainer.progress.step else "starts"
+    images = f"{file.images:,} images"
+    if file.images < file.manifest.images:
+        images = f"the {file.images:,} labelled of {file.manifest.images:,} images"
     return (
-        f"{session.run.path} {start}: {settings.method}, {settings.backbone.name} on {file.images:,} images, "
+        f"{session.run.path} {start}: {settings.method}, {settings.backbone.name} on {images}, "
         f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "
         f"{settings.views.count} views at {settings.views.crop_px} px; {dist.world_size()} rank(s) x "
         f"{trainer.loader.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, "
