@@ -97,6 +97,21 @@ def test_a_folder_of_sound_images_is_said_without_more(
     assert capsys.readouterr().out == f"{out}: 20 images, 24 features each\n"
 
 
+def test_what_is_no_run_and_no_model_is_named(photos: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name, text in (
+        ("vit_tinny_patch16_224", "is no timm model; near names: vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224", "the published weights of vit_tiny_patch16_224 cannot be had: "),
+        (
+            "runs/gone",
+            "runs/gone does not exist; name a run directory, one of its checkpoints, or a timm model",
+        ),
+        (str(photos), f"{photos} is no run directory: it has no settings.yaml"),
+    ):
+        assert text in refusal(capsys, "embed", name, photos, "--out", tmp_path / "f.npz")
+
+
 def nearest_by_hand(expected: np.ndarray, place: int) -> np.ndarray:
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[place]), kind="stable")
