@@ -246,7 +246,6 @@ def test_of_a_timm_model_nothing_is_written(
     monkeypatch.setattr(
         "vitds.evaluate.opened.timm",
         SimpleNamespace(
-            is_model=timm.is_model,
             create_model=lambda name, pretrained, **options: timm.create_model(name, **options),
         ),
     )

@@ -178,7 +178,7 @@ def test_the_image_processor_makes_nearly_the_pixels_of_evaluation(
         Image.open(tmp_path / "x.png").convert("RGB"), return_tensors="pt"
     )["pixel_values"]
     from vitds.augment.mix import normalise
-    from vitds.data.sources import SourceImage
+    from vitds.data.trees import SourceImage
     from vitds.use.view import view_of
 
     view = view_of(SourceImage("x", "", None, str(tmp_path / "x.png")), fine.storing, 16)

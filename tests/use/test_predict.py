@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,14 +57,16 @@ def test_the_files_of_a_folder_get_the_accuracy_that_the_run_reports(
     assert 100 * sum(hits) / len(hits) == pytest.approx(Run(Path(used_runs["supervised"])).summary["top1"])
 
 
-def test_files_folder_tar_and_beton_give_the_same_numbers(
+def test_files_folder_tar_zip_and_beton_give_the_same_numbers(
     fine: Model, photos: Path, digit_files, tmp_path: Path
 ) -> None:
     files = sorted(photos.glob("*/*.png"))
-    tar = write_tar(
-        tmp_path / "set.tar", {str(file.relative_to(photos)): file.read_bytes() for file in files}
-    )
-    for other in ([photos], files, [tar], [digit_files[1]]):
+    content = {str(file.relative_to(photos)): file.read_bytes() for file in files}
+    tar = write_tar(tmp_path / "set.tar", content)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in content.items():
+            packed.writestr(name, data)
+    for other in ([photos], files, [tar], [tmp_path / "set.zip"], [digit_files[1]]):
         found = [(prediction.classes, prediction.probabilities) for prediction in fine.predict(other)]
         assert found == [
             (one.classes, one.probabilities) for one in fine.predict([str(file) for file in files])

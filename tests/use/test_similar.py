@@ -97,6 +97,21 @@ def test_a_folder_of_sound_images_is_said_without_more(
     assert capsys.readouterr().out == f"{out}: 20 images, 24 features each\n"
 
 
+def test_what_is_no_run_and_no_model_is_named(photos: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name, text in (
+        ("vit_tinny_patch16_224", "is no timm model; near names: vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224", "the published weights of vit_tiny_patch16_224 cannot be had: "),
+        (
+            "runs/gone",
+            "runs/gone does not exist; name a run directory, one of its checkpoints, or a timm model",
+        ),
+        (str(photos), f"{photos} is no run directory: it has no settings.yaml"),
+    ):
+        assert text in refusal(capsys, "embed", name, photos, "--out", tmp_path / "f.npz")
+
+
 def nearest_by_hand(expected: np.ndarray, place: int) -> np.ndarray:
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     order = np.argsort(-(unit @ unit[place]), kind="stable")
@@ -149,7 +164,9 @@ def test_an_image_from_elsewhere_finds_its_like_in_a_beton(
     words = ["similar", used_runs["supervised"], str(image), "--in", digit_files[1], "--count", "1"]
     assert main([*words, "--out", str(tmp_path / "x.png"), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["nearest"]
-    assert row["file"] == f"{digit_files[1]}:7" and row["cosine"] == pytest.approx(1, abs=1e-6)
+    assert row["file"] == f"{digit_files[1]}:{image.relative_to(photos)}" and row["cosine"] == pytest.approx(
+        1, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(

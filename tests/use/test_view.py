@@ -28,7 +28,7 @@ from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import build_beton
 from vitds.data.images import LeftOut, Storing
 from vitds.data.loader import eval_batches
-from vitds.data.sources import SourceImage
+from vitds.data.trees import SourceImage
 from vitds.use.images import find_images
 from vitds.use.view import view_of, whole_picture
 

@@ -11,20 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitds.data.archives import TAR_SUFFIXES
 from vitds.data.beton import open_beton
 from vitds.data.findings import TEXTS, Findings, shown
 from vitds.data.images import LeftOut
 from vitds.data.metadata import ORIENTATION, orientation_of
 from vitds.data.pixels import layout_of, to_rgb
-from vitds.data.trees import SourceImage, read_source
+from vitds.data.trees import ARCHIVE_SUFFIXES, SourceImage, read_source
 from vitds.errors import DataError
 
 AnyImage = str | Path | Image.Image | np.ndarray  # an array is (H, W, 3) uint8
 Images = Sequence[AnyImage] | np.ndarray
 # Modes of Pillow that a PNG keeps as they are; CMYK and the like become RGB first.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-ARCHIVE_SUFFIXES = (*TAR_SUFFIXES, ".zip")
 MISSING_SHOWN = 3
 
 
@@ -95,8 +93,7 @@ def _of_path(path: Path, findings: Findings, workspace: Path) -> list[NamedImage
     if path.suffix == ".beton":
         return _of_beton(path)
     if path.is_dir() or path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        tree = read_source(path, findings, workspace)
-        return [image for _, image in sorted(tree.files.items())]
+        return [image for _, image in sorted(read_source(path, findings, workspace).files.items())]
     return [SourceImage(shown(path), "", None, str(path))]
 
 
@@ -104,7 +101,10 @@ def _of_beton(path: Path) -> list[NamedImage]:
     file = open_beton(path)
     columns = (file.offsets, file.sizes, file.is_jpeg, file.heights, file.widths)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [StoredImage(f"{shown(path)}:{number}", str(path), *row) for number, row in enumerate(rows)]
+    names = file.names or range(file.images)  # a build can be asked to keep none
+    return [
+        StoredImage(f"{shown(path)}:{name}", str(path), *row) for name, row in zip(names, rows, strict=True)
+    ]
 
 
 def _rgb_of(picture: Image.Image, place: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitds.data.draws import centre_views
 from vitds.data.images import LeftOut, Storing, decode_stored, store_image
-from vitds.data.sources import SourceImage
+from vitds.data.trees import SourceImage
 from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW, cut_views, error_text
 from vitds.use.images import NamedImage
