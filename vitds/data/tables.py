@@ -28,6 +28,7 @@ LABEL_NAMES = frozenset(
 )
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 COLUMNS_SHOWN = 12
+SAMPLE = 2000  # rows that are tried
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class FileIndex:
         self._paths = [_normal("/".join(path)) for path in paths]
         for i, path in enumerate(self._paths):
             folded = tuple(part.casefold() for part in path)
-            for spelt in {folded, (*folded[:-1], PurePosixPath(folded[-1]).stem)}:
+            for spelt in {folded, (*folded[:-1], folded[-1].rpartition(".")[0] or folded[-1])}:
                 for start in range(len(spelt)):
                     self._ends[spelt[start:]].append(i)
                 self._wholes[spelt[1:]].append(i)
@@ -105,15 +106,10 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
         the labels is missing (near names) or not clear (names the columns).
     """
     text, encoding = _text(path)
-    best, rows, file_column = 0, [], 0
-    for delimiter in DELIMITERS:
-        tried = _rows(path, text, delimiter)
-        matches = Counter(
-            column for _, cells in tried for column, cell in enumerate(cells) if files.find(cell)
-        )
-        for column, count in matches.most_common(1):
-            if count > best:
-                best, rows, file_column = count, tried, column
+    # Some rows decide, spread over the table; all of them where none of those is of an image.
+    best, rows, file_column = _best_reading(path, text, files, SAMPLE)
+    if not best:
+        best, rows, file_column = _best_reading(path, text, files, len(text))
     if not best:
         first = text.splitlines()[0] if text.strip() else ""
         raise DataError(
@@ -129,9 +125,26 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
     return Table(path, header, rows[1:] if header else rows, file_column, place, encoding)
 
 
+def _best_reading(
+    path: Path, text: str, files: FileIndex, sample: int
+) -> tuple[int, list[tuple[int, list[str]]], int]:
+    """How many of about `sample` cells of one column mean an image; all rows so read; that column."""
+    best, rows, file_column = 0, [], 0
+    for delimiter in DELIMITERS:
+        tried = _rows(path, text, delimiter)
+        some = tried[:: len(tried) // sample + 1]
+        matches = Counter(
+            column for _, cells in some for column, cell in enumerate(cells) if files.find(cell)
+        )
+        for column, count in matches.most_common(1):
+            if count > best:
+                best, rows, file_column = count, tried, column
+    return best, rows, file_column
+
+
 def _normal(text: str) -> Parts:
     text = unicodedata.normalize("NFC", text.strip().replace("\\", "/"))
-    return tuple(part for part in PurePosixPath(text).parts if part not in ("/", "."))
+    return tuple(part for part in text.split("/") if part not in ("", "."))
 
 
 def _text(path: Path) -> tuple[str, str]:
