@@ -109,7 +109,7 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
     # Some rows decide, spread over the table; all of them where none of those is of an image.
     best, rows, file_column = _best_reading(path, text, files, SAMPLE)
     if not best:
-        best, rows, file_column = _best_reading(path, text, files, len(text))
+        best, rows, file_column = _best_reading(path, text, files, len(text) + 1)
     if not best:
         first = text.splitlines()[0] if text.strip() else ""
         raise DataError(
