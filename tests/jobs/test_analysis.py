@@ -24,6 +24,7 @@ from vitds.evaluate.answers import class_score
 from vitds.evaluate.few_shot import few_shot
 from vitds.evaluate.files import file_features
 from vitds.evaluate.kept import feature_facts
+from vitds.evaluate import opened
 from vitds.evaluate.opened import open_model
 from vitds.evaluate.retrieval import retrieve
 from vitds.jobs import eval_kinds
@@ -244,7 +245,8 @@ def test_of_a_timm_model_nothing_is_written(
     """Its published weights cannot be had here, so it has random ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "vitds.evaluate.opened.timm",
+        opened,
+        "timm",
         SimpleNamespace(
             create_model=lambda name, pretrained, **options: timm.create_model(name, **options),
         ),
