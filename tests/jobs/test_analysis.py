@@ -20,11 +20,11 @@ from tests.engine.training import small_run_path
 from vitds.cli import main
 from vitds.data.beton import labelled, open_beton
 from vitds.data.build import build_beton
+from vitds.evaluate import opened
 from vitds.evaluate.answers import class_score
 from vitds.evaluate.few_shot import few_shot
 from vitds.evaluate.files import file_features
 from vitds.evaluate.kept import feature_facts
-from vitds.evaluate import opened
 from vitds.evaluate.opened import open_model
 from vitds.evaluate.retrieval import retrieve
 from vitds.jobs import eval_kinds
