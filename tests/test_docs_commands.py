@@ -30,6 +30,7 @@ BLOCK = re.compile(r"(?:(?<=\n\n)(?:    .*\n)+)|(?:(?<=```)(?:\w*)\n(?:.*\n)*?(?
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 QUICK = (
     "data info",
+    "data list",
     "data preview",
     "data verify",
     "data build digits",
