@@ -266,3 +266,13 @@ def test_two_ranks_make_and_take_the_features_together(run: Path, rank_pool) -> 
     shutil.rmtree(run / "analysis")
     top1 = read_json(run / "summary.json")["top1"]
     assert rank_pool(2).run(evaluated_twice, str(run)) == [(top1, top1, 1)] * 2
+
+
+def test_a_linear_classifier_of_one_class_is_refused(run: Path, digit_files, tmp_path: Path, capsys) -> None:
+    shutil.copytree(Path(digit_files[0]).parent / "test" / "digit 0", tmp_path / "one" / "digit 0")
+    one = str(tmp_path / "one.beton")
+    build_beton([tmp_path / "one"], one, workers=1)
+    assert main(["eval", "linear", str(run), "--data", one, "--bank", one]) == 3
+    said = capsys.readouterr().err
+    assert f"{one}: all 5 labelled images are of one class, 'digit 0'; a linear classifier needs two" in said
+    assert "Give another file with --bank" in said
