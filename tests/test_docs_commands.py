@@ -37,6 +37,7 @@ QUICK = (
     "plan",
     "checkpoint",
     "eval",
+    "report",
 )
 # What cannot be had in a test: a download, a set that its publisher ships, a model with its published
 # weights.

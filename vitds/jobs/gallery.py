@@ -76,7 +76,10 @@ class Scene:
     k: int | None
 
 
-def gallery(run: Run) -> Json:
+Files = tuple[BetonFile, BetonFile | None]
+
+
+def gallery(run: Run, files: Files | None = None) -> Json:
     """The pictures, from RUN/analysis/page.json where they were made of these weights and data; else made
     and kept.
 
@@ -84,6 +87,7 @@ def gallery(run: Run) -> Json:
 
     Args:
         run: finished.
+        files: training_files of its settings, where they are open; to open them all ranks would be needed.
     Raises: RunError if the images are not at hand and nothing was kept; what reading the run raises.
     """
     made_of = {
@@ -95,7 +99,7 @@ def gallery(run: Run) -> Json:
     if (kept := _read(path)) is not None and kept.get("made_of") == made_of:
         return kept
     try:
-        made = {"made_of": made_of, **_made(run)}
+        made = {"made_of": made_of, **_made(run, files or _files(run, run.settings))}
     except VitdsError as error:
         if not any(path.parent.glob("*.json")):
             raise RunError(
@@ -116,9 +120,8 @@ def _read(path: Path) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def _made(run: Run) -> Json:
-    settings = run.settings
-    train, test = _files(run, settings)
+def _made(run: Run, files: Files) -> Json:
+    settings, (train, test) = run.settings, files
     trained = hold_out(train, settings.eval.hold_out, settings.seed)[0] if settings.eval.hold_out else train
     made: Json = {
         "data": {"train": _facts(train), "test": None if test is None else _facts(test)},
@@ -138,7 +141,7 @@ def _made(run: Run) -> Json:
     }
 
 
-def _files(run: Run, settings: Settings) -> tuple[BetonFile, BetonFile | None]:
+def _files(run: Run, settings: Settings) -> Files:
     """The run's own images.
 
     Raises: DataError, SettingsError, RunError that say in one sentence why they are not at hand.
@@ -168,10 +171,22 @@ def _facts(file: BetonFile) -> Json:
         "groups": None if manifest.grouped is None else manifest.grouped.groups,
         "content": manifest.content_hash,
         "findings": [
-            {"kind": kind, "text": TEXTS.get(kind, kind), "count": found.count, "names": found.names[:NAMED]}
+            {
+                "kind": kind,
+                "text": TEXTS.get(kind, kind),
+                "count": found.count,
+                "names": [_without_folders(name, manifest.sources) for name in found.names[:NAMED]],
+            }
             for kind, found in manifest.findings.items()
         ],
     }
+
+
+def _without_folders(name: str, sources: tuple[str, ...]) -> str:
+    """A photograph below its source: where that lies on this machine is no reader's business."""
+    for source in sources:
+        name = name.replace(source, Path(source).name)
+    return name
 
 
 def _crops(file: BetonFile, settings: Settings) -> list[Json]:
@@ -267,6 +282,7 @@ def _image(file: BetonFile, position: int) -> Json:
     label = int(file.labels[position])
     return {
         "name": file.describe(position),
+        "number": f"image {file.index[position]}",
         "class": file.manifest.classes[label] if label >= 0 else None,
     }
 

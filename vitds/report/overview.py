@@ -176,7 +176,7 @@ def _reliability(bins: list[Json] | None) -> Json | None:
     full = [each for each in bins if each["images"]]
     lines = [
         Line("measured", [each["confidence"] for each in full], [each["accuracy"] for each in full]),
-        Line("perfect", [0, 100], [0, 100]),
+        Line("perfect", [0.0, 100.0], [0.0, 100.0]),
     ]
     title = "Accuracy (%) over the probability that the answers were given with (%)"
     return {"svg": chart(title, "probability of the answer, %", lines, square=True), "bins": full}
@@ -195,4 +195,6 @@ def settings_leaves(settings: Json, prefix: str = "") -> Json:
 
 def shown(value: Any) -> str:
     """A setting's value in a table."""
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
