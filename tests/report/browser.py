@@ -115,9 +115,10 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def picture(self, path: Path, *, width: int, top: int = 0, height: int) -> None:
-        """A PNG of a part of the page."""
+        """A part of the page as PNG or WebP, as the name ends."""
         clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
-        data = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+        kind = path.suffix.removeprefix(".")
+        data = self.call("Page.captureScreenshot", format=kind, clip=clip, captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def _next(self) -> dict[str, Any]:
