@@ -180,8 +180,7 @@ def main() -> None:
     words = parser.parse_args()
     with started() as browser:
         browser.open(words.page, width=words.width, scheme=words.scheme)
-        if words.section == "map":
-            browser.value("document.getElementById('map').focus()")
+        browser.value("document.getElementById('scatter')?.focus({preventScroll: true})")  # shows an image
         found = f"document.getElementById({json.dumps(words.section)}).getBoundingClientRect().top + scrollY"
         top = round(browser.value(found)) if words.section else 0
         height = words.height or browser.value("document.documentElement.scrollHeight") - top
