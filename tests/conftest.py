@@ -22,6 +22,17 @@ from tests.ranks import RankPool  # noqa: E402
 from vitds.data.build import build_beton  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the suite (pytest -n 2 --dist loadgroup). Files that use the pools of ranks go to
+    one of them, for the pools take gigabytes; the other files stay whole, with what their tests share.
+    """
+    with_ranks = {item.path for item in items if "rank_pool" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "ranks" if item.path in with_ranks else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def one_rank() -> Iterator[None]:
     """A launcher's variables that a test leaves behind make every later test a rank of a group that never

@@ -7,4 +7,4 @@ bash "$root/launch/setup_env.sh"
 export PATH="$root/.venv/bin:$PATH"
 cd -- "$root"
 ruff check .
-pytest "$@"
+pytest -n 2 --dist loadgroup "$@"

@@ -30,6 +30,7 @@ BLOCK = re.compile(r"(?:(?<=\n\n)(?:    .*\n)+)|(?:(?<=```)(?:\w*)\n(?:.*\n)*?(?
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 QUICK = (
     "data info",
+    "data list",
     "data preview",
     "data verify",
     "data build digits",
@@ -37,6 +38,7 @@ QUICK = (
     "plan",
     "checkpoint",
     "eval",
+    "runs",
     "report",
 )
 # What cannot be had in a test: a download, a set that its publisher ships, a model with its published

@@ -185,6 +185,15 @@ def test_images_without_labels_are_said_to_have_none(tmp_path, recipe_of, writte
     ]
 
 
+def test_a_supervised_recipe_shows_the_labelled_images_alone(tmp_path, recipe_of, written):
+    source = write_folder(tmp_path / "set", {f"{'ab'[i % 2]}/{i}.png": picture(i) for i in range(8)})
+    more = write_folder(tmp_path / "more", {f"{i}.png": picture(10 + i) for i in range(8)})
+    build_beton([source], tmp_path / "x.beton", unlabelled=more)
+    preview(tmp_path / "x.beton", recipe=recipe_of("none", "supervised", 1), out=tmp_path / "page.png")
+    assert all(name.split("\n")[1] in "ab" for name in written[1::2])
+    assert all(target.endswith((" of a", " of b")) for target in written[2::2])
+
+
 SCRIPTS = {"Häuser": "DejaVuSans.ttf", "кошка": "DejaVuSans.ttf", "plain": None}
 
 

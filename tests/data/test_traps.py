@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -407,3 +408,14 @@ def test_ctrl_c_ends_the_process_in_order(file):
         _, errors = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130) and errors.strip().endswith("KeyboardInterrupt")
     assert "Exception ignored" not in errors and errors.count("Traceback") == 1
+
+
+def test_a_damaged_image_is_named_by_its_photograph_and_its_number_in_the_file(damaged, caplog):
+    names = "\n".join(f"cat/{number}.jpg" for number in range(10))
+    named = replace(damaged, manifest=replace(damaged.manifest, names=names))
+    part = named.take(np.array([5, 3]))  # image 3 is the damaged one
+    with pytest.raises(DataError, match=r"damaged\.beton: image 3 \(cat/3\.jpg\): .*the JPEG data are"):
+        list(eval_batches(part, VIEWS, batch_images=2))
+    with caplog.at_level(logging.WARNING):
+        list(eval_batches(part, VIEWS, batch_images=2, damaged="skip"))
+    assert "cannot be decoded: image 3 (cat/3.jpg)" in caplog.text

@@ -64,7 +64,7 @@ def test_an_error_of_the_function_reaches_the_caller():
 def test_the_death_of_a_worker_is_an_error_and_not_a_wait():
     with pytest.raises(
         ResourceError,
-        match=r"a worker process died: out of memory \(try fewer --workers\), or, where a script",
+        match=r"a worker process died: out of memory \(try fewer `workers`\), or, where a script",
     ):
         list(work_through(die_at_ninety, range(200), workers=2))
 

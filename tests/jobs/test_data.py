@@ -196,6 +196,35 @@ def test_one_class_alone_is_said_plainly(tmp_path, capsys):
     assert "one class alone, cat: enough to pretrain on, but there is nothing to tell it from" in printed
 
 
+def test_very_unequal_classes_are_said_and_equal_ones_not(tmp_path, capsys):
+    out = str(tmp_path / "x.beton")
+    build([str(class_folders(tmp_path / "set", {"cat": 30, "dog": 3, "eel": 9}))], out=out)
+    printed = capsys.readouterr().out
+    assert "very unequal classes: cat has 30 images, dog 3. Top-1 says little then: look at" in printed
+    build([str(class_folders(tmp_path / "more", {"cat": 9, "dog": 3}))], out=out)
+    assert "unequal classes" not in capsys.readouterr().out
+
+
+def test_a_table_of_labels_is_said_as_it_was_read_and_the_sum_counts_what_has_no_label(tmp_path, capsys):
+    source = write_folder(tmp_path / "set", {f"{i}.png": png(i) for i in range(4)})
+    (tmp_path / "l.csv").write_text("file;label\n0;a\n1;b\n2;\n")
+    build([str(source)], out=str(tmp_path / "x.beton"), labels=str(tmp_path / "l.csv"))
+    printed = capsys.readouterr().out
+    assert "x.beton: 3 images, 2 classes, 1 without a label, raw" in printed
+    assert "l.csv: labels from column 'label', files from column 'file', 3 rows, read as utf-8" in printed
+    assert info(str(tmp_path / "x.beton"))["images_per_class"] == [1, 1]
+    assert "unlabelled" in capsys.readouterr().out
+
+
+def test_many_classes_are_shown_by_their_largest_and_smallest(tmp_path, capsys):
+    files = {f"c{i:02d}/{j}.png": png(1) for i in range(45) for j in range(1 + (i == 7))}
+    build([str(write_folder(tmp_path / "set", files))], out=str(tmp_path / "x.beton"))
+    capsys.readouterr()
+    info(str(tmp_path / "x.beton"))
+    printed = capsys.readouterr().out
+    assert "c07" in printed and "… 5 classes between (all of them with --json) …" in printed
+
+
 def test_everything_that_is_written_obeys_the_umask(tmp_path, monkeypatch):
     monkeypatch.setitem(CATALOGUE, "imagenet", make_imagenet_folders(tmp_path / "root"))
     for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):

@@ -13,15 +13,17 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.engine.training import SMALL, small_run, small_run_path, stopped_run
 from vitds.cli import main
 from vitds.config.load import backbone_note, load_settings
+from vitds.data.beton import open_beton
 from vitds.data.build import build_beton
-from vitds.errors import RunError, VitdsError
-from vitds.jobs.data_files import open_file
+from vitds.errors import DataError, RunError, VitdsError
+from vitds.jobs.data_files import open_file, training_files
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import Run
 
@@ -51,6 +53,39 @@ def flat_file(digit_files, tmp_path_factory: pytest.TempPathFactory) -> str:
         shutil.copy(image, folder / "images" / f"{number}.png")
     build_beton([folder / "images"], folder / "flat.beton", workers=1)
     return str(folder / "flat.beton")
+
+
+@pytest.fixture(scope="module")
+def partly_labelled(digit_files, flat_file, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The 52 labelled training images, and the 24 without a label."""
+    out = tmp_path_factory.mktemp("partly") / "partly.beton"
+    source, more = Path(digit_files[0]).parent / "train", Path(flat_file).parent / "images"
+    build_beton([source], out, unlabelled=more, workers=1)
+    return str(out)
+
+
+def test_finetuning_takes_the_labelled_images_and_says_so(digit_files, partly_labelled, tmp_path, capsys):
+    small_run(str(tmp_path / "fine"), (partly_labelled, digit_files[1]), method="supervised", epochs=1)
+    assert " on the 52 labelled of 76 images, " in capsys.readouterr().out
+
+
+def test_pretraining_takes_all_images(partly_labelled):
+    flags = {"data": partly_labelled, "test": partly_labelled}
+    settings = load_settings(recipe="idmm_digits", command="pretrain", flags=flags)
+    assert [file.images for file in training_files(settings)] == [76, 52]
+
+
+def test_a_file_with_classes_and_no_label_cannot_be_trained_on(partly_labelled, tmp_path):
+    beton = open_beton(partly_labelled)
+    settings = load_settings(recipe="finetune_digits", command="finetune", flags={"data": partly_labelled})
+    train, _ = training_files(settings)
+    assert train.images == 52
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(DataError, match=r"none of its 24 images has a label, so nothing can be trained on"),
+    ):
+        patch.setattr("vitds.jobs.data_files.open_beton", lambda path: beton.take(np.arange(52, 76)))
+        training_files(settings)
 
 
 def moved(data: tuple[str, str], folder: Path) -> tuple[str, str]:

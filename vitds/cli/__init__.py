@@ -17,6 +17,7 @@ from vitds.cli.data import data_build, data_info, data_list, data_preview, data_
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
 from vitds.cli.report import report
+from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
 from vitds.console import run_command
 from vitds.words import Command
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "eval linear": eval_linear,
     "eval fewshot": eval_fewshot,
     "eval retrieval": eval_retrieval,
+    "runs": runs,
     "report": report,
     "chain": chain,
     "plan": plan,

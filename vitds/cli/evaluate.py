@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 def eval_top1(*runs: str, data: str | None = None, json: bool = False) -> None:
-    """Accuracy of a fine-tuned model: top-1, top-5, balanced accuracy, macro-F1, calibration, each class.
+    """Accuracy of a fine-tuned model.
 
-    Several runs give one table, with the mean and the deviation of those that differ in their seed alone.
+    Top-1, top-5, balanced accuracy, macro-F1, calibration, each class and the worst confusions. Several runs
+    give one table, with the mean and the deviation of those that differ in their seed alone.
 
     Args:
         runs: a run directory, or one of its checkpoints
@@ -57,9 +58,10 @@ def eval_linear(*runs: str, data: str | None = None, bank: str | None = None, js
 
 
 def eval_fewshot(*runs: str, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
-    """Accuracy from 1, 2, 5 and 10 labelled images a class, by the nearest class mean of frozen features.
+    """Accuracy from 1, 2, 5 and 10 labelled images a class, on frozen features.
 
-    Each number is the mean of five draws of these images. Several runs give one table.
+    The nearest class mean decides. Each number is the mean of five draws of these images. Several runs give
+    one table.
 
     Args:
         runs: a run directory, one of its checkpoints, or a timm model's name
@@ -75,9 +77,9 @@ def eval_fewshot(*runs: str, data: str | None = None, bank: str | None = None, j
 
 
 def eval_retrieval(*runs: str, data: str | None = None, bank: str | None = None, json: bool = False) -> None:
-    """Whether the images that lie nearest are of the same class: recall at 1, 5 and 10, and mAP.
+    """Whether the nearest images are of the same class.
 
-    Several runs give one table.
+    Recall at 1, 5 and 10, and mAP. Several runs give one table.
 
     Args:
         runs: a run directory, one of its checkpoints, or a timm model's name

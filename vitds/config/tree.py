@@ -246,7 +246,7 @@ class Eval(Section):
         if self.hold_out and not self.every_epochs:
             raise ValueError(
                 f"hold_out {self.hold_out:g} takes images out of training to measure accuracy along it, but "
-                "every_epochs is 0, never; set one of them"
+                "every_epochs is 0, never; set every_epochs too, or leave hold_out out"
             )
         return self
 

@@ -239,12 +239,26 @@ def _choose_storage(images: list[SourceImage], options: BuildOptions) -> Literal
 
 
 class _Seen:
-    """What the files of one split hold so far: content that comes again, and looks that come again."""
+    """What the files of one split hold so far: content and looks that may come again."""
 
     def __init__(self) -> None:
         self.digests: dict[bytes, str] = {}
         self.looks: list[bytes] = []  # of the files before this one
         self.names: list[str] = []
+
+    def is_double(self, digest: bytes, name: str, findings: Findings) -> bool:
+        first = self.digests.setdefault(digest, name)
+        if first is not name:
+            findings.add("duplicate", f"{name} = {first}")
+        return first is not name
+
+    def add_file(self, looks: list[bytes], names: list[str], findings: Findings) -> None:
+        """Note which images of a file look like one of a file before it."""
+        for i, other in enumerate(nearest_looks(looks, self.looks).tolist()):
+            if other >= 0:
+                findings.add("near_duplicate", f"{names[i]} ~ {self.names[other]}")
+        self.looks += looks
+        self.names += names
 
 
 def _write(
@@ -258,7 +272,7 @@ def _write(
 ) -> Manifest:
     chosen = [images.images[i] for i in part.chosen]
     label_of = {name: label for label, name in enumerate(images.classes)}
-    totals, names, looks, doubles = _Totals(), [], [], set()
+    totals, names, looks, looking = _Totals(), [], [], []  # names of all images, and of those with looks
     content = hashlib.sha256()  # over all samples in index order
     store = functools.partial(store_image, storing=storing)
     results = work_through(
@@ -274,15 +288,14 @@ def _write(
             continue
         for kind in stored.kinds:
             findings.add(kind, image.name)
-        if (first := seen.digests.setdefault(stored.digest, image.name)) is not image.name:
-            findings.add("duplicate", f"{image.name} = {first}")
-            doubles.add(len(names))
+        if not seen.is_double(stored.digest, image.name, findings) and storing.has_look:
+            looks.append(stored.look)
+            looking.append(image.name)
         label = label_of[image.class_name] if image.class_name is not None else -1
         writer.add(stored.data, is_jpeg=stored.is_jpeg, height=stored.height, width=stored.width, label=label)
         content.update(hash_entry(stored.digest, label))
         totals.add(stored, label)
         names.append(image.name)
-        looks += [stored.look] if storing.has_look else []
     if not totals.images:
         first = next((names[0] for names in findings.names.values()), "")
         raise DataError(
@@ -293,24 +306,15 @@ def _write(
         {image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}
     ):
         findings.add("class_lost", name)
-    for i, other in enumerate(nearest_looks(looks, seen.looks).tolist()):
-        if other >= 0 and i not in doubles:
-            findings.add("near_duplicate", f"{names[i]} ~ {seen.names[other]}")
-    seen.looks += looks
-    seen.names += names
-    mean, std = totals.mean_std()
+    seen.add_file(looks, looking, findings)
     return Manifest(
+        **totals.facts(),
         version=MANIFEST_VERSION,
-        images=totals.images,
         file_bytes=writer.finish(),
         classes=images.classes,
         storage=storing.storage,
         side_px=storing.side_px,
         quality=storing.quality,
-        width_px=(min(totals.widths), max(totals.widths)),
-        height_px=(min(totals.heights), max(totals.heights)),
-        mean=mean,
-        std=std,
         content_hash=f"sha256:{content.hexdigest()}",
         sources=images.sources,
         split=part.split,
@@ -340,6 +344,17 @@ class _Totals:
         self.widths.add(stored.width)
         self.heights.add(stored.height)
         self.labels[label] += 1
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of the manifest."""
+        mean, std = self.mean_std()
+        return {
+            "images": self.images,
+            "width_px": (min(self.widths), max(self.widths)),
+            "height_px": (min(self.heights), max(self.heights)),
+            "mean": mean,
+            "std": std,
+        }
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per channel, 0..1, over all pixels."""

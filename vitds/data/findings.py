@@ -31,6 +31,8 @@ KINDS = {
     "link_outside": "a link out of the folder, followed",
     "duplicate": "same content as another image: two instances that look alike",
     "near_duplicate": "looks almost like an image of the training file (~): the test is easier than it seems",
+    "one_sided": "a class whose images are all on one side of the split, because its groups are",
+    "share_missed": "the groups are too large to give the test file its share",
     "fold_lacks": "a class with fewer images or groups than folds: not in every test file",
     "metadata": "metadata that cannot be read (EXIF, text, checksums, ...), ignored; not turned without EXIF",
     "mended": "JPEG with faulty data, decoded with what could be read, stored anew",

@@ -166,16 +166,14 @@ def _rows_of_images(
             some = ", ".join(found[i].image.name for i in meant[:3])
             raise DataError(
                 f"{table.path}: line {line}: {cell!r} may be any of {len(meant)} files: {some}. Write more "
-                "of "
-                "the path."
+                "of the path."
             )
         before = row_of.setdefault(meant[0], (line, cells))
         if before[1][table.label_column].strip() != cells[table.label_column].strip():
             raise DataError(
                 f"{table.path}: two rows for {cell}: line {before[0]} says "
                 f"{before[1][table.label_column]!r}, line {line} {cells[table.label_column]!r}. Leave one: "
-                "an "
-                "image has one label."
+                "an image has one label."
             )
         if before[0] != line:
             findings.add(TABLE_TWICE, f"{table.path}: line {line}: {cell}")
@@ -195,11 +193,10 @@ def _class_names(texts: Sequence[str], alike: str | None, where: str, unit: str)
     names: dict[str, str | None] = dict.fromkeys(counts)
     for first, *others in spelt.values():
         if others and alike is None:
+            spellings = ", ".join(f"{text!r} ({counts[text]} {unit})" for text in (first, *others[:SHOWN]))
             raise DataError(
-                f"{where}: the labels {first!r} ({counts[first]} {unit}) and {others[0]!r} "
-                f"({counts[others[0]]}) differ only by case or blanks. Say with `alike=merge` that they "
-                "are one "
-                "class, or with `alike=keep` that they are two."
+                f"{where}: labels that differ only by case or blanks: {spellings}. Say with `alike=merge` "
+                "that they are one class, or with `alike=keep` that each is one."
             )
         for text in (first, *others):
             name = text if alike == "keep" else first.strip()
@@ -219,7 +216,7 @@ def _what_names_would_give(source: Path, named: Sequence[Placed], nameless: Sequ
     counts = Counter(each.image.class_name for each in named)
     example = {each.image.class_name: shown(each.parts[-1]) for each in reversed(named)}
     some = ", ".join(f"{name} ({count}, as {example[name]})" for name, count in counts.most_common(SHOWN))
-    rest = f" {len(nameless)} names have no class in them (first: {nameless[0]})." if nameless else ""
+    rest = f" Without a class: {len(nameless)} (first: {nameless[0]})." if nameless else ""
     return (
         f"{source}: `label_from=name` would make {len(counts)} classes of {len(named)} files: {some}"
         f"{', …' * (len(counts) > SHOWN)}.{rest} If that is right, say so with `yes`. Nothing was written."

@@ -2,9 +2,10 @@
 decoded.
 
 A folder, tar or zip holds class folders (the first folder below it is an image's class, as in torchvision's
-ImageFolder) or, flat, images without labels. The same tree gives the same set from either. Several sources
-make one set: classes are joined by name. The order, which decides the instance numbers, is by class name,
-then by path within the source, then by source.
+ImageFolder) or, flat, images without labels. Labels may come from a table or from file names instead
+(labels.py). The same tree gives the same set from any of them. Several sources make one set: classes are
+joined by name. The order, which decides the instance numbers, is by class name, then by path within the
+source, then by source; images without a label beside labelled ones come last.
 """
 
 from __future__ import annotations
@@ -118,18 +119,32 @@ def scan_sources(
     if not paths:
         raise DataError(
             "no source was given. Name a folder of class folders, a folder of images, a tar or zip of "
-            "either, "
-            "or digits."
+            "either, or digits."
         )
     found: list[Placed] = []
     for number, source in enumerate(paths):
         tree = _take_images(read_source(source, findings, workspace), source, options)
         images = _label_by_folder(tree, source, options, findings) if options.is_by_folder else tree.files
-        found += [Placed(parts, number, image) for parts, image in images.items()]
-    columns: Sequence[str] = ()
-    by_column = False
+        found += [Placed(parts, number, images[parts]) for parts in sorted(images)]
+    found = _with_labels(found, paths, options, findings)
+    if options.unlabelled:
+        found += _without_labels(found, Path(options.unlabelled), len(paths), findings, workspace)
+        sources = (*sources, options.unlabelled)
+    found.sort(
+        key=lambda each: (each.image.class_name is None, each.image.class_name, each.parts, each.source)
+    )
+    images = [replace(each.image, member=shown("/".join(each.parts))) for each in found]
+    classes = tuple(sorted({image.class_name for image in images} - {None}))
+    return ImageSet(images, classes, tuple(shown(str(source)) for source in sources), options.split)
+
+
+def _with_labels(
+    found: list[Placed], paths: Sequence[Path], options: SourceOptions, findings: Findings
+) -> list[Placed]:
+    """The images with classes from elsewhere than folders, and with groups."""
+    table = None
     if options.is_by_folder:
-        _require_one_kind(found, sources)
+        _require_one_kind(found, paths)
     elif options.label_from:
         found = label_by_name(found, findings, source=paths[0], is_sure=options.yes, alike=options.alike)
     elif options.labels:
@@ -142,27 +157,17 @@ def scan_sources(
             alike=options.alike,
             group=options.group,
         )
-        columns = table.header or ()
-        by_column = options.group is not None and table.column(options.group) is not None
-    if options.group is not None and not by_column:
-        found = group_by_pattern(found, options.group, findings, columns)
-    if options.unlabelled:
-        found += _without_labels(found, Path(options.unlabelled), len(paths), findings, workspace)
-        sources = (*sources, options.unlabelled)
-    found.sort(
-        key=lambda each: (each.image.class_name is None, each.image.class_name, each.parts, each.source)
-    )
-    images = [replace(each.image, member=shown("/".join(each.parts))) for each in found]
-    classes = tuple(sorted({image.class_name for image in images} - {None}))
-    return ImageSet(images, classes, tuple(shown(str(source)) for source in sources), options.split)
+    if options.group is None or (table and table.column(options.group) is not None):
+        return found
+    return group_by_pattern(found, options.group, findings, (table.header or ()) if table else ())
 
 
-def _require_one_kind(found: Sequence[Placed], sources: Sequence[str | Path]) -> None:
+def _require_one_kind(found: Sequence[Placed], sources: Sequence[Path]) -> None:
     kinds = {each.image.class_name is None: sources[each.source] for each in reversed(found)}
     if len(kinds) == 2:
         raise DataError(
             f"{kinds[True]} holds images without class folders, {kinds[False]} class folders. Build them as "
-            f"two files, or give the one without labels as `unlabelled`."
+            "two files, or give the one without labels as `unlabelled`."
         )
 
 
@@ -172,11 +177,10 @@ def _without_labels(
     if all(each.image.class_name is None for each in found):
         raise DataError(
             f"{source}: `unlabelled` stands beside images with labels, and there are none. Name it as one "
-            "more "
-            "source."
+            "more source."
         )
     tree = read_source(source, findings, workspace)
-    return [Placed(parts, number, image) for parts, image in tree.files.items()]
+    return [Placed(parts, number, tree.files[parts]) for parts in sorted(tree.files)]
 
 
 def _take_images(tree: SourceTree, source: Path, options: SourceOptions) -> SourceTree:

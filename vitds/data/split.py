@@ -45,7 +45,7 @@ def split_once(images: ImageSet, out: Path, fraction: float, seed: int, findings
     Images without a label beside labelled ones are all for training, unless their group is for the test.
 
     Args:
-        findings: gets the classes of a single image.
+        findings: gets the classes of a single image, or of one side; a share that groups did not allow.
     Raises: DataError if nothing would be left for one of the two.
     """
     labels, groups = _labels(images), _groups(images)
@@ -59,6 +59,7 @@ def split_once(images: ImageSet, out: Path, fraction: float, seed: int, findings
     else:
         dealt = _deal(labels, groups, [fraction, 1 - fraction], GROUPS, seed)
         test = set(np.flatnonzero(dealt == 0).tolist())
+        _note_uneven(images, labels, dealt == 0, fraction, findings)
         if not test or len(test) == len(labels):
             raise DataError(
                 f"{out}: the images are of {groups.max() + 1} groups, of which none can go to the test file "
@@ -97,6 +98,21 @@ def _halves(out: Path, test: set[int], images: int, prefix: str) -> list[Part]:
         Part(with_suffix(out, f"{prefix}{half}"), chosen, f"{prefix}{half}")
         for half, chosen in halves.items()
     ]
+
+
+def _note_uneven(
+    images: ImageSet,
+    labels: NDArray[np.int64],
+    is_test: NDArray[np.bool_],
+    fraction: float,
+    findings: Findings,
+) -> None:
+    for label, name in enumerate(images.classes):
+        if len(set(is_test[labels == label].tolist())) == 1:
+            findings.add("one_sided", name)
+    share = is_test[labels >= 0].mean()
+    if abs(share - fraction) > fraction / 2:
+        findings.add("share_missed", f"{share:.1%} of the labelled images in place of {fraction:.1%}")
 
 
 def _labels(images: ImageSet) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vitds.config.names import did_you_mean
+from vitds.data.findings import shown
 from vitds.data.folders import Parts
 from vitds.data.formats import IMAGE_SUFFIXES
 from vitds.errors import DataError
@@ -77,6 +78,11 @@ class FileIndex:
                     self._ends[spelt[start:]].append(i)
                 self._wholes[spelt[1:]].append(i)
 
+    @property
+    def example(self) -> str:
+        """One of the paths below their sources, for a message."""
+        return shown("/".join(self._paths[0][1:]))
+
     def find(self, cell: str) -> list[int]:
         """The images of a cell: one, none, or several between which it does not decide."""
         parts = _normal(cell)
@@ -111,9 +117,9 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
     if not best:
         first = text.splitlines()[0] if text.strip() else ""
         raise DataError(
-            f"{path}: no column of it names the images that are there. Its first line is {first[:80]!r}. It "
-            "needs a column of file names or paths, and one of labels, with commas, semicolons or tabs "
-            "between."
+            f"{path}: no column of it names the images that are there, such as {files.example}. Its first "
+            f"line is {first[:80]!r}. It needs a column of file names or paths, and one of labels, with "
+            "commas, semicolons or tabs between."
         )
     _check_lengths(path, rows, file_column)
     header = _header(rows, file_column, files)
@@ -206,8 +212,7 @@ def _label_column(
         listed = ", ".join(repr(name) for name in names[:COLUMNS_SHOWN]) + ", …" * (columns > COLUMNS_SHOWN)
         raise DataError(
             f"{path}: it is not clear which of its {columns} columns has the labels: {listed}. Say which "
-            "with "
-            "`label_column`, by its name or number."
+            "with `label_column`, by its name or number."
         )
     folded = [name.casefold() for name in names]
     if wanted.casefold() in folded:

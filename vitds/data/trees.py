@@ -82,8 +82,7 @@ def read_source(source: Path, findings: Findings, workspace: Path) -> SourceTree
     else:
         raise DataError(
             f"{source}: neither a folder nor an archive ({' '.join(ARCHIVE_SUFFIXES)}). Unpack it, or put "
-            "the "
-            "images into a folder."
+            "the images into a folder."
         )
     if not tree.files:
         others = findings.counts.get(OTHER_FILE, 0)

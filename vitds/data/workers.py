@@ -91,7 +91,7 @@ def _map_in_order(
             yield under_way.popleft().result()
     except BrokenProcessPool:
         raise ResourceError(
-            "a worker process died: out of memory (try fewer --workers), or, where a script called this, "
+            "a worker process died: out of memory (try fewer `workers`), or, where a script called this, "
             "the line `if __name__ == '__main__':` is missing above the call."
         ) from None
     finally:

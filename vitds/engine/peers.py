@@ -75,9 +75,12 @@ class Peers:
         self.when: Callable[[], str] = lambda: "before the first step"
 
     @contextmanager
-    def watched(self) -> Iterator[Peers]:
+    def watched(self, meet_alike: Callable[[Exception], bool]) -> Iterator[Peers]:
         """Around all that the ranks do together.
 
+        Args:
+            meet_alike: whether every rank ends by such an error. Then rank 0, which removes a run directory
+                that nothing was trained in, leaves last: another rank could make it again.
         Raises: ResourceError in place of what a collective says when another rank ends: names it, and its
             cause.
         """
@@ -92,7 +95,15 @@ class Peers:
                     "same command goes on from the last checkpoint"
                 ) from error
             self._write_last_words(str(error) or type(error).__name__)
+            if dist.is_main() and meet_alike(error):
+                self._wait(lambda: len(self._ended()) == len(self.others))
             raise
+
+    @staticmethod
+    def _wait(until: Callable[[], bool]) -> None:
+        end = time.monotonic() + TIME_TO_END_S
+        while not until() and time.monotonic() < end:
+            time.sleep(0.02)
 
     def _write_last_words(self, text: str) -> None:
         if self.others:
@@ -100,10 +111,8 @@ class Peers:
 
     def _cause(self, error: RuntimeError) -> str:
         """Who ended and why."""
-        until = time.monotonic() + TIME_TO_END_S
-        while not (found := self._ended()) and time.monotonic() < until:
-            time.sleep(0.02)
-        if found:
+        self._wait(lambda: bool(self._ended()))
+        if found := self._ended():
             return "; ".join(found)
         far = [peer for peer in self.others if not self.own.is_beside(peer)]
         address = re.search(r"\[[^]]+\]:\d+", str(error))

@@ -78,28 +78,28 @@ def find_features(folder: Path, facts: dict[str, Any]) -> Features | None:
     path, text = _place(folder, facts)
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
+            about = (file.metadata() or {}).get("about")
             columns = [file.get_tensor(name) for name in COLUMNS]
     except (OSError, SafetensorError):
         return None
-    is_sound = about.get("facts") == text and about.get("sha256") == _hash_of(columns)
-    return Features(*columns) if is_sound else None
+    return Features(*columns) if about == _about(text, columns) else None
 
 
 def _write(path: Path, facts: str, features: Features) -> list[str]:
     """Keep the features; returns why not, if so."""
     columns = [getattr(features, name).contiguous() for name in COLUMNS]
-    about = {"facts": facts, "sha256": _hash_of(columns)}
     try:
         path.parent.mkdir(exist_ok=True)
+        about = {"about": _about(facts, columns)}  # one entry: several come in any order
         write_atomic(path, save(dict(zip(COLUMNS, columns, strict=True)), about))
     except (OSError, ResourceError) as error:
         return [f"the features were not kept, the next evaluation computes them again: {error}"]
     return []
 
 
-def _hash_of(columns: list[Tensor]) -> str:
+def _about(facts: str, columns: list[Tensor]) -> str:
+    """What the file says of itself: the facts, and the hash of its content."""
     digest = hashlib.sha256()
     for column in columns:
-        digest.update(column.contiguous().numpy().data)
-    return digest.hexdigest()
+        digest.update(column.numpy().data)
+    return f"{digest.hexdigest()} {facts}"

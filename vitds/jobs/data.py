@@ -17,7 +17,7 @@ from vitds.data.build import BuildOptions, build_beton, build_set
 from vitds.data.catalogue import CATALOGUE, load_named
 from vitds.data.digits import NAME as DIGITS
 from vitds.data.digits import build_digits
-from vitds.data.findings import Findings
+from vitds.data.findings import TABLE_READ, Findings
 from vitds.data.manifest import MANIFEST_JSON, Manifest
 from vitds.data.sampling import Sample, draw_sample, keep_classes, write_list
 from vitds.data.sources import SOURCE_OPTIONS
@@ -119,7 +119,8 @@ def _build_named(name: str, flags: BuildFlags, sample: Sample, options: BuildOpt
 def _print_built(built: Built, seconds: float) -> None:
     console = Console()
     for path, manifest in built:
-        for line in (_summary(path, manifest), *_warnings(path, manifest)):
+        read = manifest.findings[TABLE_READ].names if TABLE_READ in manifest.findings else ()
+        for line in (_summary(path, manifest), *read, *_warnings(path, manifest)):
             console.print(Text(line), soft_wrap=True)
         print_findings(console, manifest)
     console.print(f"{seconds:.1f} s")

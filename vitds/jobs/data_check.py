@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vitds.data.beton import BetonFile, open_beton
-from vitds.data.findings import TEXTS
+from vitds.data.findings import TABLE_READ, TEXTS
 from vitds.data.manifest import MANIFEST_JSON, Manifest
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
 from vitds.terminal import say
 
 NAMES_SHOWN = 5
+CLASSES_SHOWN = 40
 
 
 def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
         return facts
     console = Console()
     console.print(_facts_table(facts))
+    if facts["classes"]:
+        console.print(_class_table(facts["classes"], facts["images_per_class"]))
     print_findings(console, beton.manifest)
     return facts
 
@@ -114,12 +118,13 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
 
 def print_findings(console: Console, manifest: Manifest) -> None:
     """A table of what was odd about the images, with the first names of each kind, if there is any."""
-    if not manifest.findings:
+    odd = {kind: found for kind, found in manifest.findings.items() if kind != TABLE_READ}
+    if not odd:
         return
     table = Table(
         "what", "how many", Column("for example", overflow="fold"), title="odd images", title_justify="left"
     )
-    for kind, found in manifest.findings.items():
+    for kind, found in odd.items():
         names = "\n".join(found.names[:NAMES_SHOWN]) + "\n…" * (found.count > NAMES_SHOWN)
         table.add_row(Text(TEXTS.get(kind, kind)), f"{found.count:,}", Text(names))
     console.print(table)
@@ -135,6 +140,8 @@ def _facts_table(facts: dict[str, Any]) -> Table:
         "classes": f"{len(classes)}: {names}; {min(per_class)} to {max(per_class)} images each"
         if classes
         else "none (no labels)",
+        "unlabelled": f"{facts['unlabelled']:,}" if facts["unlabelled"] else None,
+        "groups": "{groups:,} by {by}".format(**facts["grouped"]) if facts["grouped"] else None,
         "storage": facts["storage"]
         if facts["storage"] == "raw"
         else f"jpg, quality {facts['quality']} where encoded",
@@ -152,5 +159,20 @@ def _facts_table(facts: dict[str, Any]) -> Table:
         "", Column("", overflow="fold"), show_header=False, title=Text(facts["file"]), title_justify="left"
     )
     for name, value in rows.items():
-        table.add_row(name, Text(value))
+        if value is not None:
+            table.add_row(name, Text(value))
+    return table
+
+
+def _class_table(classes: Sequence[str], per_class: Sequence[int]) -> Table:
+    """How many images each class has, the largest first; of many classes the largest and the smallest."""
+    table = Table("class", Column("images", justify="right"), title="images per class", title_justify="left")
+    rows = sorted(zip(per_class, classes, strict=True), key=lambda row: (-row[0], row[1]))
+    few = len(rows) <= CLASSES_SHOWN
+    for count, name in rows if few else rows[: CLASSES_SHOWN // 2]:
+        table.add_row(Text(name), f"{count:,}")
+    if not few:
+        table.add_row(f"… {len(rows) - CLASSES_SHOWN:,} classes between (all of them with --json) …", "")
+        for count, name in rows[-CLASSES_SHOWN // 2 :]:
+            table.add_row(Text(name), f"{count:,}")
     return table

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitds.data.beton import BetonFile
+from vitds.errors import DataError
 from vitds.evaluate.answers import (
     Answers,
     answers_of,
@@ -109,7 +110,8 @@ class Task:
 def measure(kind: str, task: Task) -> Measured:
     """Evaluate; called by every rank.
 
-    Raises: RunError for top1 of a model without a class head; DataError if its classes are not the file's;
+    Raises: RunError for top1 of a model without a class head; DataError if its classes are not the file's,
+        or a linear classifier gets one class alone;
         ShapeError, NumericsError as the evaluations raise them.
     """
     kinds: dict[str, Callable[[Task], Measured]] = {
@@ -150,6 +152,12 @@ def _knn(task: Task) -> Measured:
 
 
 def _linear(task: Task) -> Measured:
+    present = np.unique(task.bank.labels)
+    if len(present) < 2:
+        raise DataError(
+            f"{task.bank.path}: all {task.bank.images} labelled images are of one class, "
+            f"{task.names[present[0]]!r}; a linear classifier needs two. Give another file with `bank`"
+        )
     score = linear_probe(*task.pair(), seed=task.model.settings.seed)
     numbers = _numbers(score.answers, task.names)
     return Measured(

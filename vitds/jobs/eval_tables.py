@@ -34,11 +34,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
     score, lines = evaluation.score, evaluation.lines
     kind = score["kind"]
     keys = [key for key in COLUMNS if key in lines[0].numbers]
-    table = Table(
-        title=f"{kind} of {score['model']} on {score['data']} ({score['images']:,} images), in percent"
-    )
+    say(f"{kind} of {score['model']} on {score['data']} ({score['images']:,} images), in percent")
+    table = Table(box=None, pad_edge=False)
     for column in ("", *(COLUMNS[key] for key in keys)):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for line in lines:
         table.add_row(line.name or kind, *(_text(line.numbers[key]) for key in keys))
     show(table)
@@ -52,10 +51,14 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 def print_comparison(result: dict[str, Any]) -> None:
     """A row a group, and one a difference."""
-    table = Table(title=f"{result['kind']}: mean and deviation over the runs of a group, in percent")
+    say(f"{result['kind']}: mean and deviation over the runs of a group, in percent")
+    table = Table(box=None, pad_edge=False)
     columns = ("group", "", "runs", "figure", "mean", "deviation", "balanced", "macro-F1", "majority")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number > 1 else "left", overflow="fold")
+        # The group's name gives way where the terminal is narrow, not the figures.
+        table.add_column(
+            column, justify="right" if number > 1 else "left", overflow="fold", no_wrap=number > 0
+        )
     for row in result["groups"]:
         figures = (row.get(key) for key in ("mean", "deviation", "balanced_accuracy", "macro_f1", "majority"))
         table.add_row(
@@ -80,12 +83,13 @@ def print_comparison(result: dict[str, Any]) -> None:
 
 def _print_classes(rows: list[dict[str, Any]]) -> None:
     by = "recall" if "recall" in rows[0] else "map"
-    shown, title = rows, "each class"
+    shown, title = rows, "\neach class"
     if len(rows) > MANY_CLASSES:
         known = [row for row in rows if row[by] is not None]
         shown = sorted(known, key=lambda row: row[by])[:WORST_CLASSES]
-        title = f"the {len(shown)} worst of {len(rows)} classes"
-    table = Table(title=title)
+        title = f"\nthe {len(shown)} worst of {len(rows)} classes"
+    say(title)
+    table = Table(box=None, pad_edge=False)
     for key in rows[0]:
         is_share = key in ("recall", "precision", "f1", "map")
         table.add_column(f"{key} %" if is_share else key, justify="left" if key == "class" else "right")

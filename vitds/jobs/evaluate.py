@@ -188,5 +188,5 @@ def _image_by_image(answers: Answers, score: Score, query: BetonFile) -> bytes:
         "predicted": answers.predicted_M,
         "probability": answers.probability_M.astype(np.float32),
     }
-    about = {"data_hash": score["data_hash"], "weights": score["weights"]}
+    about = {"data_hash": score["data_hash"]}
     return save({name: np.ascontiguousarray(column) for name, column in columns.items()}, about)

@@ -14,7 +14,7 @@ from vitds.config.load import load_settings
 from vitds.config.methods import readers
 from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_recipe
 from vitds.config.tree import Batch, Settings, Views
-from vitds.data.beton import BetonFile, open_beton
+from vitds.data.beton import BetonFile, labelled, open_beton
 from vitds.data.digits import NAME as DIGITS
 from vitds.data.draws import draw_views
 from vitds.data.images import decode_stored
@@ -52,6 +52,8 @@ def preview(
     data = open_beton(file)
     recipe = recipe or _default_recipe(data)
     settings = load_settings(recipe=recipe, command=None, assignments=tuple(set), flags={"seed": seed})
+    if method_class(settings.method).needs_labels and (data.labels >= 0).any():
+        data = labelled(data)
     drawn = first_step(data, settings, images)
     names = [f"{group.name} {number}" for group in settings.views.groups for number in range(group.views)]
     groups = [number for number, group in enumerate(settings.views.groups) for _ in range(group.views)]
@@ -178,7 +180,8 @@ def _captions(mixed: TrainBatch, settings: Settings, file: BetonFile) -> list[st
 
 def _name(file: BetonFile, image: int) -> str:
     label = int(file.labels[image])
-    return f"image {image}\n{file.manifest.classes[label]}" if label >= 0 else f"image {image}"
+    number = int(file.index[image])
+    return f"image {number}\n{file.manifest.classes[label]}" if label >= 0 else f"image {number}"
 
 
 def stored_bytes(file: BetonFile, image: int) -> bytes:

@@ -78,7 +78,7 @@ def open_session(command: Command, flags: TrainFlags, given: Settings) -> Iterat
                 check_recipe(command, files[0])
         contents = _contents(given, files)
         with _held_run(flags.run, flags.recipe or DEFAULT_RECIPES[command]) as (run, lock):
-            with Peers(run.path / "log.txt").watched() as peers:
+            with Peers(run.path / "log.txt").watched(is_refusal) as peers:
                 settings = given_settings(run, given, contents)
                 if lock is not None and files is not None:
                     save_inputs(run, settings, contents)
@@ -115,7 +115,7 @@ def _held_run(path: str | None, recipe: str) -> Iterator[tuple[Run, RunLock | No
             lock.release()
 
 
-def is_refusal(error: VitdsError) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Whether every rank meets this error alike."""
     return isinstance(error, SettingsError | ShapeError)
 

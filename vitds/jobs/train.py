@@ -246,8 +246,10 @@ def _check_same_data(run: Run, saved: Saved, file: BetonFile, facts: dict[str, A
 def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig) -> str:
     settings = trainer.settings
     start = f"resumes after step {trainer.progress.step}" if trainer.progress.step else "starts"
-    whole = file.manifest.images
-    images = f"{file.images:,} images" if file.images == whole else f"{file.images:,} of {whole:,} images"
+    images = f"{file.images:,} images"
+    if file.images < file.manifest.images:
+        kind = "" if settings.eval.hold_out else "labelled "
+        images = f"the {file.images:,} {kind}of {file.manifest.images:,} images"
     return (
         f"{session.run.path} {start}: {settings.method}, {settings.backbone.name} on {images}, "
         f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "

@@ -124,7 +124,7 @@ class RunLock:
         is_same_job = own["job"] is not None and content.get("job") == own["job"]
         if is_same_job and content.get("restart", 0) < own["restart"]:
             return False  # the same job, requeued: what held the lock before is its ghost
-        if own["space"] and (content["host"], content.get("space")) == (own["host"], own["space"]):
+        if _can_be_looked_at(content, own):
             return is_running(content["pid"], content["ticks"])
         return self._silent_s() < STALE_AFTER_S
 
@@ -170,6 +170,29 @@ class RunLock:
             file.write(json.dumps(content))
             file.flush()
             os.fsync(file.fileno())
+
+
+def is_held(run: Path) -> bool:
+    """Whether a live process writes to a run; nothing is taken or written.
+
+    A holder that cannot be looked at counts as live for STALE_AFTER_S after its last sign, by this machine's
+    clock.
+    """
+    path = run / "lock"
+    try:
+        content = json.loads(path.read_text() or "{}")
+        if not content.get("host"):
+            return False
+        if _can_be_looked_at(content, own_process()):
+            return is_running(content["pid"], content["ticks"])
+        return time.time() - path.stat().st_mtime < STALE_AFTER_S
+    except (OSError, ValueError, AttributeError, KeyError):
+        return False  # no lock, or nothing that a holder wrote
+
+
+def _can_be_looked_at(content: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether a lock's holder is in this process space of this host."""
+    return bool(own["space"]) and (content["host"], content.get("space")) == (own["host"], own["space"])
 
 
 def next_run(recipe: str, root: Path = Path("runs")) -> RunLock:

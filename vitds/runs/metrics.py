@@ -13,6 +13,8 @@ from typing import Any
 
 from vitds.runs.directory import write_atomic
 
+TAIL_BYTES = 1 << 16  # holds many lines
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a half line that a kill left at the end is not one."""
@@ -25,6 +27,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line, without reading all before it; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:  # the half line of a kill, or the first one, which the seek may have cut
+            continue
+    return None
 
 
 def cut_back(path: Path, steps: int) -> list[dict[str, Any]]:
