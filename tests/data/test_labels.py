@@ -80,6 +80,27 @@ def test_files_are_found_by_name_stem_path_and_end_of_path(folder, cells):
     assert labels_of(scan(folder, labels=table(folder, text_of(rows)))[0]) == ANSWER
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "label,id\n1,1\n1,2\n2,3\n2,4\n",  # labels that are names of files as well
+        ",file,label\n1,2.jpg,1\n2,1.jpg,1\n3,4.jpg,2\n4,3.jpg,2\n",  # row numbers that are
+        ",image_id,label\n1,2,1\n2,1,1\n3,4,2\n4,3,2\n",
+    ],
+)
+def test_numbers_that_could_be_files_are_not_taken_for_the_column_of_files(tmp_path, text):
+    source = write_folder(tmp_path / "set", {f"{i}.jpg": b"" for i in range(1, 5)})
+    images, _ = scan(source, labels=table(source, text), label_column="label")
+    assert labels_of(images) == {"1.jpg": "1", "2.jpg": "1", "3.jpg": "2", "4.jpg": "2"}
+
+
+def test_the_folder_called_from_is_a_source_like_another(tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "set", {"cat/1.jpg": b"", "cat/2.jpg": b""})
+    monkeypatch.chdir(source)
+    path = table(source, "/data/cat/1.jpg,ant\nset/cat/2.jpg,bee\n")
+    assert labels_of(scan(Path("."), labels=path)[0]) == {"cat/1.jpg": "ant", "cat/2.jpg": "bee"}
+
+
 def test_a_path_into_another_folder_is_not_taken_for_an_image_of_the_same_name(tmp_path):
     source = write_folder(tmp_path / "set", {"a/1.jpg": b"", "b/2.jpg": b""})
     images, findings = scan(source, labels=table(source, "a/1.jpg,x\nc/2.jpg,y\n"))
@@ -100,6 +121,13 @@ def test_missing_and_unlisted_files_are_counted_and_named_and_empty_labels_are_u
 def test_a_first_row_whose_image_is_missing_is_no_header(folder):
     images, findings = scan(folder, labels=table(folder, "gone,ant\na1,ant\nb1,bee\n"))
     assert findings.counts["table_missing"] == 1 and len(images.images) == 2
+
+
+def test_empty_cells_that_a_program_left_out_at_a_rows_end_are_empty(folder):
+    images, _ = scan(
+        folder, labels=table(folder, "file,label,note\na1.jpg,ant,x\nb1.jpg,bee\na2.jpg,ant,,\n")
+    )
+    assert labels_of(images) == {"a1.jpg": "ant", "a2.jpg": "ant", "b1.jpg": "bee"}
 
 
 def test_a_table_serves_a_tar_as_its_folder(tmp_path):
@@ -162,6 +190,7 @@ REFUSED = [  # the table, the options, the message
         {},
         r"line 2 has 3 cells, most have 2: 'a2\.jpg \| ant \| x'\. Put",
     ),
+    ("file,label\n1,a1.jpg,ant\n2,a2.jpg,bee\n", {}, r"line 1 has 2 cells, most have 3"),
     ("a1.jpg,\na2.jpg,\n", {}, r"column number 2 has no label for any image"),
     ("PK\3\4", {}, r"a spreadsheet or zip, not a text\. Save it as CSV"),
 ]

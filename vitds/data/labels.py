@@ -6,6 +6,7 @@ argument that says so.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -63,11 +64,13 @@ def label_by_table(
     Raises: DataError as tables.read_table; if two rows give an image two labels, or a row means several
         images (names the lines and the files).
     """
-    files = FileIndex([(sources[each.source].name, *each.parts) for each in found])
+    # A source's own name, also where it is given as `.`
+    names = [os.path.basename(os.path.abspath(source)) or "/" for source in sources]
+    files = FileIndex([(names[each.source], *each.parts) for each in found])
     table = read_table(path, files, label_column)
     group_column = table.column(group) if group is not None else None
     row_of = _rows_of_images(table, files, found, findings)
-    names = _class_names([cells[table.label_column] for _, cells in table.rows], alike, str(path), "rows")
+    classes = _class_names([cells[table.label_column] for _, cells in table.rows], alike, str(path), "rows")
     listed = []
     for i, each in enumerate(found):
         if i not in row_of:
@@ -75,7 +78,7 @@ def label_by_table(
             continue
         cells = row_of[i][1]
         together = cells[group_column].strip() or None if group_column is not None else None
-        class_name = names[cells[table.label_column]]
+        class_name = classes[cells[table.label_column]]
         listed.append(each._replace(image=replace(each.image, class_name=class_name, group=together)))
     if not any(each.image.class_name for each in listed):
         raise DataError(f"{path}: column {table.name_of(table.label_column)} has no label for any image.")

@@ -26,8 +26,12 @@ DELIMITERS = (",", ";", "\t", "|", " ")
 LABEL_NAMES = frozenset(
     "label labels class classes class_name classname class_label category target species diagnosis dx".split()
 )
+FILE_NAMES = frozenset(
+    "file files filename file_name filepath image images image_id image_name image_path img path".split()
+)
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 COLUMNS_SHOWN = 12
+SAMPLE = 2000  # rows that are tried
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FileIndex:
         self._paths = [_normal("/".join(path)) for path in paths]
         for i, path in enumerate(self._paths):
             folded = tuple(part.casefold() for part in path)
-            for spelt in {folded, (*folded[:-1], PurePosixPath(folded[-1]).stem)}:
+            for spelt in {folded, (*folded[:-1], folded[-1].rpartition(".")[0] or folded[-1])}:
                 for start in range(len(spelt)):
                     self._ends[spelt[start:]].append(i)
                 self._wholes[spelt[1:]].append(i)
@@ -105,15 +109,10 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
         the labels is missing (near names) or not clear (names the columns).
     """
     text, encoding = _text(path)
-    best, rows, file_column = 0, [], 0
-    for delimiter in DELIMITERS:
-        tried = _rows(path, text, delimiter)
-        matches = Counter(
-            column for _, cells in tried for column, cell in enumerate(cells) if files.find(cell)
-        )
-        for column, count in matches.most_common(1):
-            if count > best:
-                best, rows, file_column = count, tried, column
+    # Some rows decide, spread over the table; all of them where none of those is of an image.
+    best, rows, file_column = _best_reading(path, text, files, SAMPLE)
+    if not best:
+        best, rows, file_column = _best_reading(path, text, files, len(text) + 1)
     if not best:
         first = text.splitlines()[0] if text.strip() else ""
         raise DataError(
@@ -129,9 +128,34 @@ def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
     return Table(path, header, rows[1:] if header else rows, file_column, place, encoding)
 
 
+def _best_reading(
+    path: Path, text: str, files: FileIndex, sample: int
+) -> tuple[int, list[tuple[int, list[str]]], int]:
+    """The score of the column that names the files best, of about `sample` rows; all rows so read; it."""
+    best, rows, file_column = 0, [], 0
+    for delimiter in DELIMITERS:
+        tried = _rows(path, text, delimiter)
+        # Each cell once: labels 1 to 5 may be the names of five files. A row's number may be one as well, so
+        # a cell with an extension counts twice, and so does a column that is called as files are.
+        cells = {pair for _, row in tried[:: len(tried) // sample + 1] for pair in enumerate(row)}
+        scores: Counter[int] = Counter()
+        for column, cell in sorted(cells):
+            if files.find(cell):
+                scores[column] += 2 if _has_image_suffix(cell) else 1
+        for column in scores:
+            is_called_so = any(name.strip().casefold() in FILE_NAMES for name in tried[0][1][column:][:1])
+            if (score := scores[column] * (2 if is_called_so else 1)) > best:
+                best, rows, file_column = score, tried, column
+    return best, rows, file_column
+
+
+def _has_image_suffix(cell: str) -> bool:
+    return PurePosixPath(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
+
+
 def _normal(text: str) -> Parts:
     text = unicodedata.normalize("NFC", text.strip().replace("\\", "/"))
-    return tuple(part for part in PurePosixPath(text).parts if part not in ("/", "."))
+    return tuple(part for part in text.split("/") if part not in ("", "."))
 
 
 def _text(path: Path) -> tuple[str, str]:
@@ -170,7 +194,8 @@ def _check_lengths(path: Path, rows: list[tuple[int, list[str]]], file_column: i
     for line, cells in rows:
         while len(cells) > usual and not cells[-1].strip():
             cells.pop()
-        if file_column < len(cells) < usual:
+        # Not in the first row: a header without a name for the rows' numbers lacks its first cell.
+        if file_column < len(cells) < usual and cells is not rows[0][1]:
             cells += [""] * (usual - len(cells))
         if len(cells) != usual:
             raise DataError(
@@ -183,7 +208,7 @@ def _header(rows: list[tuple[int, list[str]]], file_column: int, files: FileInde
     """The first row, where it names no image, neither one that is there nor one that is missing."""
     first = rows[0][1]
     cell = first[file_column]
-    if files.find(cell) or PurePosixPath(cell.strip()).suffix.lower() in IMAGE_SUFFIXES:
+    if files.find(cell) or _has_image_suffix(cell):
         return None
     return tuple(name.strip() for name in first)
 
