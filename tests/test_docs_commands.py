@@ -45,6 +45,7 @@ QUICK = (
     "export hf",
     "export onnx",
     "runs",
+    "report",
 )
 # What cannot be had in a test: a download, a set that its publisher ships, a model with its published
 # weights.

@@ -115,9 +115,10 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def picture(self, path: Path, *, width: int, top: int = 0, height: int) -> None:
-        """A PNG of a part of the page."""
+        """A part of the page as PNG or WebP, as the name ends."""
         clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
-        data = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+        kind = path.suffix.removeprefix(".")
+        data = self.call("Page.captureScreenshot", format=kind, clip=clip, captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def _next(self) -> dict[str, Any]:
@@ -179,8 +180,7 @@ def main() -> None:
     words = parser.parse_args()
     with started() as browser:
         browser.open(words.page, width=words.width, scheme=words.scheme)
-        if words.section == "map":
-            browser.value("document.getElementById('map').focus()")
+        browser.value("document.getElementById('scatter')?.focus({preventScroll: true})")  # shows an image
         found = f"document.getElementById({json.dumps(words.section)}).getBoundingClientRect().top + scrollY"
         top = round(browser.value(found)) if words.section else 0
         height = words.height or browser.value("document.documentElement.scrollHeight") - top

@@ -12,12 +12,17 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.engine import training
 from tests.engine.training import small_run_path
 from tests.report import browser as chromium
 from vitds.cli import main
 
 # As a class: it ends a script, an attribute and an element, and is longer than a phone is wide.
 HOSTILE = """</script><img src=x onerror=alert(1)>"'&{{ 7*7 }} """ + "x" * 60
+
+
+# Its last features are a grid of 2 x 2.
+RESNET = {key.replace(".", "__"): value for key, value in training.RESNET.items()} | {"views__crop_px": 64}
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +63,7 @@ def runs(rank_pool: Callable, digit_files, hostile_files, tmp_path_factory) -> d
         "fine-seed0": (digit_files, "supervised", {}),
         "fine-seed1": (digit_files, "supervised", {"seed": 1}),
         "hostile": (hostile_files, "supervised", {}),
-        "resnet": (digit_files, "supervised", {"backbone": "resnet", "views__crop_px": 64}),
+        "resnet": (digit_files, "supervised", RESNET),
         "alone": (alone, "idmm", {}),
     }
     return {

@@ -180,12 +180,12 @@ def test_words_that_make_no_page_are_refused(runs, capsys, words, said) -> None:
     )
 
 
-def test_a_training_writes_its_page_at_the_end(rank_pool, digit_files, tmp_path: Path) -> None:
-    for ranks in (1, 2):
-        run = tmp_path / f"ranks{ranks}"
-        rank_pool(ranks).run(small_run_path, str(run), digit_files, epochs=1, log__page="true")
-        assert (run / "report.html").stat().st_size > 50_000, rank_pool(ranks).output
-        assert "report.html: 0." in rank_pool(ranks).output
+def test_a_training_writes_its_page_at_the_end_on_rank_0_alone(rank_pool, tmp_path: Path) -> None:
+    """Of the embedded digits, which all ranks together would build."""
+    run = tmp_path / "run"
+    data, pool = ("digits", "digits"), rank_pool(2)
+    pool.run(small_run_path, str(run), data, epochs=1, batch__global_images=448, log__page="true")
+    assert pool.output.count(f"{run}/report.html: ") == 1 and (run / "report.html").exists()
 
 
 def test_a_page_that_fails_fails_no_run(rank_pool, digit_files, tmp_path: Path) -> None:

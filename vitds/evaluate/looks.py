@@ -19,7 +19,7 @@ GRADIENT = "gradient"
 def looks(
     backbone: nn.Module, images_M3SS: Float[Tensor, "M 3 S S"], score: Score
 ) -> tuple[str, Float[Tensor, "M h w"]] | None:
-    """A map an image, each scaled to a largest value of 1.
+    """A map an image, each scaled to 0..1; all 1 where it is flat.
 
     Args:
         backbone: in evaluation mode, on the images' device.
@@ -36,7 +36,9 @@ def looks(
         kind, map_Mhw = GRADIENT, gradient_maps(backbone, images_M3SS, score)
     if map_Mhw is None or map_Mhw[0].numel() < 4:
         return None
-    return kind, map_Mhw / map_Mhw.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    low_M11, high_M11 = map_Mhw.amin((1, 2), keepdim=True), map_Mhw.amax((1, 2), keepdim=True)
+    flat_Mhw = torch.ones_like(map_Mhw)
+    return kind, torch.where(high_M11 > low_M11, (map_Mhw - low_M11) / (high_M11 - low_M11), flat_Mhw)
 
 
 @torch.inference_mode()

@@ -6,9 +6,8 @@ from. The page is laid out from there, also where the images have moved since.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +16,38 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
 from vitds.augment.mix import normalise
 from vitds.config.tree import Settings
-from vitds.data.beton import BetonFile, labelled
+from vitds.data.beton import BetonFile
 from vitds.data.digits import NAME as DIGITS
 from vitds.data.findings import TEXTS
 from vitds.data.loader import eval_batches
 from vitds.data.preview import boxed_original
-from vitds.errors import RunError, VitdsError
-from vitds.evaluate.answers import Answers, answers_of, confusions
-from vitds.evaluate.features import Features
-from vitds.evaluate.files import own_features
-from vitds.evaluate.kept import feature_facts, find_features
-from vitds.evaluate.knn import knn_answers
+from vitds.errors import DataError, RunError, VitdsError
+from vitds.evaluate.answers import confusions
 from vitds.evaluate.looks import looks
 from vitds.evaluate.map import FEWEST, plane
-from vitds.evaluate.opened import OpenModel, class_head, open_model
 from vitds.jobs.data_files import hold_out, training_files
-from vitds.jobs.preview import first_step, stored_pixels
-from vitds.methods import method_class
+from vitds.jobs.preview import first_step, stored_bytes, stored_pixels
+from vitds.jobs.scene import MOST_IMAGES, Scene, chosen_images, nearest_images, open_scene, spread
 from vitds.report.pictures import data_uri, dimmed, sheet_uri
 from vitds.runs.directory import Run, content_of_weights, known_inputs, write_atomic
 
 FORMAT = 1  # raised where the same facts come to mean other pictures
-MOST_IMAGES = 2000  # on the map, and of a bank whose features are not kept: a page may take seconds
 PICTURE_PX, THUMB_PX = 112, 48
 CROPPED = 3  # images whose crops are shown
-QUERIES, NEIGHBOURS = 8, 5
 CONFUSIONS, CONFUSED = 6, 4  # pairs of classes, and pictures of each
 NAMED = 5  # photographs that a finding names
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A run's network and what it says of images.
-
-    Attributes:
-        model: with its weights.
-        head: of its classes, if it has one.
-        query: the images that are looked at: the test images, or those of training where there are no others.
-        query_features: theirs, in their order.
-        bank: the images among which neighbours are looked for.
-        bank_features: theirs.
-        answers: to the query, where it has labels.
-        k: of the nearest neighbours that answer; None where the class head does.
-    """
-
-    model: OpenModel
-    head: nn.Linear | None
-    query: BetonFile
-    query_features: Float[Tensor, "M D"]
-    bank: BetonFile
-    bank_features: Float[Tensor, "N D"]
-    answers: Answers | None
-    k: int | None
+Files = tuple[BetonFile, BetonFile | None]
 
 
-def gallery(run: Run) -> Json:
+def gallery(run: Run, files: Files | None = None) -> Json:
     """The pictures, from RUN/analysis/page.json where they were made of these weights and data; else made
     and kept.
 
@@ -84,6 +55,7 @@ def gallery(run: Run) -> Json:
 
     Args:
         run: finished.
+        files: training_files of its settings, where they are open; to open them all ranks would be needed.
     Raises: RunError if the images are not at hand and nothing was kept; what reading the run raises.
     """
     made_of = {
@@ -95,7 +67,7 @@ def gallery(run: Run) -> Json:
     if (kept := _read(path)) is not None and kept.get("made_of") == made_of:
         return kept
     try:
-        made = {"made_of": made_of, **_made(run)}
+        made = {"made_of": made_of, **_made(run, files or _files(run, run.settings))}
     except VitdsError as error:
         if not any(path.parent.glob("*.json")):
             raise RunError(
@@ -116,17 +88,16 @@ def _read(path: Path) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def _made(run: Run) -> Json:
-    settings = run.settings
-    train, test = _files(run, settings)
+def _made(run: Run, files: Files) -> Json:
+    settings, (train, test) = run.settings, files
     trained = hold_out(train, settings.eval.hold_out, settings.seed)[0] if settings.eval.hold_out else train
     made: Json = {
         "data": {"train": _facts(train), "test": None if test is None else _facts(test)},
         "crops": _crops(trained, settings),
     }
-    scene = _scene(run, train, test)
-    chosen = _chosen(scene)
-    nearest = _nearest(scene, chosen)
+    scene = open_scene(run, train, test)
+    chosen = chosen_images(scene)
+    nearest = nearest_images(scene, chosen)
     return made | {
         "query": "test" if test is not None else "training",
         "k": scene.k,
@@ -138,7 +109,7 @@ def _made(run: Run) -> Json:
     }
 
 
-def _files(run: Run, settings: Settings) -> tuple[BetonFile, BetonFile | None]:
+def _files(run: Run, settings: Settings) -> Files:
     """The run's own images.
 
     Raises: DataError, SettingsError, RunError that say in one sentence why they are not at hand.
@@ -168,10 +139,22 @@ def _facts(file: BetonFile) -> Json:
         "groups": None if manifest.grouped is None else manifest.grouped.groups,
         "content": manifest.content_hash,
         "findings": [
-            {"kind": kind, "text": TEXTS.get(kind, kind), "count": found.count, "names": found.names[:NAMED]}
+            {
+                "kind": kind,
+                "text": TEXTS.get(kind, kind),
+                "count": found.count,
+                "names": [_without_folders(name, manifest.sources) for name in found.names[:NAMED]],
+            }
             for kind, found in manifest.findings.items()
         ],
     }
+
+
+def _without_folders(name: str, sources: tuple[str, ...]) -> str:
+    """A photograph below its source: where that lies on this machine is no reader's business."""
+    for source in sources:
+        name = name.replace(source, Path(source).name)
+    return name
 
 
 def _crops(file: BetonFile, settings: Settings) -> list[Json]:
@@ -201,72 +184,12 @@ def _crop_uri(crop: NDArray[np.uint8]) -> str:
     return data_uri(crop.transpose(1, 2, 0), PICTURE_PX)
 
 
-def _scene(run: Run, train: BetonFile, test: BetonFile | None) -> Scene:
-    model = open_model(str(run.path))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.backbone.to(device).eval()
-    query, found = _features(model, train if test is None else test, device)
-    bank, known = (query, found) if test is None else _features(model, labelled(train), device)
-    head, answers, k = None, None, None
-    if method_class(model.settings.method).leaves_class_head:
-        head = class_head(model)[1]
-    if test is not None and head is not None:
-        with torch.inference_mode():
-            logit_MC = head(found.rows_MD)
-        answers = answers_of(logit_MC, found.label_M, logit_MC.double().softmax(1))
-    elif test is not None:
-        k = 20 if 20 in model.settings.eval.knn_k else min(model.settings.eval.knn_k)
-        pair = (known.rows_MD, known.label_M, found.rows_MD, found.label_M)
-        answers = knn_answers(*pair, k=(k,), classes=len(query.manifest.classes))[k]
-    return Scene(model, head, query, found.rows_MD, bank, known.rows_MD, answers, k)
-
-
-def _features(model: OpenModel, file: BetonFile, device: torch.device) -> tuple[BetonFile, Features]:
-    """Those that an evaluation kept, of all images; else of MOST_IMAGES, spread over the file."""
-    found = find_features(
-        model.run.path / "analysis", feature_facts(model.settings, model.weights or "", file)
-    )
-    if found is not None:
-        return file, found
-    file = file.take(_spread(file.images, MOST_IMAGES))
-    rows_MD, index_M = own_features(model.settings, model.backbone, file, np.arange(file.images), device)
-    labels = torch.from_numpy(file.labels[index_M.numpy()])
-    return file.take(index_M.numpy()), Features(rows_MD, labels, torch.arange(len(rows_MD)))
-
-
-def _spread(images: int, most: int) -> NDArray[np.int64]:
-    """At most so many positions, evenly over a file: of all its classes, as they stand one after another."""
-    return np.unique(np.linspace(0, images - 1, min(images, most)).round().astype(np.int64))
-
-
-def _chosen(scene: Scene) -> list[int]:
-    """Some images of the query: as many right as wrong ones, where that is known."""
-    if scene.answers is None:
-        return _spread(scene.query.images, QUERIES).tolist()
-    right, wrong = (np.flatnonzero(scene.answers.is_right_M == is_right) for is_right in (True, False))
-    from_wrong = min(len(wrong), max(QUERIES // 2, QUERIES - len(right)))
-    parts = ((right, min(len(right), QUERIES - from_wrong)), (wrong, from_wrong))
-    return [int(part[i]) for part, count in parts if count for i in _spread(len(part), count)]
-
-
-def _nearest(scene: Scene, chosen: list[int]) -> list[list[tuple[int, float]]]:
-    """For each chosen image its nearest of the bank with their cosine similarity; never itself."""
-    query_QD = F.normalize(scene.query_features[chosen], dim=1)
-    similarity_QN = query_QD @ F.normalize(scene.bank_features, dim=1).T
-    if scene.bank is scene.query:
-        similarity_QN[torch.arange(len(chosen)), torch.tensor(chosen)] = -torch.inf
-    best = similarity_QN.topk(min(NEIGHBOURS, scene.bank.images - (scene.bank is scene.query)), dim=1)
-    return [
-        list(zip(places, values, strict=True))
-        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
-
-
 def _image(file: BetonFile, position: int) -> Json:
     """What a page says of an image: its photograph, its class."""
     label = int(file.labels[position])
     return {
         "name": file.describe(position),
+        "number": f"image {file.index[position]}",
         "class": file.manifest.classes[label] if label >= 0 else None,
     }
 
@@ -284,7 +207,23 @@ def _answered(scene: Scene, position: int) -> Json:
 
 
 def _picture(file: BetonFile, position: int) -> str:
-    return data_uri(stored_pixels(file, position), PICTURE_PX)
+    return data_uri(_small(file, position, PICTURE_PX), PICTURE_PX)
+
+
+def _small(file: BetonFile, position: int, side_px: int) -> NDArray[np.uint8]:
+    """An image for a picture of this side. A large JPEG is decoded to a half, a quarter or an eighth of its
+    side, which takes a tenth of the time.
+
+    Raises: DataError if it cannot be decoded.
+    """
+    if not file.is_jpeg[position]:
+        return stored_pixels(file, position)
+    try:
+        with Image.open(io.BytesIO(stored_bytes(file, position))) as picture:
+            picture.draft("RGB", (side_px, side_px))
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise DataError(f"{file.path}: {file.describe(position)} cannot be decoded: {error}") from error
 
 
 def _neighbours(scene: Scene, chosen: list[int], nearest: list[list[tuple[int, float]]]) -> list[Json]:
@@ -368,11 +307,11 @@ def _looks(scene: Scene, chosen: list[int], nearest: list[list[tuple[int, float]
 
 
 def _map(scene: Scene) -> Json | None:
-    places = _spread(scene.query.images, MOST_IMAGES)
+    places = spread(scene.query.images, MOST_IMAGES)
     if len(places) < FEWEST:
         return None
     xy = plane(scene.query_features[torch.from_numpy(places)])
-    sheet, columns = sheet_uri(list(_thumbs(scene.query, places)), THUMB_PX)
+    sheet, columns = sheet_uri([_small(scene.query, place, THUMB_PX) for place in places.tolist()], THUMB_PX)
     classes = scene.query.manifest.classes
     answers = scene.answers
     return {
@@ -387,8 +326,3 @@ def _map(scene: Scene) -> Json | None:
         "cell_px": THUMB_PX,
         "of": scene.query.images,
     }
-
-
-def _thumbs(file: BetonFile, places: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    for place in places.tolist():
-        yield stored_pixels(file, place)

@@ -52,6 +52,8 @@ def preview(
     data = open_beton(file)
     recipe = recipe or _default_recipe(data)
     settings = load_settings(recipe=recipe, command=None, assignments=tuple(set), flags={"seed": seed})
+    if method_class(settings.method).needs_labels and (data.labels >= 0).any():
+        data = labelled(data)
     drawn = first_step(data, settings, images)
     names = [f"{group.name} {number}" for group in settings.views.groups for number in range(group.views)]
     groups = [number for number, group in enumerate(settings.views.groups) for _ in range(group.views)]
@@ -78,8 +80,6 @@ def first_step(data: BetonFile, settings: Settings, images: int) -> list[ImagePr
     Args:
         images: how many; fewer if the step has fewer.
     """
-    if method_class(settings.method).needs_labels and (data.labels >= 0).any():
-        data = labelled(data)
     loader = TrainLoader(data, settings, rank=0, ranks=1, micro_images=_micro_images(settings.batch, images))
     with closing(loader.batches(0, 1)) as batches:
         batch = next(batches)
@@ -184,12 +184,17 @@ def _name(file: BetonFile, image: int) -> str:
     return f"image {number}\n{file.manifest.classes[label]}" if label >= 0 else f"image {number}"
 
 
+def stored_bytes(file: BetonFile, image: int) -> bytes:
+    """The image at a position of a file as it is stored: a JPEG, or raw pixels."""
+    with file.path.open("rb") as stream:
+        stream.seek(int(file.offsets[image]))
+        return stream.read(int(file.sizes[image]))
+
+
 def stored_pixels(file: BetonFile, image: int) -> np.ndarray:
     """(H, W, 3) uint8 of the image at a position of a file.
 
     Raises: DataError if it cannot be decoded.
     """
-    with file.path.open("rb") as stream:
-        stream.seek(int(file.offsets[image]))
-        data = stream.read(int(file.sizes[image]))
+    data = stored_bytes(file, image)
     return decode_stored(data, bool(file.is_jpeg[image]), int(file.heights[image]), int(file.widths[image]))

@@ -12,12 +12,13 @@ import numpy as np
 from vitds import dist
 from vitds.errors import ResourceError, RunError, UsageError
 from vitds.jobs.compare import group_of
-from vitds.jobs.gallery import gallery
+from vitds.jobs.gallery import Files, gallery
 from vitds.report.overview import result, settings_leaves, shown
 from vitds.report.page import page_of_run, page_of_runs
 from vitds.runs.directory import Run, write_atomic
 from vitds.terminal import say
 
+PAGE = "report.html"
 # What a run is called, where it reads and how often it saves: no reason for another result.
 OF_NO_RESULT = ("data.workers", "checkpoint.", "log.", "eval.", "batch.micro_images")
 
@@ -40,31 +41,38 @@ def report(*runs: str, out: str | Path | None = None) -> Path:
         raise UsageError(f"{twice[0]} is given {paths.count(twice[0])} times; leave one")
     if out is None and len(opened) > 1:
         raise UsageError("`out` is missing: say where the page of several runs goes, as in `out=page.html`")
-    html = (
-        page_of_runs(opened, _table(opened))
-        if len(opened) > 1
-        else page_of_run(opened[0], gallery(opened[0]))
-    )
-    path = Path(os.path.expanduser(out)) if out is not None else opened[0].path / "report.html"
+    if len(opened) > 1:
+        html = page_of_runs(opened, _table(opened))
+    else:
+        html = page_of_run(opened[0], gallery(opened[0]))
+    path = Path(os.path.expanduser(out)) if out is not None else opened[0].path / PAGE
     if not path.parent.is_dir():
         raise ResourceError(f"`out={path}`: there is no folder {path.parent}; make it first")
-    write_atomic(path, html.encode())
-    say(f"{path}: {len(html.encode()) / 1e6:.1f} MB")
+    _write(path, html)
     return path
 
 
-def report_at_end(run: Run) -> None:
+def _write(path: Path, html: str) -> None:
+    write_atomic(path, html.encode())
+    say(f"{path}: {len(html.encode()) / 1e6:.1f} MB")
+
+
+def report_at_end(run: Run, files: Files) -> None:
     """The page of a run that has just finished; rank 0 only.
 
     A run is complete without it: whatever fails here is said, and nothing else.
+
+    Args:
+        run: finished.
+        files: its training file, and its test file if there is one.
     """
     if not dist.is_main():
         return
     try:
-        report(str(run.path))
+        _write(run.path / PAGE, page_of_run(run, gallery(run, files)))
     except Exception as error:  # of any library that draws, decodes or projects
         why = " ".join(str(error).split()) or type(error).__name__
-        say(f"{run.path / 'report.html'} was not made ({why}); the run is complete without it")
+        say(f"{run.path / PAGE} was not made ({why}); the run is complete without it")
 
 
 def _opened(name: str) -> Run:

@@ -82,7 +82,7 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
         _finish(session, trainer, results)
         draw_curve(session.run)
         if session.settings.log.page:
-            report_at_end(session.run)
+            report_at_end(session.run, session.files)
         return session.run
 
 

@@ -87,13 +87,14 @@ def _of_summary(summary: Json) -> list[Json]:
 def _lead(run: Run, data: Json) -> str:
     settings = run.settings
     images = f"{data['train']['images']:,} images" if data else "images"
-    verb = "fine-tuned" if METHODS[settings.method].command == "finetune" else "pretrained"
+    needs_classes = METHODS[settings.method].command == "finetune"
+    verb = "pretrained" if not needs_classes else "fine-tuned" if settings.init else "trained"
     classes = data["train"]["classes"] if data else 0
-    of_classes = f" of {classes:,} classes" if classes and verb == "fine-tuned" else ""
+    of_classes = f" of {classes:,} classes" if classes and needs_classes else ""
     start = f", from the weights of {settings.init}" if settings.init else ", from random weights"
     epochs = f"{settings.epochs:,} epoch{'s' * (settings.epochs != 1)}"
     return (
-        f"{settings.backbone.name}, {verb} by {settings.method} for {epochs} on {images}{of_classes} "
+        f"{settings.backbone.name}, {verb} (method {settings.method}) for {epochs} on {images}{of_classes} "
         f"({settings.data.train}){start}."
     )
 
@@ -176,7 +177,7 @@ def _reliability(bins: list[Json] | None) -> Json | None:
     full = [each for each in bins if each["images"]]
     lines = [
         Line("measured", [each["confidence"] for each in full], [each["accuracy"] for each in full]),
-        Line("perfect", [0, 100], [0, 100]),
+        Line("perfect", [0.0, 100.0], [0.0, 100.0]),
     ]
     title = "Accuracy (%) over the probability that the answers were given with (%)"
     return {"svg": chart(title, "probability of the answer, %", lines, square=True), "bins": full}
@@ -195,4 +196,6 @@ def settings_leaves(settings: Json, prefix: str = "") -> Json:
 
 def shown(value: Any) -> str:
     """A setting's value in a table."""
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

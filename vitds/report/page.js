@@ -47,11 +47,13 @@ if (map) {
     }
     return best;
   };
-  map.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     const box = map.getBoundingClientRect(), scale = data.side / box.width;
     const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
     show(nearest((a, b) => (a - x) ** 2 + (b - y) ** 2));
-  });
+  };
+  map.addEventListener("pointermove", point);
+  map.addEventListener("pointerdown", point);
   const steps = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
   map.addEventListener("keydown", (event) => {
     const step = steps[event.key];

@@ -26,6 +26,8 @@ SECTIONS = {
     "looks": "Where it looks",
     "map": "Map of the features",
 }
+# What jobs/gallery.py gives; nothing of it where the images are not at hand.
+PICTURES = ("crops", "query", "k", "bank_images", "neighbours", "confusions", "looks", "map", "missing")
 SECTIONS_OF_SEVERAL = {"runs": "Runs", "curves": "Curves"}
 
 
@@ -50,7 +52,7 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
         SECTIONS,
         several=None,
         run=facts,
-        pictures=pictures,
+        pictures=dict.fromkeys(PICTURES) | pictures,
         missing=f"Not shown here, as the images are not at hand: {pictures.get('missing')}.",
         leaks=leaks,
         map=drawing,

@@ -54,7 +54,7 @@ def class_marks(found: dict[str, Any]) -> list[tuple[Markup, str]]:
     if len(found["classes"]) > MOST_NAMED:
         return []
     mark = Markup(
-        '<svg class="key" viewBox="-20 -6 40 12" aria-hidden="true"><path style="fill:var(--c{})" d="{}"/>'
+        '<svg class="key" viewBox="-12 -5 24 10" aria-hidden="true"><path style="fill:var(--c{})" d="{}"/>'
         "</svg>"
     )
     return [
@@ -76,13 +76,19 @@ def together(found: dict[str, Any]) -> float | None:
 
 
 def _class_names(x: np.ndarray, y: np.ndarray, label: np.ndarray, classes: list[str]) -> Markup:
-    """Each class's name at the image of it that is nearest to the middle of all."""
+    """Each class's name at the image of it that is nearest to the middle of all, where no other name is."""
     if not 0 < len(classes) <= MOST_NAMED:
         return Markup()
-    parts = []
+    parts: list[Markup] = []
+    taken: list[tuple[int, int, int]] = []
     for number, name in enumerate(classes):
         own = np.flatnonzero(label == number)
-        if len(own):
-            middle = own[((x[own] - np.median(x[own])) ** 2 + (y[own] - np.median(y[own])) ** 2).argmin()]
-            parts.append(Markup('<text x="{}" y="{}">{}</text>').format(x[middle], y[middle] - 8, name[:24]))
+        if not len(own):
+            continue
+        middle = own[((x[own] - np.median(x[own])) ** 2 + (y[own] - np.median(y[own])) ** 2).argmin()]
+        text, left, top = name[:24], int(x[middle]), int(y[middle]) - 8
+        half = 5 * len(text)
+        if all(abs(left - a) > half + b or abs(top - c) > 18 for a, b, c in taken):
+            taken.append((left, half, top))
+            parts.append(Markup('<text x="{}" y="{}">{}</text>').format(left, top, text))
     return Markup().join(parts)
