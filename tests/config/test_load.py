@@ -299,7 +299,7 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("crop_px=3", "crop_px: unknown key; did you mean views.crop_px?"),
         ("kind=none", "kind: unknown key; did you mean mix.kind or head.kind?"),
         ("crop=3", "crop: unknown key; did you mean views.crop_px?"),
-        ("log.zzz=1", "log.zzz: unknown key; the keys here are tensorboard"),
+        ("log.zzz=1", "log.zzz: unknown key; the keys here are tensorboard, page"),
     ],
 )
 def test_wrong_setting_is_named_with_value_what_is_allowed_and_origin(recipe, word, message):

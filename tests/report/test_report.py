@@ -20,7 +20,7 @@ from vitds.evaluate.files import own_features
 from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
 from vitds.jobs.gallery import gallery
-from vitds.jobs.report import report
+from vitds.jobs.report import write_report
 from vitds.runs.directory import Run, read_json
 
 CPU = torch.device("cpu")
@@ -106,28 +106,28 @@ def test_a_vit_is_shown_by_attention_and_a_resnet_by_gradients(runs, pages) -> N
 
 
 def test_pictures_are_made_once_for_weights_and_data(own_run: Path) -> None:
-    report(str(own_run))
+    write_report(str(own_run))
     before = (own_run / "analysis" / "page.json").stat().st_mtime_ns
-    report(str(own_run))
+    write_report(str(own_run))
     assert (own_run / "analysis" / "page.json").stat().st_mtime_ns == before
     inputs = read_json(own_run / "inputs.json")
     changed = kept(own_run) | {"made_of": {"weights": "others"}}
     (own_run / "analysis" / "page.json").write_text(json.dumps(changed))
-    report(str(own_run))
+    write_report(str(own_run))
     assert kept(own_run)["made_of"]["inputs"] == inputs
 
 
 def test_the_page_stands_from_what_is_kept_where_the_images_have_moved(own_run: Path) -> None:
-    report(str(own_run))
+    write_report(str(own_run))
     whole = (own_run / "report.html").read_text()
     move_data(own_run)
-    report(str(own_run))
+    write_report(str(own_run))
     assert (own_run / "report.html").read_text().count("<img") == whole.count("<img") > 20
 
 
 def test_without_images_their_sections_say_so_and_the_rest_stands(own_run: Path) -> None:
     move_data(own_run)
-    report(str(own_run))
+    write_report(str(own_run))
     text = (own_run / "report.html").read_text()
     assert text.count("Not shown here, as the images are not at hand: gone/train.beton") >= 4
     assert "Each class" in text and "<b>" in text and "<img" not in text
@@ -138,7 +138,7 @@ def test_images_of_another_content_are_not_taken_for_the_runs_own(own_run: Path)
     (own_run / "inputs.json").write_text(
         json.dumps({"data.train": "sha256:other", "data.test": "sha256:other"})
     )
-    report(str(own_run))
+    write_report(str(own_run))
     assert "holds other images than those the run was started with" in (own_run / "report.html").read_text()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def report(*runs: str, out: str | None = None) -> None:
-    """Write a page of a run, or of several beside each other: one HTML file that needs nothing else.
+    """Write a page of a run, or of several beside each other, as one HTML file.
 
     Result, data, curves, crops, neighbours, confusions, where the network looks, a map of the features. It
     opens from a mail, without a network. Every run writes its own at its end; call this after further
@@ -15,7 +15,7 @@ def report(*runs: str, out: str | None = None) -> None:
         out: the file to write (default report.html in the run)
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.report import report as write_report
+    from vitds.jobs.report import write_report
 
     with as_flags(report):
         write_report(*runs, out=out)

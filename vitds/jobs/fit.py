@@ -30,12 +30,11 @@ from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
 from vitds.jobs.fit_result import SCRATCH, Result, print_result
-from vitds.jobs.report import report
+from vitds.jobs.report import write_report
 from vitds.runs.directory import Run, read_json, write_json
 from vitds.terminal import say
 
 TEST_SHARE = 0.2
-AGAIN_S = 60  # less than a minute more is not worth another stage
 STORED_PX = {"cpu": 96, "cuda": 256}  # short side: half as much again as the crops, and what the paper has
 
 
@@ -74,7 +73,7 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         say(f"nothing was trained; leave --plan out and {out} goes on from here")
         return Result(out)
     result = Result(out)
-    report(str(result.run.path), out=result.report)
+    write_report(str(result.run.path), out=result.report)
     print_result(result, list(sources))
     return result
 
@@ -90,7 +89,7 @@ class _Record:
         self.path = out / "fit.json"
         of = {name: getattr(flags, name) for name in (*sorted(SOURCE_OPTIONS), "seed")}
         of = {"sources": [str(Path(source).absolute()) for source in sources], **of}
-        self.facts: dict[str, Any] = {"of": of, "spent_s": 0.0, "stages": []}
+        self.facts: dict[str, Any] = {"of": of, "minutes": flags.minutes, "spent_s": 0.0, "stages": []}
         if self.path.exists():
             self.facts = read_json(self.path)
             before = self.facts["of"]
@@ -118,9 +117,19 @@ class _Record:
         self.facts["spent_s"] = round(self.facts["spent_s"] + seconds, 1)
         self.save()
 
-    def left_s(self, flags: FitFlags) -> float:
+    @property
+    def left_s(self) -> float:
         """Seconds of the minutes that nothing has used."""
-        return flags.minutes * 60 - self.facts["spent_s"]
+        return self.facts["minutes"] * 60 - self.facts["spent_s"]
+
+    def extend(self, minutes: float) -> bool:
+        """Give a fit that is done more minutes; False if they are no more than before."""
+        before = self.facts["minutes"]
+        if minutes <= before:
+            return False
+        # What it did not use is not made up for now: the added minutes are what is trained for.
+        self.facts |= {"minutes": minutes, "spent_s": before * 60}
+        return True
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -168,21 +177,23 @@ def _train(
     for stage in record.stages:
         _run(record, stage)
     commands = list(choice.stages)[len(record.stages) :]
-    if not commands:
-        if record.left_s(flags) < AGAIN_S:
+    if not commands:  # all is done; more minutes than before train on
+        if not record.extend(flags.minutes):
             return
-        commands = ["finetune" if choice.finetune else "pretrain"]  # more minutes than before
+        commands = ["finetune" if choice.finetune else "pretrain"]
+    else:
+        record.facts["minutes"] = flags.minutes
     began = time.monotonic()
     speeds = {
         command: measure(command, choice.stages[command][0], choice.settings, train, test)
         for command in commands
     }
     record.spend(time.monotonic() - began)
-    shared_s = record.left_s(flags)
+    shared_s = record.left_s
     for number in range(len(commands)):
         # Again before each stage: what those before took more or less is made up for.
         shares = {command: choice.stages[command][1] for command in commands[number:]}
-        epochs = fill(shares, speeds, record.left_s(flags))
+        epochs = fill(shares, speeds, record.left_s)
         stages = [
             _stage(record, command, epochs[command], speeds[command], choice, train, test, flags)
             for command in commands[number:]

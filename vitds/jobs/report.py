@@ -23,7 +23,7 @@ PAGE = "report.html"
 OF_NO_RESULT = ("data.workers", "checkpoint.", "log.", "eval.", "batch.micro_images")
 
 
-def report(*runs: str, out: str | Path | None = None) -> Path:
+def write_report(*runs: str, out: str | Path | None = None) -> Path:
     """Write the page.
 
     Args:
