@@ -52,6 +52,15 @@ def test_the_command_on_the_page_gives_the_settings_of_the_run(runs, pages) -> N
     assert settings == Run(runs["fine-seed0"]).settings
 
 
+def test_the_command_of_a_run_on_several_ranks_has_their_number_and_stage(own_run: Path) -> None:
+    environment = read_json(own_run / "environment.json") | {"ranks": 4, "zero_stage": 2}
+    (own_run / "environment.json").write_text(json.dumps(environment))
+    report(str(own_run))
+    command = re.search(r"<pre><code>(.*)</code>", (own_run / "report.html").read_text())[1]
+    assert command.startswith("deepspeed --num_gpus 4 launch/finetune.py --recipe ")
+    assert command.endswith("--ds_config zero2")
+
+
 def test_what_the_build_found_stands_on_the_page(pages) -> None:
     text = pages["fine-seed0"].read_text()
     assert "52 images, 4 classes" in text and "20 images, 4 classes" in text
@@ -86,6 +95,31 @@ def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs) ->
     for pair in shown["confusions"]:
         assert wrong[names.index(pair["right"]), names.index(pair["predicted"])] == pair["images"]
     assert shown["confusions"][0]["images"] == max(wrong.values())
+
+
+def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
+    report(str(own_run))
+    assert "the build noted none" in (own_run / "report.html").read_text()
+    shown = kept(own_run)
+    text = "looks almost like an image of the training file (~): the test is easier than it seems"
+    found = {"kind": "near_duplicate", "text": text, "count": 3, "names": ["a.png ~ b.png"]}
+    shown["data"]["test"]["findings"].append(found)
+    (own_run / "analysis" / "page.json").write_text(json.dumps(shown))
+    report(str(own_run))
+    text = (own_run / "report.html").read_text()
+    assert "3 test images look almost like a training image" in text and "a.png ~ b.png" in text
+
+
+def test_every_evaluation_that_lies_in_the_run_stands_on_the_page(own_run: Path) -> None:
+    for kind in ("linear", "fewshot", "retrieval", "knn"):
+        assert main(["eval", kind, str(own_run)]) == 0
+    report(str(own_run))
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td>([\d.]+)</td>', (own_run / "report.html").read_text())
+    found = dict(rows)
+    assert set(found) >= {"class head, top-1", "kNN, k = 5", "linear classifier", "retrieval, mAP"}
+    assert {f"few-shot, {shots} a class" for shots in (1, 2, 5, 10)} <= set(found)
+    score = read_json(own_run / "analysis" / "retrieval.json")["map"]
+    assert found["retrieval, mAP"] == f"{score:.1f}"
 
 
 def test_a_run_without_test_images_shows_its_training_images_and_never_the_image_itself(runs, pages) -> None:
