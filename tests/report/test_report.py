@@ -79,7 +79,7 @@ def test_neighbours_are_the_nearest_by_cosine(runs) -> None:
         for file in (test, train)
     ]
     for image in kept(run.path)["neighbours"]:
-        query = next(i for i in range(test.images) if test.describe(i) == image["name"])
+        query = next(i for i in range(test.images) if image["name"] == test.describe(i))
         order = (rows[0][query] @ rows[1].T).argsort(descending=True)[:5].tolist()
         assert [other["name"] for other in image["neighbours"]] == [train.describe(i) for i in order]
         assert image["class"] == test.manifest.classes[test.labels[query]]
@@ -97,9 +97,16 @@ def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs) ->
     assert shown["confusions"][0]["images"] == max(wrong.values())
 
 
+def test_photographs_are_named_below_their_source_wherever_that_lies(runs, pages, hostile_files) -> None:
+    found = kept(runs["hostile"])["data"]["train"]["findings"]
+    assert all(name.startswith(("images/<b>", "/")) for each in found for name in each["names"])
+    folder = Path(hostile_files[0]).parent / "images"
+    assert str(folder) not in pages["hostile"].read_text()
+
+
 def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
     report(str(own_run))
-    assert "the build noted none" in (own_run / "report.html").read_text()
+    assert "none was noted" in (own_run / "report.html").read_text()
     shown = kept(own_run)
     text = "looks almost like an image of the training file (~): the test is easier than it seems"
     found = {"kind": "near_duplicate", "text": text, "count": 3, "names": ["a.png ~ b.png"]}

@@ -150,6 +150,10 @@ def _facts(file: BetonFile) -> Json:
     }
 
 
+def _described(file: BetonFile, position: int) -> str:
+    return _without_folders(file.describe(position), file.manifest.sources)
+
+
 def _without_folders(name: str, sources: tuple[str, ...]) -> str:
     """A photograph below its source: where that lies on this machine is no reader's business."""
     for source in sources:
@@ -188,7 +192,7 @@ def _image(file: BetonFile, position: int) -> Json:
     """What a page says of an image: its photograph, its class."""
     label = int(file.labels[position])
     return {
-        "name": file.describe(position),
+        "name": _described(file, position),
         "number": f"image {file.index[position]}",
         "class": file.manifest.classes[label] if label >= 0 else None,
     }
@@ -319,7 +323,7 @@ def _map(scene: Scene) -> Json | None:
         "y": xy[:, 1].round(4).tolist(),
         "label": scene.query.labels[places].tolist(),
         "predicted": None if answers is None else answers.predicted_M[places].tolist(),
-        "name": [scene.query.describe(place) for place in places.tolist()],
+        "name": [_described(scene.query, place) for place in places.tolist()],
         "classes": list(classes),
         "sheet": sheet,
         "columns": columns,
