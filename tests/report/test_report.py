@@ -20,7 +20,7 @@ from vitds.evaluate.files import own_features
 from vitds.jobs.data_files import training_files
 from vitds.jobs.gallery import gallery
 from vitds.jobs.opened import open_model
-from vitds.jobs.report import report
+from vitds.jobs.report import write_report
 from vitds.runs.directory import Run, read_json
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_the_command_on_the_page_gives_the_settings_of_the_run(runs, pages) -> N
 def test_the_command_of_a_run_on_several_ranks_has_their_number_and_stage(own_run: Path) -> None:
     environment = read_json(own_run / "environment.json") | {"ranks": 4, "zero_stage": 2}
     (own_run / "environment.json").write_text(json.dumps(environment))
-    report(str(own_run))
+    write_report(str(own_run))
     command = re.search(r"<pre><code>(.*)</code>", (own_run / "report.html").read_text())[1]
     assert command.startswith("deepspeed --num_gpus 4 launch/finetune.py --recipe ")
     assert command.endswith("--ds_config zero2")
@@ -85,7 +85,7 @@ def test_neighbours_are_the_nearest_by_cosine(runs) -> None:
         assert image["class"] == test.manifest.classes[test.labels[query]]
 
 
-def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs) -> None:
+def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs, pages) -> None:
     run = runs["fine-seed0"]
     shown, top1 = kept(run), read_json(run / "analysis" / "top1.json")
     is_right = [image["class"] == image["answer"] for image in shown["neighbours"]]
@@ -105,14 +105,14 @@ def test_photographs_are_named_below_their_source_wherever_that_lies(runs, pages
 
 
 def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
-    report(str(own_run))
+    write_report(str(own_run))
     assert "none was noted" in (own_run / "report.html").read_text()
     shown = kept(own_run)
     text = "looks almost like an image of the training file (~): the test is easier than it seems"
     found = {"kind": "near_duplicate", "text": text, "count": 3, "names": ["a.png ~ b.png"]}
     shown["data"]["test"]["findings"].append(found)
     (own_run / "analysis" / "page.json").write_text(json.dumps(shown))
-    report(str(own_run))
+    write_report(str(own_run))
     text = (own_run / "report.html").read_text()
     assert "3 test images look almost like a training image" in text and "a.png ~ b.png" in text
 
@@ -120,7 +120,7 @@ def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
 def test_every_evaluation_that_lies_in_the_run_stands_on_the_page(own_run: Path) -> None:
     for kind in ("linear", "fewshot", "retrieval", "knn"):
         assert main(["eval", kind, str(own_run)]) == 0
-    report(str(own_run))
+    write_report(str(own_run))
     rows = re.findall(r'<th scope="row">([^<]*)</th><td>([\d.]+)</td>', (own_run / "report.html").read_text())
     found = dict(rows)
     assert set(found) >= {"class head, top-1", "kNN, k = 5", "linear classifier", "retrieval, mAP"}
@@ -147,28 +147,28 @@ def test_a_vit_is_shown_by_attention_and_a_resnet_by_gradients(runs, pages) -> N
 
 
 def test_pictures_are_made_once_for_weights_and_data(own_run: Path) -> None:
-    report(str(own_run))
+    write_report(str(own_run))
     before = (own_run / "analysis" / "page.json").stat().st_mtime_ns
-    report(str(own_run))
+    write_report(str(own_run))
     assert (own_run / "analysis" / "page.json").stat().st_mtime_ns == before
     inputs = read_json(own_run / "inputs.json")
     changed = kept(own_run) | {"made_of": {"weights": "others"}}
     (own_run / "analysis" / "page.json").write_text(json.dumps(changed))
-    report(str(own_run))
+    write_report(str(own_run))
     assert kept(own_run)["made_of"]["inputs"] == inputs
 
 
 def test_the_page_stands_from_what_is_kept_where_the_images_have_moved(own_run: Path) -> None:
-    report(str(own_run))
+    write_report(str(own_run))
     whole = (own_run / "report.html").read_text()
     move_data(own_run)
-    report(str(own_run))
+    write_report(str(own_run))
     assert (own_run / "report.html").read_text().count("<img") == whole.count("<img") > 20
 
 
 def test_without_images_their_sections_say_so_and_the_rest_stands(own_run: Path) -> None:
     move_data(own_run)
-    report(str(own_run))
+    write_report(str(own_run))
     text = (own_run / "report.html").read_text()
     assert text.count("Not shown here, as the images are not at hand: gone/train.beton") >= 4
     assert "Each class" in text and "<b>" in text and "<img" not in text
@@ -179,7 +179,7 @@ def test_images_of_another_content_are_not_taken_for_the_runs_own(own_run: Path)
     (own_run / "inputs.json").write_text(
         json.dumps({"data.train": "sha256:other", "data.test": "sha256:other"})
     )
-    report(str(own_run))
+    write_report(str(own_run))
     assert "holds other images than those the run was started with" in (own_run / "report.html").read_text()
 
 

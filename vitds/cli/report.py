@@ -16,7 +16,7 @@ def report(*runs: str, out: str | None = None) -> None:
         out: the file to write (default report.html in the run)
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.report import report as write_report
+    from vitds.jobs.report import write_report
 
     with as_flags(report):
         write_report(*runs, out=out)
