@@ -166,6 +166,14 @@ def test_the_page_stands_from_what_is_kept_where_the_images_have_moved(own_run: 
     assert (own_run / "report.html").read_text().count("<img") == whole.count("<img") > 20
 
 
+def test_a_run_that_cannot_be_written_to_has_a_page_elsewhere(own_run: Path, tmp_path: Path, capsys) -> None:
+    shutil.rmtree(own_run / "analysis")
+    (own_run / "analysis").write_text("in the way")
+    write_report(str(own_run), out=tmp_path / "page.html")
+    assert "<img" in (tmp_path / "page.html").read_text()
+    assert "the pictures were not kept, the next page makes them again" in capsys.readouterr().out
+
+
 def test_without_images_their_sections_say_so_and_the_rest_stands(own_run: Path) -> None:
     move_data(own_run)
     write_report(str(own_run))

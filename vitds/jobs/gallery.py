@@ -26,7 +26,7 @@ from vitds.data.digits import NAME as DIGITS
 from vitds.data.findings import TEXTS
 from vitds.data.loader import eval_batches
 from vitds.data.preview import boxed_original
-from vitds.errors import DataError, RunError, VitdsError
+from vitds.errors import DataError, ResourceError, RunError, VitdsError
 from vitds.evaluate.answers import confusions
 from vitds.evaluate.looks import looks
 from vitds.evaluate.map import FEWEST, plane
@@ -35,6 +35,7 @@ from vitds.jobs.preview import first_step, stored_bytes, stored_pixels
 from vitds.jobs.scene import MOST_IMAGES, Scene, chosen_images, nearest_images, open_scene, spread
 from vitds.report.pictures import data_uri, dimmed, sheet_uri
 from vitds.runs.directory import Run, content_of_weights, known_inputs, write_atomic
+from vitds.terminal import say
 
 FORMAT = 1  # raised where the same facts come to mean other pictures
 PICTURE_PX, THUMB_PX = 112, 48
@@ -75,8 +76,11 @@ def gallery(run: Run, files: Files | None = None) -> Json:
                 "run was started in, or evaluate it first with `vitds eval`, which takes the images by --data"
             ) from error
         return {"missing": str(error)}
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, json.dumps(made, ensure_ascii=False, allow_nan=False).encode())
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(made, ensure_ascii=False, allow_nan=False).encode())
+    except (OSError, ResourceError) as error:  # another's run, a full disk: the page itself may go elsewhere
+        say(f"the pictures were not kept, the next page makes them again: {error}")
     return made
 
 
