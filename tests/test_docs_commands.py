@@ -99,7 +99,7 @@ def folder(digit_files, tmp_path_factory, rank_pool) -> Path:
         recipe="idmm_digits",
         run=str(root / "runs" / "idmm_digits-1"),
         epochs=1,
-        set=["log.tensorboard=false"],
+        set=["log.tensorboard=false", "log.page=false"],
     )
     return root
 

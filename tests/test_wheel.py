@@ -61,3 +61,5 @@ def test_the_wheel_trains_on_the_digits_without_the_source(other_environment: Pa
     run(vitds, "pretrain", "--ds_config", "zero1", "--epochs", "1", *words, cwd=other_environment)
     summary = json.loads((other_environment / "runs" / "idmm_digits-1" / "summary.json").read_text())
     assert summary["steps"] > 0 and "20" in summary["knn"]
+    # The page's template, style sheet and script are in the wheel.
+    assert (other_environment / "runs" / "idmm_digits-1" / "report.html").exists()

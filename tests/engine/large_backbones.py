@@ -31,6 +31,7 @@ SMALL = {
 SMALL |= {
     "batch.chunk_images": 8,
     "log.tensorboard": "false",
+    "log.page": "false",
     "eval.knn_k": "[5]",
     "checkpoint.every_steps": 1,
 }

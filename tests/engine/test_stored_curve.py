@@ -68,7 +68,7 @@ def first_losses(run: str) -> tuple[dict[str, Any], list[float]]:
     """This environment, and the losses; the run is stopped by a signal once it has them."""
     signal_after_lines(Path(run), STEPS)
     try:
-        pretrain(run=run, ds_config="zero0", set=["log.tensorboard=false"])
+        pretrain(run=run, ds_config="zero0", set=["log.tensorboard=false", "log.page=false"])
     except Stopped:
         pass
     environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "compiler": compiler()}

@@ -25,6 +25,8 @@ QUICK = (
     "views.crop_px=8",
     "--set",
     "log.tensorboard=false",
+    "--set",
+    "log.page=false",
 )
 
 

@@ -23,6 +23,7 @@ TOY = (
     "engine.precision=fp32",
     "eval.knn_k=[5]",
     "log.tensorboard=false",
+    "log.page=false",
 )
 
 

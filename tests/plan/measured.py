@@ -133,6 +133,7 @@ def _settings(recipe: str, changes: dict[str, Any], options: dict[str, Any]) -> 
         "backbone.patch_drop": 0.0,
         "engine.compile": "off",
         "log.tensorboard": "false",
+        "log.page": "false",
     }
     if recipe == RECIPE:
         own["head.init"] = "noise"

@@ -52,6 +52,15 @@ def test_the_command_on_the_page_gives_the_settings_of_the_run(runs, pages) -> N
     assert settings == Run(runs["fine-seed0"]).settings
 
 
+def test_the_command_of_a_run_on_several_ranks_has_their_number_and_stage(own_run: Path) -> None:
+    environment = read_json(own_run / "environment.json") | {"ranks": 4, "zero_stage": 2}
+    (own_run / "environment.json").write_text(json.dumps(environment))
+    write_report(str(own_run))
+    command = re.search(r"<pre><code>(.*)</code>", (own_run / "report.html").read_text())[1]
+    assert command.startswith("deepspeed --num_gpus 4 launch/finetune.py --recipe ")
+    assert command.endswith("--ds_config zero2")
+
+
 def test_what_the_build_found_stands_on_the_page(pages) -> None:
     text = pages["fine-seed0"].read_text()
     assert "52 images, 4 classes" in text and "20 images, 4 classes" in text
@@ -70,13 +79,13 @@ def test_neighbours_are_the_nearest_by_cosine(runs) -> None:
         for file in (test, train)
     ]
     for image in kept(run.path)["neighbours"]:
-        query = next(i for i in range(test.images) if test.describe(i) == image["name"])
+        query = next(i for i in range(test.images) if image["name"] == test.describe(i))
         order = (rows[0][query] @ rows[1].T).argsort(descending=True)[:5].tolist()
         assert [other["name"] for other in image["neighbours"]] == [train.describe(i) for i in order]
         assert image["class"] == test.manifest.classes[test.labels[query]]
 
 
-def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs) -> None:
+def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs, pages) -> None:
     run = runs["fine-seed0"]
     shown, top1 = kept(run), read_json(run / "analysis" / "top1.json")
     is_right = [image["class"] == image["answer"] for image in shown["neighbours"]]
@@ -86,6 +95,38 @@ def test_right_and_wrong_images_are_shown_and_agree_with_the_evaluation(runs) ->
     for pair in shown["confusions"]:
         assert wrong[names.index(pair["right"]), names.index(pair["predicted"])] == pair["images"]
     assert shown["confusions"][0]["images"] == max(wrong.values())
+
+
+def test_photographs_are_named_below_their_source_wherever_that_lies(runs, pages, hostile_files) -> None:
+    found = kept(runs["hostile"])["data"]["train"]["findings"]
+    assert all(name.startswith(("images/<b>", "/")) for each in found for name in each["names"])
+    folder = Path(hostile_files[0]).parent / "images"
+    assert str(folder) not in pages["hostile"].read_text()
+
+
+def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
+    write_report(str(own_run))
+    assert "none was noted" in (own_run / "report.html").read_text()
+    shown = kept(own_run)
+    text = "looks almost like an image of the training file (~): the test is easier than it seems"
+    found = {"kind": "near_duplicate", "text": text, "count": 3, "names": ["a.png ~ b.png"]}
+    shown["data"]["test"]["findings"].append(found)
+    (own_run / "analysis" / "page.json").write_text(json.dumps(shown))
+    write_report(str(own_run))
+    text = (own_run / "report.html").read_text()
+    assert "3 test images look almost like a training image" in text and "a.png ~ b.png" in text
+
+
+def test_every_evaluation_that_lies_in_the_run_stands_on_the_page(own_run: Path) -> None:
+    for kind in ("linear", "fewshot", "retrieval", "knn"):
+        assert main(["eval", kind, str(own_run)]) == 0
+    write_report(str(own_run))
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td>([\d.]+)</td>', (own_run / "report.html").read_text())
+    found = dict(rows)
+    assert set(found) >= {"class head, top-1", "kNN, k = 5", "linear classifier", "retrieval, mAP"}
+    assert {f"few-shot, {shots} a class" for shots in (1, 2, 5, 10)} <= set(found)
+    score = read_json(own_run / "analysis" / "retrieval.json")["map"]
+    assert found["retrieval, mAP"] == f"{score:.1f}"
 
 
 def test_a_run_without_test_images_shows_its_training_images_and_never_the_image_itself(runs, pages) -> None:
@@ -123,6 +164,14 @@ def test_the_page_stands_from_what_is_kept_where_the_images_have_moved(own_run: 
     move_data(own_run)
     write_report(str(own_run))
     assert (own_run / "report.html").read_text().count("<img") == whole.count("<img") > 20
+
+
+def test_a_run_that_cannot_be_written_to_has_a_page_elsewhere(own_run: Path, tmp_path: Path, capsys) -> None:
+    shutil.rmtree(own_run / "analysis")
+    (own_run / "analysis").write_text("in the way")
+    write_report(str(own_run), out=tmp_path / "page.html")
+    assert "<img" in (tmp_path / "page.html").read_text()
+    assert "the pictures were not kept, the next page makes them again" in capsys.readouterr().out
 
 
 def test_without_images_their_sections_say_so_and_the_rest_stands(own_run: Path) -> None:

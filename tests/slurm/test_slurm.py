@@ -32,6 +32,7 @@ SMALL = {  # over the digits recipes: five steps an epoch of 52 images, each a t
     "backbone.options": "{patch_size: 4, embed_dim: 24, depth: 2, num_heads: 3}",
     "eval.knn_k": "[5]",
     "log.tensorboard": "false",
+    "log.page": "false",
 }
 at_length = pytest.mark.skipif(
     os.environ.get("VITDS_SLURM_TESTS") != "1", reason="takes minutes; runs with VITDS_SLURM_TESTS=1"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 
 def report(*runs: str, out: str | None = None) -> None:
-    """Write a page of a run, or of several beside each other, as one HTML file.
+    """Write a page of a run, or of several beside each other, to look at.
 
-    Result, data, curves, crops, neighbours, confusions, where the network looks, a map of the features. It
-    opens from a mail, without a network. Every run writes its own at its end; call this after further
-    evaluations. Of several runs: the settings that differ, results with their seeds, curves over one another.
+    It is one HTML file that needs nothing else and no network: result, data, curves, crops, neighbours,
+    confusions, where the network looks, a map of the features. Every run writes its own at its end; call this
+    after further evaluations. Of several runs it has the settings that differ, results with their seeds, and
+    curves over one another.
 
     Args:
         runs: a finished run directory

@@ -26,7 +26,7 @@ from vitds.data.digits import NAME as DIGITS
 from vitds.data.findings import TEXTS
 from vitds.data.loader import eval_batches
 from vitds.data.preview import boxed_original
-from vitds.errors import DataError, RunError, VitdsError
+from vitds.errors import DataError, ResourceError, RunError, VitdsError
 from vitds.evaluate.answers import confusions
 from vitds.evaluate.looks import looks
 from vitds.evaluate.map import FEWEST, plane
@@ -35,6 +35,7 @@ from vitds.jobs.preview import first_step, stored_bytes, stored_pixels
 from vitds.jobs.scene import MOST_IMAGES, Scene, chosen_images, nearest_images, open_scene, spread
 from vitds.report.pictures import data_uri, dimmed, sheet_uri
 from vitds.runs.directory import Run, content_of_weights, known_inputs, write_atomic
+from vitds.terminal import say
 
 FORMAT = 1  # raised where the same facts come to mean other pictures
 PICTURE_PX, THUMB_PX = 112, 48
@@ -75,8 +76,11 @@ def gallery(run: Run, files: Files | None = None) -> Json:
                 "run was started in, or evaluate it first with `vitds eval`, which takes the images by --data"
             ) from error
         return {"missing": str(error)}
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, json.dumps(made, ensure_ascii=False, allow_nan=False).encode())
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(made, ensure_ascii=False, allow_nan=False).encode())
+    except (OSError, ResourceError) as error:  # another's run, a full disk: the page itself may go elsewhere
+        say(f"the pictures were not kept, the next page makes them again: {error}")
     return made
 
 
@@ -150,6 +154,10 @@ def _facts(file: BetonFile) -> Json:
     }
 
 
+def _described(file: BetonFile, position: int) -> str:
+    return _without_folders(file.describe(position), file.manifest.sources)
+
+
 def _without_folders(name: str, sources: tuple[str, ...]) -> str:
     """A photograph below its source: where that lies on this machine is no reader's business."""
     for source in sources:
@@ -188,7 +196,7 @@ def _image(file: BetonFile, position: int) -> Json:
     """What a page says of an image: its photograph, its class."""
     label = int(file.labels[position])
     return {
-        "name": file.describe(position),
+        "name": _described(file, position),
         "number": f"image {file.index[position]}",
         "class": file.manifest.classes[label] if label >= 0 else None,
     }
@@ -319,7 +327,7 @@ def _map(scene: Scene) -> Json | None:
         "y": xy[:, 1].round(4).tolist(),
         "label": scene.query.labels[places].tolist(),
         "predicted": None if answers is None else answers.predicted_M[places].tolist(),
-        "name": [scene.query.describe(place) for place in places.tolist()],
+        "name": [_described(scene.query, place) for place in places.tolist()],
         "classes": list(classes),
         "sheet": sheet,
         "columns": columns,

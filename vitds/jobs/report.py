@@ -23,19 +23,18 @@ PAGE = "report.html"
 OF_NO_RESULT = ("data.workers", "checkpoint.", "log.", "eval.", "batch.micro_images")
 
 
-def write_report(*runs: str, out: str | Path | None = None) -> Path:
+def write_report(run: str, *more: str, out: str | Path | None = None) -> Path:
     """Write the page.
 
     Args:
-        runs: finished run directories.
+        run: a finished run directory.
+        more: others, to be beside it.
         out: the HTML file; by default report.html in the run, which only one run has.
     Returns: the file.
-    Raises: UsageError for no run, a run given twice, or several without `out`; RunError if one cannot be
+    Raises: UsageError for a run given twice, or several without `out`; RunError if one cannot be
         read, or has no analysis and none can be made; ResourceError if the file cannot be written.
     """
-    if not runs:
-        raise UsageError("RUN is missing: name a run directory, or several")
-    opened = [_opened(name) for name in runs]
+    opened = [_opened(name) for name in (run, *more)]
     paths = [run.path for run in opened]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise UsageError(f"{twice[0]} is given {paths.count(twice[0])} times; leave one")
