@@ -314,10 +314,7 @@ REFUSED_BY_HF = {
 
 
 @pytest.mark.parametrize("case", REFUSED_BY_HF)
-def test_a_vit_that_transformers_computes_otherwise_is_refused(
-    exported, case: str, tmp_path: Path, capsys
-) -> None:
-    exported("hf", "supervised")
+def test_a_vit_that_transformers_computes_otherwise_is_refused(case: str, tmp_path: Path, capsys) -> None:
     options, text = REFUSED_BY_HF[case]
     small = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
     run = made_run(tmp_path / "run", "vit_tiny_patch16_224", 16, **small, **options)
