@@ -47,6 +47,12 @@ def test_labels_and_machine_decide_what_is_trained(
     assert sum(share for _, share in choice.stages.values()) == 1 and choice.settings == ()
 
 
+def test_images_that_the_plan_leaves_out_are_said(file: BetonFile) -> None:
+    some = replace(file, manifest=replace(file.manifest, unlabelled=1200))
+    assert "the 1,200 images without a label are left out" in choose(some, on_gpu=False).reason
+    assert "left out" not in choose(some, on_gpu=True).reason
+
+
 @pytest.mark.parametrize(("side_px", "crop_px"), [(8, 32), (33, 32), (47, 40), (48, 48)])
 def test_small_pictures_are_seen_whole(file: BetonFile, side_px: int, crop_px: int) -> None:
     assert choose(of_size(file, side_px, ("a", "b")), on_gpu=False).settings == (f"views.crop_px={crop_px}",)

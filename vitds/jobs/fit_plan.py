@@ -68,6 +68,8 @@ def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
         "no GPU: all of the time trains a ResNet-18 on the labels; on a processor that beats pretraining "
         "at equal time (docs/results.md)"
     )
+    if file.manifest.unlabelled:
+        why += f"; the {file.manifest.unlabelled:,} images without a label are left out"
     return Choice(None, "finetune_photos_cpu", 0.0, settings, why)
 
 
