@@ -1,6 +1,6 @@
 """Rank, world size, and the collectives that training uses.
 
-Without a process group, one rank: each call returns its input.
+One rank, with a process group or without: each call returns its input, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait until every rank is here."""
-    if td.is_initialized():
+    if world_size() > 1:
         td.barrier()
 
 
@@ -55,7 +55,7 @@ def broadcast_object(value: object) -> object:
 
     The value must be picklable; it comes from our own process, never from a file.
     """
-    if not td.is_initialized():
+    if world_size() == 1:
         return value
     # torch fills the list on the other ranks.
     box = [value]
@@ -65,7 +65,7 @@ def broadcast_object(value: object) -> object:
 
 def gather_objects(value: object) -> list[object]:
     """Every rank's value, in rank order, on every rank."""
-    if not td.is_initialized():
+    if world_size() == 1:
         return [value]
     box: list[object] = [None] * td.get_world_size()
     td.all_gather_object(box, value)
@@ -74,7 +74,7 @@ def gather_objects(value: object) -> list[object]:
 
 def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over ranks, in place; returns its argument."""
-    if td.is_initialized():
+    if world_size() > 1:
         # In place: hand over a clone where autograd still needs the value.
         td.all_reduce(value)
     return value
@@ -82,14 +82,14 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 def all_reduce_max(value: Tensor) -> Tensor:
     """The maximum over ranks, in place; returns its argument."""
-    if td.is_initialized():
+    if world_size() > 1:
         td.all_reduce(value, op=td.ReduceOp.MAX)
     return value
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, (R·M, ...), in rank order; every rank must bring the same shape."""
-    if not td.is_initialized():
+    if world_size() == 1:
         return rows
     # One flat result, rank after rank, and no list of R tensors to join.
     out = rows.new_empty((td.get_world_size() * rows.shape[0], *rows.shape[1:]))

@@ -258,8 +258,10 @@ def test_bytes_of_a_step_do_not_grow_with_n(rank_pool, ranks: int) -> None:
         assert sum(counted.values()) == bytes_sent(M, WIDTH, ranks)
 
 
-def test_one_rank_sends_nothing() -> None:
-    assert bytes_of_a_step(60) == {} and bytes_sent(M, WIDTH, 1) == 0
+def test_one_rank_sends_nothing(rank_pool) -> None:
+    assert bytes_sent(M, WIDTH, 1) == 0
+    assert bytes_of_a_step(60) == {}  # whether or not a group of one was started here
+    assert rank_pool(1).run(bytes_of_a_step, 60) == [{}]
 
 
 def losses_of_training(kind: str, steps: int, rows: int = 40) -> list[float]:
