@@ -72,7 +72,7 @@ def test_quoted_cells_may_hold_separators_and_line_ends(folder):
         ("a1", "a2", "b1", "b2"),
         ("A1.JPG", "A2.jpg", "B1.jpg", "b2.PNG"),
         (r"C:\photos\set\a1.jpg", r".\a2.jpg", "set/b1.jpg", r"deep\b2.png"),
-        ("/home/ann/set/a1.jpg", "/home/ann/set/a2.jpg", "/x/b1.jpg", "/home/ann/set/deep/b2.png"),
+        ("/mnt/camera/set/a1.jpg", "/mnt/camera/set/a2.jpg", "/x/b1.jpg", "/mnt/camera/set/deep/b2.png"),
     ],
 )
 def test_files_are_found_by_name_stem_path_and_end_of_path(folder, cells):

@@ -53,9 +53,8 @@ def test_losses_do_not_depend_on_ranks_stage_accumulation_or_head(
 
 
 def test_the_loss_starts_near_two_ln_n(reference_losses) -> None:
-    assert (
-        abs(reference_losses[0] - 2 * np.log(52)) < 0.1
-    )  # METHOD 10; the last step of an epoch has 4 real images of 24
+    # Two crops' losses of ln N each; the last step of an epoch has 4 real images of 24.
+    assert abs(reference_losses[0] - 2 * np.log(52)) < 0.1
 
 
 def test_the_loss_falls_far_below_chance(rank_pool, digit_files, tmp_path: Path) -> None:

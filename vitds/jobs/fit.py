@@ -127,7 +127,7 @@ class _Record:
         before = self.facts["minutes"]
         if minutes <= before:
             return False
-        # What it did not use is not made up for now: the added minutes are what is trained for.
+        # Only the added minutes are filled, not what the first ones left over.
         self.facts |= {"minutes": minutes, "spent_s": before * 60}
         return True
 

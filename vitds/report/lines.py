@@ -139,7 +139,7 @@ def _drawn(
         begins = False
     points = line.points
     if len(points) > MARKED:
-        # A few points of a long line carry its marker, so that lines are told apart without colour.
+        # A few points of a long line carry its marker, so that lines differ by more than colour.
         points = [] if alone else [points[i] for i in np.linspace(0, len(points) - 1, 6, dtype=int)]
     marks = [
         Markup('<path class="mark l{}" transform="translate({} {})" d="{}"/>').format(
