@@ -58,7 +58,9 @@ def takes(flags: type) -> Callable[[Callable[..., None]], Command]:
             function(*words, flags=flags(**given))
 
         about, _, of_words = inspect.getdoc(function).partition("\n\nArgs:\n")
-        of_flags = inspect.getdoc(flags).partition("Args:\n")[2]
+        # Own flags first, then those of the class above.
+        documented = [each for each in flags.__mro__ if each is not object]
+        of_flags = "\n".join(inspect.getdoc(each).partition("Args:\n")[2] for each in documented)
         command.__name__ = function.__name__
         command.__doc__ = f"{about}\n\nArgs:\n" + "\n".join(filter(None, (of_words, of_flags)))
         hints = typing.get_type_hints(function)
@@ -70,6 +72,7 @@ def takes(flags: type) -> Callable[[Callable[..., None]], Command]:
             each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for each in inspect.signature(flags).parameters.values()
         ]
+        keywords.sort(key=lambda each: each.name not in flags.__annotations__)
         command.__signature__ = inspect.Signature([*places, *keywords])
         return command
 
@@ -254,7 +257,7 @@ def table_text(rows: Sequence[tuple[str, str]]) -> str:
 def _kind_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
-    return {bool: "", int: "N", float: "X", tuple: "KEY=VALUE"}.get(kind, "TEXT")
+    return {bool: "", int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _default_text(parameter: inspect.Parameter) -> str:

@@ -60,6 +60,30 @@ def test_any_encoding_is_read_and_said(folder, encoding):
     ]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("gb18030", "玫瑰"), ("shift_jis", "バラ"), ("euc_kr", "장미"), ("cp1251", "роза")]
+)
+def test_an_encoding_that_is_stated_is_taken(folder, encoding, name):
+    text = text_of(ROWS, ",", ("file", "label")).replace("bee", name)
+    images, findings = scan(folder, labels=table(folder, text, encoding), label_encoding=encoding)
+    assert set(images.classes) == {"ant", name}
+    assert findings.names["table_read"][0].endswith(f"read as {encoding}")
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ("shift-jiss", "label_encoding=shift-jiss`: there is no such encoding; did you mean shiftjis"),
+        ("base64", "label_encoding=base64`: there is no such encoding"),
+        ("utf-8", "not a text .*name its encoding with `label_encoding`"),
+    ],
+)
+def test_an_encoding_that_does_not_fit_is_refused(folder, stated, said):
+    text = text_of(ROWS, ",", ("file", "label")).replace("bee", "Käfer")
+    with pytest.raises((DataError, UsageError), match=said):
+        scan(folder, labels=table(folder, text, "cp1252"), label_encoding=stated)
+
+
 def test_quoted_cells_may_hold_separators_and_line_ends(folder):
     text = 'note,file,label\n"x, ""y""\nz",a1.jpg,"ant, red"\n,a2.jpg,ant\n'
     images, _ = scan(folder, labels=table(folder, text))

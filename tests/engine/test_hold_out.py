@@ -6,15 +6,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.engine.training import outcome, rewound, small_run, small_run_path
+from vitds.config.load import load_settings
 from vitds.data.beton import open_beton
 from vitds.errors import DataError, VitdsError
 from vitds.jobs.data_files import hold_out
+from vitds.runs.backbone import read_weights
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import read_json
 from vitds.runs.metrics import read_metrics
 
+CHOSEN = {
+    "method": "supervised",
+    "eval__every_epochs": 1,
+    "eval__hold_out": 0.25,
+    "eval__choose": "best",
+    "checkpoint__every_steps": 1,
+    "checkpoint__keep": 10,
+    "epochs": 5,
+    "optimizer__lr_peak": 0.1,
+    "seed": 0,
+}
 HELD_OUT = {"method": "supervised", "eval__every_epochs": 1, "eval__hold_out": 0.25}
 
 
@@ -60,6 +75,49 @@ def test_a_run_with_images_held_out_goes_on_to_the_same_bytes(
     assert outcome(copy) == outcome(held_out_run)
 
 
+@pytest.fixture(scope="module")
+def chosen_run(rank_pool, digit_files, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("chosen") / "run"
+    rank_pool(1).run(small_run_path, str(run), digit_files, **CHOSEN)
+    return run
+
+
+def test_the_best_epochs_weights_are_the_result_where_that_is_asked_for(chosen_run: Path) -> None:
+    probed = [line for line in read_metrics(chosen_run / "metrics.jsonl") if "probe/top1" in line]
+    top1 = [line["probe/top1"] for line in probed]
+    best = top1.index(max(top1))
+    assert best < len(top1) - 1, "this run's last epoch is not its best, or the test shows nothing"
+    assert read_json(chosen_run / "summary.json")["chosen"] == {"epoch": best + 1, "top1": max(top1)}
+    checkpoint = chosen_run / "checkpoints" / f"step-{probed[best]['step'] + 1:08d}"
+    of_epoch, result = read_weights(checkpoint), load_file(chosen_run / "backbone.safetensors")
+    assert all(torch.equal(of_epoch[f"backbone.{name}"], weight) for name, weight in result.items())
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_run_that_goes_on_chooses_the_same_epoch(
+    chosen_run: Path, rank_pool, digit_files, tmp_path: Path, is_gone: bool
+) -> None:
+    copy = rewound(chosen_run, tmp_path / "copy", 1)
+    if is_gone:
+        (copy / "best.safetensors").unlink()
+    rank_pool(1).run(small_run_path, str(copy), digit_files, **CHOSEN)
+    assert outcome(copy) == outcome(chosen_run)
+    assert read_json(copy / "summary.json")["chosen"] == read_json(chosen_run / "summary.json")["chosen"]
+
+
+def test_which_epochs_are_measured_may_not_change_where_one_is_chosen(
+    chosen_run: Path, rank_pool, digit_files, tmp_path: Path
+) -> None:
+    copy = rewound(chosen_run, tmp_path / "copy", 3)
+    said = rank_pool(1).run(refusal, str(copy), digit_files, **CHOSEN | {"eval__every_epochs": 2})[0]
+    assert "eval.every_epochs was 1, now 2" in said
+
+
+def test_the_flag_hold_out_measures_every_epoch_and_keeps_the_best() -> None:
+    chosen = load_settings(recipe="finetune_digits", command="finetune", flags={"hold_out": 0.1}).eval
+    assert (chosen.hold_out, chosen.every_epochs, chosen.choose) == (0.1, 1, "best")
+
+
 def test_another_share_is_another_run(held_out_run: Path, rank_pool, digit_files, tmp_path: Path) -> None:
     copy = rewound(held_out_run, tmp_path / "copy", 3)
     said = rank_pool(1).run(refusal, str(copy), digit_files, **HELD_OUT | {"eval__hold_out": 0.5}, epochs=3)[
@@ -93,6 +151,11 @@ def refusal(run: str, data: tuple[str, str | None], **options: object) -> str:
         (
             {"method": "supervised", "eval__hold_out": 0.2, "eval__every_epochs": 0},
             "every_epochs is 0, never",
+        ),
+        ({"method": "supervised", "eval__choose": "best"}, "choose best needs images to choose by"),
+        (
+            {"method": "supervised", "eval__hold_out": 0.2, "eval__choose": "best", "eval__every_epochs": 9},
+            "none is measured with eval.every_epochs 9",
         ),
         ({"eval__knn_k": "[]"}, "eval.knn_k"),
     ],

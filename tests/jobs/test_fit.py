@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.data.test_catalogue import make_cifar10
 from vitds.cli import main
 from vitds.data.beton import BetonFile, open_beton
+from vitds.data.catalogue import CATALOGUE
 from vitds.errors import RunError, UsageError
 from vitds.jobs.fit import fit
 from vitds.jobs.fit_plan import Speed, choose, fill
@@ -113,9 +115,24 @@ def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
     assert 3 <= longer.run.settings.epochs <= 10
 
 
+def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(CATALOGUE, "cifar10", make_cifar10(tmp_path / "root"))
+    words = ["cifar10", "--root", str(tmp_path / "root"), "--minutes", "30", "--plan"]
+    assert main(["fit", *words, "--out", str(tmp_path / "out")]) == 0
+    assert "finetune_photos_cpu" in capsys.readouterr().out
+    halves = [open_beton(tmp_path / "out" / "data" / f"photos-{half}.beton") for half in ("train", "test")]
+    assert [half.images for half in halves] == [4, 2]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["flowers102", "--minutes", "3"], "--root is missing, the folder where this published set lies"),
+        (["flowers102", "photos", "--minutes", "3"], "flowers102: this set is built by itself"),
+        (["digits", "--minutes", "3", "--split", "train"], "digits is taken whole, with its own test half"),
+        (["digits", "--minutes", "3", "--root", "x"], "--root does nothing with digits"),
         (["digits", "--minutes", "0"], "--minutes 0.0: must be more than 0"),
         (["--minutes", "3"], "SOURCE is missing"),
         (["nothing-here", "--minutes", "3"], "nothing-here: there is no such folder, tar or zip"),

@@ -25,7 +25,7 @@ from vitds.data.build import build_beton
 from vitds.errors import DataError, RunError, VitdsError
 from vitds.jobs.data_files import open_file, training_files
 from vitds.runs.checkpoint import list_checkpoints
-from vitds.runs.directory import Run
+from vitds.runs.directory import Run, read_json
 
 
 def statuses(folder: str, *commands: list[str]) -> list[int]:
@@ -210,6 +210,19 @@ def test_a_run_goes_on_where_its_data_moved_and_not_with_others(
     relative = os.path.relpath(second[0], os.getcwd()), os.path.relpath(second[1], os.getcwd())
     rank_pool(1).run(small_run_path, str(run), relative, epochs=3)
     assert "is finished; nothing to do" in rank_pool(1).output
+
+
+def test_several_files_are_one_training_set_for_a_run_and_its_resume(
+    rank_pool, digit_files, flat_file: str, tmp_path: Path
+) -> None:
+    run, data = tmp_path / "run", ((digit_files[0], flat_file), None)
+    rank_pool(1).run(stopped_run, str(run), data, after_lines=2)
+    said = rank_pool(1).run(error_of, str(run), ((flat_file, digit_files[0]), None))[0]
+    assert "data.train was" in said, "the instances would have other numbers"
+    rank_pool(1).run(small_run_path, str(run), data)
+    assert Run(run).settings.data.train == data[0]
+    images = open_beton(digit_files[0]).images + open_beton(flat_file).images
+    assert read_json(run / "data.json")["images"] == images
 
 
 def test_weights_to_begin_from_may_move_or_be_gone_once_a_run_was_saved(

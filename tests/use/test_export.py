@@ -257,13 +257,14 @@ def test_a_card_says_what_the_weights_are_made_of(exported, used_runs, digit_fil
         json.loads((Path(used_runs["supervised"]) / "inputs.json").read_text())["data.train"],
         "4 classes: digit 0, digit 1, digit 2, digit 3.",
         "1 epochs from random weights",
-        f"| top1 | {summary['top1']:.2f} % |",
+        f"| class head | {summary['top1']:.2f} | "
+        f"{summary['top1_interval'][0]:.2f} to {summary['top1_interval'][1]:.2f} | ",
         f"On `{digit_files[1]}`, by the run itself",
         "trained on 1 rank(s) with ZeRO 0",
     ):
         assert part in text
     pretrained = (exported("timm", "idmm") / "README.md").read_text()
-    assert "image-feature-extraction" in pretrained and "| kNN top1, k = 5 |" in pretrained
+    assert "image-feature-extraction" in pretrained and "| nearest neighbours, k = 5 |" in pretrained
 
 
 def test_the_command_of_a_card_trains_the_same_run(exported, used_runs) -> None:

@@ -16,7 +16,7 @@ def fit(*sources: str, flags: FitFlags) -> None:
     it trains on from there. Without labels it pretrains.
 
     Args:
-        sources: folders, tars or zips of images, as for `vitds data build`; or `digits`
+        sources: folders, tars or zips of images, or the name of a set, as for `vitds data build`
     """
     from vitds.jobs.as_flags import as_flags
     from vitds.jobs.fit import run_fit

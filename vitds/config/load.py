@@ -25,7 +25,16 @@ from vitds.config.tree import Section, Settings
 from vitds.config.yaml_text import dump_yaml, parse_yaml
 from vitds.errors import SettingsError
 
-FLAG_KEYS = {"data": "data.train", "test": "data.test", "init": "init", "epochs": "epochs", "seed": "seed"}
+FLAG_KEYS = {
+    "data": "data.train",
+    "test": "data.test",
+    "init": "init",
+    "epochs": "epochs",
+    "seed": "seed",
+    "hold_out": "eval.hold_out",
+}
+# What --hold_out stands for beside its share; a recipe or --set may say otherwise.
+OF_HOLD_OUT = {"eval.every_epochs": 1, "eval.choose": "best"}
 PLAIN_WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
@@ -71,7 +80,7 @@ def load_settings(
         command: whose methods the recipe may name, and whose default stands where it names none; None takes
             any (`recipes show`).
         assignments: `section.key=value`, the value read as YAML.
-        flags: data, test, init, epochs, seed; None where not given.
+        flags: data, test, init, epochs, seed, hold_out; None where not given.
         extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
         run: the run directory that goes on, if it is known.
     Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two
@@ -80,6 +89,8 @@ def load_settings(
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
     of_recipe = _leaves(read_recipe(recipe), f"recipe {recipe}")
+    if flags.get("hold_out"):
+        of_recipe = [*(Given(key, value, "--hold_out") for key, value in OF_HOLD_OUT.items()), *of_recipe]
     of_person = [
         *_assigned([assignments] if isinstance(assignments, str) else assignments),
         *(Given(FLAG_KEYS[flag], value, f"--{flag}") for flag, value in flags.items() if value is not None),
@@ -109,10 +120,17 @@ def settings_of(command: Command, flags: TrainFlags, extra: Mapping[str, Any] = 
         recipe=flags.recipe,
         command=command,
         assignments=flags.set,
-        flags={name: getattr(flags, name) for name in FLAG_KEYS},
+        flags={name: getattr(flags, name) for name in FLAG_KEYS} | {"data": _one_or_several(flags.data)},
         extra=extra,
         run=flags.run,
     )
+
+
+def _one_or_several(names: str | Sequence[str]) -> str | list[str] | None:
+    """What data.train holds: a name, a list of names, or nothing."""
+    if isinstance(names, str):
+        return names
+    return list(names) if len(names) > 1 else next(iter(names), None)
 
 
 def _leaves(values: Mapping[str, Any], origin: str) -> list[Given]:
@@ -121,8 +139,13 @@ def _leaves(values: Mapping[str, Any], origin: str) -> list[Given]:
 
 def _expanded(given: Given) -> Given:
     """Paths that begin with ~ as the shell would give them; it leaves --data=~/x alone."""
-    is_path = given.key in PATH_KEYS and isinstance(given.value, str)
-    return given._replace(value=os.path.expanduser(given.value)) if is_path else given
+    if given.key not in PATH_KEYS:
+        return given
+    if isinstance(given.value, list | tuple):
+        return given._replace(
+            value=[os.path.expanduser(name) if isinstance(name, str) else name for name in given.value]
+        )
+    return given._replace(value=os.path.expanduser(given.value)) if isinstance(given.value, str) else given
 
 
 def inherited_backbone(init: Any, run: str | None = None) -> list[Given]:
@@ -189,7 +212,9 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
     different = [
         (key, before[key], value) for key, value in now.items() if value not in (before[key], "auto")
     ]
-    return [row for row in different if not row[0].startswith(FREE_ON_RESUME)]
+    # Where an epoch is chosen, which ones are measured decides the result.
+    chooses = ("eval.every_epochs",) if saved.eval.choose == "best" else ()
+    return [row for row in different if row[0] in chooses or not row[0].startswith(FREE_ON_RESUME)]
 
 
 def _cut(

@@ -94,13 +94,26 @@ class Views(Section):
 
 
 class Data(Section):
-    """Which files, and how they are read."""
+    """Which files, and how they are read.
 
-    train: str | None = None
+    train: one, or a list of several that make one set.
+    """
+
+    train: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     test: str | None = None
     workers: Positive = 1
     order: Literal["random", "pages"] = "random"
     damaged: Literal["fatal", "skip"] = "fatal"
+
+    @property
+    def train_files(self) -> tuple[str, ...]:
+        """The training files by name; () where none is named."""
+        return (self.train,) if isinstance(self.train, str) else self.train or ()
+
+    @property
+    def train_text(self) -> str | None:
+        """Them in a message or a table."""
+        return " + ".join(self.train_files) or None
 
 
 class Mix(Section):
@@ -234,10 +247,12 @@ class Eval(Section):
     """Probes during training (0: never), and evaluation at the end of a run.
 
     hold_out: the share of each class's training images that is not trained on, but measured along training.
+    choose: the epoch whose weights are the run's result: the last, or the best on the images held out.
     """
 
     every_epochs: Count = 0
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    choose: Literal["last", "best"] = "last"
     batch_images: Positive = 256
     knn_k: Annotated[tuple[Positive, ...], Field(min_length=1)] = (10, 20, 100, 200)
 
@@ -247,6 +262,10 @@ class Eval(Section):
             raise ValueError(
                 f"hold_out {self.hold_out:g} takes images out of training to measure accuracy along it, but "
                 "every_epochs is 0, never; set every_epochs too, or leave hold_out out"
+            )
+        if self.choose == "best" and not self.hold_out:
+            raise ValueError(
+                "choose best needs images to choose by, neither trained on nor tested on; set hold_out"
             )
         return self
 
@@ -295,6 +314,15 @@ class Settings(MethodSections):
             raise ValueError(
                 f"batch.micro_images {micro} must be whole chunks of {chunk} images that divide {images}; it "
                 f"may be {fits}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measures_an_epoch_to_choose(self) -> Settings:
+        if self.eval.choose == "best" and self.eval.every_epochs > self.epochs:
+            raise ValueError(
+                f"eval.choose best: of {self.epochs} epochs none is measured with eval.every_epochs "
+                f"{self.eval.every_epochs}"
             )
         return self
 

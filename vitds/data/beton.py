@@ -52,7 +52,8 @@ class BetonFile:
     """A .beton whose tables were found sound. All arrays are in index order and read-only.
 
     Attributes:
-        path: of the file.
+        path: of the file; of several that are joined (joined.py), the first.
+        parts: paths of the files that hold the bytes.
         images: N.
         heights: (N,) int32, pixels.
         widths: (N,) int32, pixels.
@@ -61,10 +62,12 @@ class BetonFile:
         is_jpeg: (N,) bool; else the bytes are the (H, W, 3) uint8 pixels.
         labels: (N,) int64, position in `manifest.classes`; -1 where there are none.
         index: (N,) int64, each image's number in the .beton; 0..N-1 unless the file was taken from another.
+        part: (N,) int64, which of `parts` an image's bytes lie in.
         manifest: what x.beton.json says.
     """
 
     path: Path
+    parts: tuple[Path, ...]
     images: int
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
@@ -73,6 +76,7 @@ class BetonFile:
     is_jpeg: NDArray[np.bool_]
     labels: NDArray[np.int64]
     index: NDArray[np.int64]
+    part: NDArray[np.int64]
     manifest: Manifest
 
     @functools.cached_property
@@ -86,7 +90,15 @@ class BetonFile:
     def describe(self, image: int) -> str:
         """An image for a message: its number in the .beton, and its photograph where that is known."""
         number = f"image {self.index[image]}"
+        if len(self.parts) > 1:
+            number += f" of all, in {self.parts[self.part[image]]}"
         return number if self.names is None else f"{number} ({self.names[image]})"
+
+    def stored(self, image: int) -> bytes:
+        """An image as it is stored: a JPEG, or raw pixels."""
+        with self.parts[self.part[image]].open("rb") as stream:
+            stream.seek(int(self.offsets[image]))
+            return stream.read(int(self.sizes[image]))
 
     def take(self, positions: NDArray[np.int64]) -> BetonFile:
         """Some of the images as a file of its own, in the given order; the manifest still speaks of all.
@@ -94,7 +106,7 @@ class BetonFile:
         Args:
             positions: (n,) of images in this file; n is at least 1.
         """
-        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels", "index")
+        names = ("heights", "widths", "offsets", "sizes", "is_jpeg", "labels", "index", "part")
         taken = {name: getattr(self, name)[positions] for name in names}
         for array in taken.values():
             array.setflags(write=False)
@@ -137,10 +149,11 @@ def open_beton(path: str | Path) -> BetonFile:
         "is_jpeg": image["mode"] == JPEG,
         "labels": samples["label"].astype(np.int64),
         "index": np.arange(len(samples)),
+        "part": np.zeros(len(samples), np.int64),
     }
     for array in arrays.values():
         array.setflags(write=False)
-    return BetonFile(path=path, images=len(samples), manifest=manifest, **arrays)
+    return BetonFile(path=path, parts=(path,), images=len(samples), manifest=manifest, **arrays)
 
 
 def require_same_classes(train: BetonFile, test: BetonFile) -> None:

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import cycle
 from queue import Full
 from typing import NamedTuple
@@ -96,13 +97,13 @@ def read_ahead(file: BetonFile, batches: Iterable[MicroBatch]) -> Iterator[Micro
     waits for them one image after the other.
     """
     coming: deque[MicroBatch] = deque()
-    with file.path.open("rb") as stream:
+    with ExitStack() as stack:
+        streams = [stack.enter_context(part.open("rb")).fileno() for part in file.parts]
         for batch in batches:
             # Lists of Python ints, which posix_fadvise takes.
-            offsets = file.offsets[batch.images].tolist()
-            sizes = file.sizes[batch.images].tolist()
-            for offset, size in zip(offsets, sizes, strict=True):
-                os.posix_fadvise(stream.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            columns = (column[batch.images].tolist() for column in (file.part, file.offsets, file.sizes))
+            for part, offset, size in zip(*columns, strict=True):
+                os.posix_fadvise(streams[part], offset, size, os.POSIX_FADV_WILLNEED)
             # Asked for first, handed on READ_AHEAD batches later: the disk works in between.
             coming.append(batch)
             if len(coming) > READ_AHEAD:
@@ -111,7 +112,9 @@ def read_ahead(file: BetonFile, batches: Iterable[MicroBatch]) -> Iterator[Micro
 
 
 class MappedFile:
-    """FFCV's memory manager, as far as it is used: the file's map, which is every epoch's context too."""
+    """FFCV's memory manager, as far as it is used: the map of the file's first part, which is
+    every epoch's context too.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader

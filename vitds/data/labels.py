@@ -48,6 +48,7 @@ def label_by_table(
     findings: Findings,
     *,
     label_column: str | None = None,
+    encoding: str | None = None,
     alike: str | None = None,
     group: str | None = None,
 ) -> tuple[list[Placed], Table]:
@@ -58,6 +59,7 @@ def label_by_table(
         path: of the table.
         findings: gets the rows without an image, and the images without a row.
         label_column: as in tables.read_table.
+        encoding: likewise.
         alike: what to do with labels that differ only by case or blanks; None: ask.
         group: a column that says which images belong together, if the table has one of that name.
     Returns: the images, with their groups if `group` is a column, and the table.
@@ -67,7 +69,7 @@ def label_by_table(
     # A source's own name, also where it is given as `.`
     names = [os.path.basename(os.path.abspath(source)) or "/" for source in sources]
     files = FileIndex([(names[each.source], *each.parts) for each in found])
-    table = read_table(path, files, label_column)
+    table = read_table(path, files, label_column, encoding)
     group_column = table.column(group) if group is not None else None
     row_of = _rows_of_images(table, files, found, findings)
     classes = _class_names([cells[table.label_column] for _, cells in table.rows], alike, str(path), "rows")

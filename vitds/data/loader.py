@@ -36,6 +36,8 @@ from vitds.data.order import (
 from vitds.errors import DataError
 from vitds.kernels.views import error_text
 
+FAR_APART = 1 << 48  # bytes, more than any file has
+
 _log = logging.getLogger(__name__)
 
 
@@ -136,7 +138,9 @@ class TrainLoader:
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._settings.data.order == "pages":
-            return page_order(self._file.offsets, self._settings.seed, epoch)
+            # Parts lie far from one another, so that no page is in two of them.
+            places = self._file.offsets + self._file.part * FAR_APART
+            return page_order(places, self._settings.seed, epoch)
         return epoch_order(self._file.images, self._settings.seed, epoch)
 
     def _specs_of(self, images: NDArray[np.int64], epochs: NDArray[np.int64]) -> Shaped[np.ndarray, "B V"]:

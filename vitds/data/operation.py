@@ -54,6 +54,8 @@ class CutViews(Operation):
         self._specs_of = specs_of
         self._shape = (views, 3, crop_px, crop_px)
         # Once for all images: a batch then only indexes tables.
+        # Where each part of the file begins in memory: the first where FFCV maps it, the others here.
+        self._others = [np.memmap(part, np.uint8, "r") for part in file.parts[1:]]
         self._storages = np.where(file.is_jpeg, JPEG, RAW).astype(np.int32)
         # Kept in an attribute: a ctypes callback that is collected is an address to nowhere.
         self._callback = _CALLBACK(self._cut_addresses)
@@ -97,7 +99,7 @@ class CutViews(Operation):
         pixels: UInt8[np.ndarray, "B V 3 S S"],
         status: Int[np.ndarray, " B"],
     ) -> None:
-        """Fill pixels and status for the images at `indices` of the file that is mapped at address `base`.
+        """Fill pixels and status for the images at `indices` of the file whose first part lies at `base`.
 
         Raises: ResourceError if memory is out, ShapeError if a view spec is wrong (names the file and the
             image).
@@ -107,12 +109,13 @@ class CutViews(Operation):
         epochs, images = np.divmod(indices, file.images)
         # All draws of the batch, before any pixel: (B, V) of VIEW_SPEC.
         specs = self._specs_of(images, epochs + self.epoch)
-        # Addresses in the map: nothing is copied on the way to the kernels.
-        stored = (base + file.offsets[images], file.sizes[images], self._storages[images])
+        # Addresses in the maps: nothing is copied on the way to the kernels.
+        bases = np.array([base, *(other.ctypes.data for other in self._others)])
+        stored = (bases[file.part[images]] + file.offsets[images], file.sizes[images], self._storages[images])
         cut_stored(*stored, file.heights[images], file.widths[images], specs, pixels, status)
         # None in most batches. A damaged picture must not leave what the slot held before.
         for row in np.flatnonzero(status):
-            error = kernel_error(int(status[row]), f"{file.path}, image {images[row]}")
+            error = kernel_error(int(status[row]), f"{file.path}, {file.describe(images[row])}")
             if not isinstance(error, DataError):  # not the picture's fault, so no other one would do better
                 raise error
             pixels[row] = FILLING

@@ -34,6 +34,7 @@ class SourceOptions:
         no_labels: no class, whatever the folders are.
         labels: a table of labels (vitds/data/tables.py).
         label_column: of that table, by name or number from 1; None to find it.
+        label_encoding: of that table; None to find it.
         label_from: "name": the class is in the file's name.
         yes: the classes that `label_from` finds were looked at.
         alike: labels that differ only by case or blanks: "merge", "keep"; None: ask.
@@ -47,6 +48,7 @@ class SourceOptions:
     no_labels: bool = False
     labels: str | Path | None = None
     label_column: str | None = None
+    label_encoding: str | None = None
     label_from: str | None = None
     yes: bool = False
     alike: str | None = None
@@ -63,6 +65,7 @@ class SourceOptions:
         # What does nothing, and what it goes with.
         idle = {
             "label_column": (not self.labels, "`labels`"),
+            "label_encoding": (not self.labels, "`labels`"),
             "yes": (not self.label_from, "`label_from`"),
             "alike": (not (self.labels or self.label_from), "`labels` or `label_from`"),
             "classes_are_folders": (bool(ways), "labels from folders"),
@@ -154,6 +157,7 @@ def _with_labels(
             Path(options.labels),
             findings,
             label_column=options.label_column,
+            encoding=options.label_encoding,
             alike=options.alike,
             group=options.group,
         )

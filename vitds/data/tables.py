@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import encodings.aliases
 import io
 import unicodedata
 from collections import Counter, defaultdict
@@ -15,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vitds.config.names import did_you_mean
+from vitds.config.names import did_you_mean, nearest
 from vitds.data.findings import shown
 from vitds.data.folders import Parts
 from vitds.data.formats import IMAGE_SUFFIXES
-from vitds.errors import DataError
+from vitds.errors import DataError, UsageError
 
 DELIMITERS = (",", ";", "\t", "|", " ")
 # What a column of labels is called, where it is not said.
@@ -99,16 +100,17 @@ class FileIndex:
         return exact if len(exact) == 1 else found
 
 
-def read_table(path: Path, files: FileIndex, label_column: str | None) -> Table:
+def read_table(path: Path, files: FileIndex, label_column: str | None, encoding: str | None = None) -> Table:
     """The table in `path`, with its columns.
 
     Args:
         files: the images that are there.
         label_column: by its name in the header or its number, from 1; None: by its name or as the only other.
+        encoding: of the text; None: by its mark, else UTF-8, else Windows-1252.
     Raises: DataError if the file cannot be read or is no table, no column names the files, or the column of
         the labels is missing (near names) or not clear (names the columns).
     """
-    text, encoding = _text(path)
+    text, encoding = _text(path, encoding)
     # Some rows decide, spread over the table; all of them where none of those is of an image.
     best, rows, file_column = _best_reading(path, text, files, SAMPLE)
     if not best:
@@ -158,23 +160,36 @@ def _normal(text: str) -> Parts:
     return tuple(part for part in text.split("/") if part not in ("", "."))
 
 
-def _text(path: Path) -> tuple[str, str]:
-    """The file's text and its encoding: by its mark, else UTF-8, else what Windows and Latin-1 have."""
+def _text(path: Path, stated: str | None) -> tuple[str, str]:
+    """The file's text and its encoding: as stated, else by its mark, else UTF-8, else what Windows and
+    Latin-1 have.
+
+    Others are not guessed: in a short table a guess is wrong as often as right, and nobody sees it.
+    """
+    try:
+        # Python's codecs that are no text's, as base64, fail when they decode.
+        known = stated and b"a".decode(stated, "replace") and codecs.lookup(stated).name
+    except LookupError:
+        near = nearest(stated, encodings.aliases.aliases)
+        meant = f"did you mean {near}?" if near else "examples are gb18030, shift_jis, euc_kr and cp1251."
+        raise UsageError(f"`label_encoding={stated}`: there is no such encoding; {meant}") from None
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the table of labels cannot be read ({error.strerror}).") from None
     if raw.startswith(b"PK"):
         raise DataError(f"{path}: a spreadsheet or zip, not a text. Save it as CSV, and give that.")
-    marked = next((encoding for bom, encoding in BOMS if raw.startswith(bom)), None)
+    marked = known or next((encoding for bom, encoding in BOMS if raw.startswith(bom)), None)
     if marked is None and b"\0" in raw[:200]:
         marked = "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be"
     for encoding in (marked,) if marked else ("utf-8", "cp1252", "latin-1"):
         try:
             return raw.decode(encoding), encoding
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             why = error
-    raise DataError(f"{path}: not a text ({why}). Save it as CSV in UTF-8.")
+    raise DataError(
+        f"{path}: not a text ({why}). Save it as CSV in UTF-8, or name its encoding with `label_encoding`."
+    )
 
 
 def _rows(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:

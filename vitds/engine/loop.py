@@ -34,6 +34,7 @@ from vitds.errors import NumericsError, Stopped
 from vitds.methods.base import Method
 from vitds.models.stochastic import StochasticDraws
 from vitds.rng import Purpose
+from vitds.runs import best
 from vitds.runs.checkpoint import CheckpointReader, write_checkpoint
 from vitds.runs.directory import Run
 from vitds.runs.lock import RunLock
@@ -288,7 +289,11 @@ class Trainer:
         if self.probes is None or self.progress.step % every:
             return {}
         started = time.perf_counter()
-        found = self.probes.measure(self.update.settled_weights(self.progress.step), self.method)
+        weights = self.update.settled_weights(self.progress.step)
+        found = self.probes.measure(weights, self.method)
+        if self.settings.eval.choose == "best" and dist.is_main():
+            epoch = self.progress.step // self.loader.steps_per_epoch
+            best.offer(self.run, epoch, found["probe/top1"], weights)
         return found | {"time/probe_s": time.perf_counter() - started}
 
     def _save_or_stop(self, agreed: Agreed, live: Live | None) -> None:

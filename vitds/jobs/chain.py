@@ -159,7 +159,8 @@ def check_training(command: Command, flags: TrainFlags, made: Sequence[Path]) ->
     """
     given = settings_of(command, flags)
     load_ds_config(flags.ds_config)
-    for key, name in (("data.train", given.data.train), ("data.test", given.data.test), ("init", given.init)):
+    named = [("data.train", name) for name in given.data.train_files]
+    for key, name in (*named, ("data.test", given.data.test), ("init", given.init)):
         is_made = name is not None and any(Path(name).is_relative_to(run) for run in made)
         if name not in (None, DIGITS) and not is_made and not Path(name).exists():
             raise DataError(f"{key} {name} is not there, seen from {Path.cwd()}")

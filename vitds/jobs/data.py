@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from vitds.config.flags import BuildFlags
+from vitds.config.flags import BuildFlags, SourceFlags
 from vitds.data.beton import open_beton
 from vitds.data.build import BuildOptions, build_beton, build_set
 from vitds.data.catalogue import CATALOGUE, load_named
@@ -30,7 +30,10 @@ Built = list[tuple[Path, Manifest]]
 OF_ANY = ("storage", "quality", "workers", "classes_from", "strict", "no_names")
 # What is for one kind of source alone.
 OF_SPLITS = ("test_fraction", "folds", "group")
-OF_LABELS = ("labels", "label_column", "label_from", "yes", "alike", "unlabelled", "no_labels")
+OF_LABELS = (
+    *("labels", "label_column", "label_encoding", "label_from", "yes", "alike"),
+    *("unlabelled", "no_labels"),
+)
 OF_FOLDERS = (*OF_SPLITS, *OF_LABELS, "classes_are_folders")
 OF_PUBLISHED_SETS = ("root", "download", "list")
 OF_SAMPLES = ("per_class", "classes", "total")
@@ -49,10 +52,7 @@ def build(sources: Sequence[str], flags: BuildFlags) -> list[dict[str, Any]]:
         catalogue.load_named.
     """
     started = time.monotonic()
-    named = next((name for name in sources if name in (DIGITS, *CATALOGUE)), None)
-    _refuse_idle(named, flags)
-    if named and len(sources) > 1:
-        raise UsageError(f"{named}: this set is built by itself. A folder of that name is ./{named}.")
+    named = named_set(sources, flags)
     sample = Sample(flags.classes, flags.per_class, flags.total, flags.seed or 0, flags.list)
     options = {name: getattr(flags, name) for name in OF_ANY}
     options |= {"side_px": flags.side, "show_progress": True}
@@ -71,7 +71,19 @@ def build(sources: Sequence[str], flags: BuildFlags) -> list[dict[str, Any]]:
     return [{"file": str(path), **record(manifest)} for path, manifest in built]
 
 
-def _refuse_idle(named: str | None, flags: BuildFlags) -> None:
+def named_set(sources: Sequence[str], flags: SourceFlags) -> str | None:
+    """The set that the sources name: `digits` or a published one; None where they are files.
+
+    Raises: UsageError if others stand beside it, or a flag would do nothing with these sources.
+    """
+    named = next((name for name in sources if name in (DIGITS, *CATALOGUE)), None)
+    _refuse_idle(named, flags)
+    if named and len(sources) > 1:
+        raise UsageError(f"{named}: this set is built by itself. A folder of that name is ./{named}.")
+    return named
+
+
+def _refuse_idle(named: str | None, flags: SourceFlags) -> None:
     """Whatever was given and would do nothing with these sources."""
     given = {name for name in vars(flags) if getattr(flags, name) not in (None, False)}
     of_published = (*OF_PUBLISHED_SETS, *(OF_SAMPLES if named == DIGITS else ()))

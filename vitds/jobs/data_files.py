@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, labelled, open_beton, require_same_classes
 from vitds.data.digits import NAME as DIGITS  # as data.train or data.test: the embedded set
 from vitds.data.digits import embedded_digits
+from vitds.data.joined import join
 from vitds.errors import DataError, ResourceError, SettingsError
 from vitds.evaluate.linear import draw_held_out
 from vitds.methods import method_class
@@ -45,6 +47,14 @@ def open_file(name: str, flag: str, half: str) -> BetonFile:
     )
 
 
+def open_files(names: Sequence[str], flag: str, half: str) -> BetonFile:
+    """One file, or several as one set.
+
+    Raises: DataError as `open_file` and data.joined.join.
+    """
+    return join([open_file(name, flag, half) for name in names])
+
+
 def _digits() -> tuple[Path, Path]:
     """The embedded set, built here, or, where nothing can be written, in the temporary folder."""
     try:
@@ -61,12 +71,12 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
     Raises: SettingsError if no training file is named; DataError if a file is not sound, the method needs
         labels that it lacks, or nothing could be measured on the test file.
     """
-    if settings.data.train is None:
+    if not settings.data.train_files:
         raise SettingsError(
             "data.train is not set: give --data FILE.beton (`vitds data build IMAGES --out FILE.beton` "
             "makes one)"
         )
-    train = open_file(settings.data.train, "--data", "train")
+    train = open_files(settings.data.train_files, "--data", "train")
     needs_labels = method_class(settings.method).needs_labels
     if needs_labels and (lack := _lack_of_classes(train)):
         raise DataError(

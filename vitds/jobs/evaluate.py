@@ -17,7 +17,7 @@ from vitds.errors import DataError, ResourceError, UsageError
 from vitds.evaluate.answers import Answers
 from vitds.evaluate.opened import OpenModel, open_model
 from vitds.jobs.compare import Evaluation, compared
-from vitds.jobs.data_files import DIGITS, open_file
+from vitds.jobs.data_files import DIGITS, open_files
 from vitds.jobs.eval_kinds import Measured, Task, measure
 from vitds.jobs.eval_tables import print_comparison, print_evaluation
 from vitds.runs.directory import Run, known_inputs, write_atomic
@@ -98,33 +98,35 @@ def _of_run(
 def _evaluated(kind: str, name: str, data: str | None, bank: str | None) -> Evaluation:
     """Open one model and the files, evaluate, and keep what was found."""
     model = open_model(name)
-    query = _labelled("data", data, model.settings.data.test, "test")
+    settings = model.settings.data
+    query = _labelled("data", data, (settings.test,) if settings.test else (), "test")
     neighbours = None
     if kind != "top1":
-        neighbours = _labelled("bank", bank, model.settings.data.train, "train")
+        neighbours = _labelled("bank", bank, settings.train_files, "train")
         require_same_classes(neighbours, query)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = Task(model, query, neighbours, device)
     return _kept(kind, task, measure(kind, task))
 
 
-def _labelled(argument: str, given: str | None, of_run: str | None, half: str) -> BetonFile:
-    """The labelled images of the file that an argument names, or of the run's own.
+def _labelled(argument: str, given: str | None, of_run: tuple[str, ...], half: str) -> BetonFile:
+    """The labelled images of the file that an argument names, or of the run's own, which may be several.
 
     Raises: DataError if there is none, it cannot be read, or it has no labels.
     """
-    name = given or of_run
-    if name is None:
+    names = (given,) if given else of_run
+    if not names:
         what = "images to evaluate" if argument == "data" else "labelled images to learn from"
         raise DataError(f"no {what}: give `{argument}=FILE.beton`, for the run names none")
-    path = os.path.expanduser(name)
-    if given is None and not Path(path).exists() and path != DIGITS:
+    paths = [os.path.expanduser(name) for name in names]
+    gone = [path for path in paths if not Path(path).exists() and path != DIGITS]
+    if given is None and gone:
         raise DataError(
-            f"{name}, which the run names, is not there, seen from {Path.cwd()}, the folder you call from. "
-            f"Say where it is now with `{argument}=FILE.beton`, or call from the folder that the run was "
-            "started in"
+            f"{gone[0]}, which the run names, is not there, seen from {Path.cwd()}, the folder you call "
+            f"from. Say where it is now with `{argument}=FILE.beton`, or call from the folder that the run "
+            "was started in"
         )
-    file = open_file(path, f"`{argument}`", half)
+    file = open_files(paths, f"`{argument}`", half)
     if not file.manifest.classes or not (file.labels >= 0).any():
         raise DataError(
             f"{file.path} has no labels, and an evaluation needs them: build it from a folder with one "

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vitds.config.flags import FitFlags
+from vitds.config.flags import BuildFlags, FitFlags
 from vitds.config.methods import Command
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import BuildOptions, build_set
@@ -27,7 +27,7 @@ from vitds.data.sources import SOURCE_OPTIONS, SourceOptions, scan_sources
 from vitds.data.split import with_suffix
 from vitds.errors import RunError, UsageError
 from vitds.jobs.chain import Stage, run_stages
-from vitds.jobs.data import print_built
+from vitds.jobs.data import build, named_set, print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
 from vitds.jobs.fit_result import SCRATCH, Result, print_result
 from vitds.jobs.report import write_report
@@ -42,7 +42,7 @@ def fit(*sources: str | Path, minutes: float, **options: Any) -> Result:
     """Train a model on images in so many minutes, and give it back for use.
 
     Args:
-        sources: folders, tars or zips of images; or `digits`.
+        sources: folders, tars or zips of images; or `digits` or a published set, as `vitds data build` takes.
         minutes: that building, training and evaluation may take.
         options: the other fields of FitFlags.
     Returns: accuracy, predict, embed, report; see fit_result.Result.
@@ -144,7 +144,10 @@ class _Record:
 
 def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
     """The training file and, where there are labels, the test file; built once."""
-    if list(sources) == [DIGITS]:
+    named = named_set(sources, flags)
+    if named and flags.split:
+        raise UsageError(f"`split` does nothing here: {named} is taken whole, with its own test half.")
+    if named == DIGITS:
         train, test = embedded_digits(out / "data")
         return open_beton(train), open_beton(test)
     path = out / "data" / "photos.beton"
@@ -153,13 +156,19 @@ def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile
         return open_beton(path), None
     if all(half.exists() for half in halves):
         return open_beton(halves[0]), open_beton(halves[1])
+    if named:
+        stored = BuildFlags(
+            out=str(path), side=STORED_PX[_device()], root=flags.root, download=flags.download
+        )
+        built = [open_beton(half["file"]) for half in build([named], stored)]
+        return built[0], built[1]
     findings = Findings()
     reading = SourceOptions(**{name: getattr(flags, name) for name in SOURCE_OPTIONS})
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
         images = scan_sources(sources, findings, Path(workspace), reading)
         options = BuildOptions(
-            side_px=STORED_PX["cuda" if torch.cuda.is_available() else "cpu"],
+            side_px=STORED_PX[_device()],
             test_fraction=TEST_SHARE if images.classes else None,
             seed=flags.seed if images.classes else None,
             show_progress=True,
@@ -168,6 +177,10 @@ def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile
     print_built(built, time.monotonic() - began)
     files = [open_beton(name) for name, _ in built]
     return files[0], files[1] if len(files) == 2 else None
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _train(

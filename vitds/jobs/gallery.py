@@ -31,7 +31,7 @@ from vitds.evaluate.answers import confusions
 from vitds.evaluate.looks import looks
 from vitds.evaluate.map import FEWEST, plane
 from vitds.jobs.data_files import hold_out, training_files
-from vitds.jobs.preview import first_step, stored_bytes, stored_pixels
+from vitds.jobs.preview import first_step, stored_pixels
 from vitds.jobs.scene import MOST_IMAGES, Scene, chosen_images, nearest_images, open_scene, spread
 from vitds.report.pictures import data_uri, dimmed, sheet_uri
 from vitds.runs.directory import Run, content_of_weights, known_inputs, write_atomic
@@ -118,7 +118,7 @@ def _files(run: Run, settings: Settings) -> Files:
 
     Raises: DataError, SettingsError, RunError that say in one sentence why they are not at hand.
     """
-    for name in (settings.data.train, settings.data.test):
+    for name in (*settings.data.train_files, settings.data.test):
         if name not in (None, DIGITS) and not Path(name).exists():
             raise RunError(f"{name}, which the run names, is not there, seen from {Path.cwd()}")
     train, test = training_files(settings)
@@ -227,7 +227,7 @@ def _small(file: BetonFile, position: int, side_px: int) -> NDArray[np.uint8]:
     if not file.is_jpeg[position]:
         return stored_pixels(file, position)
     try:
-        with Image.open(io.BytesIO(stored_bytes(file, position))) as picture:
+        with Image.open(io.BytesIO(file.stored(position))) as picture:
             picture.draft("RGB", (side_px, side_px))
             return np.asarray(picture.convert("RGB"))
     except OSError as error:

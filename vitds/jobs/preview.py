@@ -184,17 +184,10 @@ def _name(file: BetonFile, image: int) -> str:
     return f"image {number}\n{file.manifest.classes[label]}" if label >= 0 else f"image {number}"
 
 
-def stored_bytes(file: BetonFile, image: int) -> bytes:
-    """The image at a position of a file as it is stored: a JPEG, or raw pixels."""
-    with file.path.open("rb") as stream:
-        stream.seek(int(file.offsets[image]))
-        return stream.read(int(file.sizes[image]))
-
-
 def stored_pixels(file: BetonFile, image: int) -> np.ndarray:
     """(H, W, 3) uint8 of the image at a position of a file.
 
     Raises: DataError if it cannot be decoded.
     """
-    data = stored_bytes(file, image)
-    return decode_stored(data, bool(file.is_jpeg[image]), int(file.heights[image]), int(file.widths[image]))
+    height, width = int(file.heights[image]), int(file.widths[image])
+    return decode_stored(file.stored(image), bool(file.is_jpeg[image]), height, width)

@@ -73,7 +73,11 @@ def _row(run: Run) -> dict[str, Any]:
     row |= {"top1_interval": None, "seconds": None, "problem": None, "run": str(run.path)}
     try:
         settings = run.settings
-        row |= {"method": settings.method, "backbone": settings.backbone.name, "data": settings.data.train}
+        row |= {
+            "method": settings.method,
+            "backbone": settings.backbone.name,
+            "data": settings.data.train_text,
+        }
         line = last_line(run.metrics)
         row["step"] = None if line is None else line["step"] + 1
         row["state"] = _state(run)

@@ -17,6 +17,7 @@ from vitds.config.names import NO_TEXT, is_text
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
+from vitds.data.joined import joined_hash
 from vitds.data.manifest import load_manifest, manifest_path
 from vitds.engine.peers import Peers
 from vitds.engine.process import joined_ranks
@@ -126,12 +127,12 @@ def _contents(given: Settings, files: tuple[BetonFile, BetonFile | None] | None)
 
     Of a finished run's files, those that are there.
     """
-    named = {"data.train": given.data.train, "data.test": given.data.test}
+    named = {"data.train": given.data.train_files, "data.test": (given.data.test,) if given.data.test else ()}
     if files is not None:
-        opened = {key: file.manifest for key, file in zip(named, files, strict=True) if file is not None}
-    else:
-        there = {
-            key: Path(name) for key, name in named.items() if name and manifest_path(Path(name)).exists()
-        }
-        opened = {key: load_manifest(path) for key, path in there.items()}
-    return {key: manifest.content_hash for key, manifest in opened.items()}
+        opened = zip(named, files, strict=True)
+        return {key: file.manifest.content_hash for key, file in opened if file is not None}
+    return {
+        key: joined_hash([load_manifest(name).content_hash for name in names])
+        for key, names in named.items()
+        if names and all(manifest_path(Path(name)).exists() for name in names)
+    }

@@ -95,7 +95,7 @@ def _lead(run: Run, data: Json) -> str:
     epochs = f"{settings.epochs:,} epoch{'s' * (settings.epochs != 1)}"
     return (
         f"{settings.backbone.name}, {verb} (method {settings.method}) for {epochs} on {images}{of_classes} "
-        f"({settings.data.train}){start}."
+        f"({settings.data.train_text}){start}."
     )
 
 

@@ -60,6 +60,11 @@ class Run:
         return self.path / "backbone.safetensors"
 
     @property
+    def best(self) -> Path:
+        """The weights of the best epoch so far, where the run chooses one."""
+        return self.path / "best.safetensors"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints, one folder a step."""
         return self.path / "checkpoints"

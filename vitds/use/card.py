@@ -92,7 +92,7 @@ def command_of(model: Model) -> str:
 
 def _data(run: Run, model: Model) -> str:
     facts, contents = _known(run, "data.json"), _known(run, "inputs.json")
-    lines = [f"Trained on `{model.settings.data.train}`"]
+    lines = [f"Trained on `{model.settings.data.train_text}`"]
     if facts:
         side = f"at most {facts['side_px']} px on the short side" if facts["side_px"] else "in their own size"
         lines[0] += f": {facts['images']:,} images, stored as {facts['storage']}, {side}"
@@ -126,13 +126,23 @@ def _results(run: Run) -> str:
     if not run.is_finished:
         return "The run is not finished: there are none yet."
     summary = run.summary
-    rows = {name: summary[name] for name in ("top1", "top5") if name in summary}
-    for k, score in summary.get("knn", {}).items():
-        rows |= {f"kNN top1, k = {k}": score["top1"], f"kNN top5, k = {k}": score["top5"]}
-    if not rows:
+    scores = {"class head": summary} if "top1" in summary else {}
+    scores |= {f"nearest neighbours, k = {k}": score for k, score in summary.get("knn", {}).items()}
+    if not scores:
         return "It was trained without a test file: there are none."
-    table = "".join(f"\n| {name} | {value:.2f} % |" for name, value in rows.items())
-    return f"On `{run.settings.data.test}`, by the run itself:\n\n| | |\n|---|---|{table}"
+    rows = "".join(f"\n| {name} | {_figures(score)} |" for name, score in scores.items())
+    head = "| | top-1 | 95 % | top-5 | balanced | macro-F1 |\n|---|---|---|---|---|---|"
+    baseline = next(iter(scores.values()))["majority"]
+    return (
+        f"In percent, on `{run.settings.data.test}`, by the run itself. Always the most frequent class: "
+        f"{baseline:.2f}.\n\n{head}{rows}"
+    )
+
+
+def _figures(score: dict[str, Any]) -> str:
+    low, high = score["top1_interval"]
+    others = [f"{score[name]:.2f}" for name in ("top5", "balanced_accuracy", "macro_f1")]
+    return " | ".join([f"{score['top1']:.2f}", f"{low:.2f} to {high:.2f}", *others])
 
 
 def _known(run: Run, name: str) -> dict[str, Any]:

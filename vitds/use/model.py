@@ -246,8 +246,8 @@ def _no_head(name: str, is_run: bool) -> RunError:
 
 def _names_in_data(settings: Settings, count: int) -> tuple[str, ...]:
     """Of a run that is not finished: the classes of its training file, or numbers where that is gone."""
-    train = Path(settings.data.train or "")
-    names = load_manifest(train).classes if manifest_path(train).exists() else ()
+    there = [name for name in settings.data.train_files if manifest_path(Path(name)).exists()]
+    names = next((known for name in there if (known := load_manifest(name).classes)), ())
     return names if len(names) == count else tuple(f"class {number}" for number in range(count))
 
 
@@ -261,13 +261,15 @@ def _storing_of(run: Path, settings: Settings) -> tuple[Storing, tuple[str, ...]
             raise RunError(
                 f"{run / 'data.json'} lacks {error}; remove it: the training file's manifest says it too"
             ) from None
-    train = Path(settings.data.train or "")
-    if manifest_path(train).exists():
-        manifest = load_manifest(train)
+    for name in settings.data.train_files:  # several store alike
+        if not manifest_path(Path(name)).exists():
+            continue
+        manifest = load_manifest(name)
         return Storing(manifest.storage, manifest.side_px, manifest.quality), ()
     note = (
-        f"{run} is from before runs kept how their images were stored, and its training file {train} is not "
-        "there: images are taken as they are, so numbers can differ a little from those of its evaluation"
+        f"{run} is from before runs kept how their images were stored, and its training file "
+        f"{settings.data.train_text} is not there: images are taken as they are, so numbers can "
+        "differ a little from those of its evaluation"
     )
     return UNCHANGED, (note,)
 
