@@ -19,7 +19,8 @@ from PIL import Image
 from tests.engine.training import small_run
 from vitds.cli import COMMANDS, main
 from vitds.config.deepspeed import load_ds_config
-from vitds.config.load import FLAG_KEYS, load_settings
+from vitds.config.flags import TrainFlags
+from vitds.config.load import settings_of
 from vitds.console import find_command
 from vitds.jobs.train import pretrain
 from vitds.words import checked_words
@@ -126,19 +127,13 @@ def test_a_command_of_the_pages_has_words_and_settings_that_are_taken(
     checked = checked_words(function, rest, name)
     if name not in ("vitds pretrain", "vitds finetune") or "epochs=0" in line.command:
         return
-    flags = dict(word.removeprefix("--").split("=", 1) for word in checked)
-    settings = {
-        key: int(value) if value.isdigit() else value for key, value in flags.items() if key in FLAG_KEYS
-    }
-    for key in ("data", "test", "init"):
-        assert key not in settings or (folder / settings[key]).exists(), f"{settings[key]} is named by {line}"
-    given = load_settings(
-        recipe=flags.get("recipe"),
-        command=name.removeprefix("vitds "),
-        assignments=json.loads(flags.get("set", "[]")),
-        flags=settings,
-    )
-    load_ds_config(flags.get("ds_config"))
+    given = dict(word.removeprefix("--").split("=", 1) for word in checked)
+    kinds = {"data": json.loads, "set": json.loads, "epochs": int, "seed": int, "hold_out": float}
+    flags = TrainFlags(**{key: kinds.get(key, str)(value) for key, value in given.items()})
+    for file in (*flags.data, flags.test, flags.init):
+        assert file is None or (folder / file).exists(), f"{file} is named by {line}"
+    given = settings_of(name.removeprefix("vitds "), flags)
+    load_ds_config(flags.ds_config)
     assert given.epochs > 0
 
 

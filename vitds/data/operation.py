@@ -115,7 +115,7 @@ class CutViews(Operation):
         cut_stored(*stored, file.heights[images], file.widths[images], specs, pixels, status)
         # None in most batches. A damaged picture must not leave what the slot held before.
         for row in np.flatnonzero(status):
-            error = kernel_error(int(status[row]), f"{file.path}, {file.describe(images[row])}")
+            error = kernel_error(int(status[row]), f"{file.path}, {file.describe(int(images[row]))}")
             if not isinstance(error, DataError):  # not the picture's fault, so no other one would do better
                 raise error
             pixels[row] = FILLING
