@@ -1,5 +1,7 @@
 """The paper's recipes at toy length on real photographs: 112 px, then 224, then 448, each from the one
 before.
+
+DeiT-Tiny's train here, the other backbones' are asked whether they could; tests/soak_recipes.py trains all.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from vitds.config.load import load_settings
 from vitds.data.build import build_beton
+from vitds.models.facts import model_facts
+from vitds.models.resize import why_not_at
 from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "imagenette-224" / "train.tar"
+PAPERS_BACKBONES = ("deit_tiny", "deit_base", "pvt_v2_b0", "pvt_v2_b3", "t2t_vit_7", "t2t_vit_14")
 TOY = (
     "batch.global_images=8",
     "batch.chunk_images=4",
@@ -29,10 +35,13 @@ TOY = (
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return make_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def make_photographs(folder: Path) -> tuple[str, str]:
     """Sixteen photographs of two classes for training and eight for test: ImageNet's where they are, else
     parts of scikit-learn's two.
     """
-    folder = tmp_path_factory.mktemp("photographs")
     if PHOTOGRAPHS.exists():
         taken: dict[str, int] = {}
         with tarfile.open(PHOTOGRAPHS) as archive:
@@ -93,3 +102,15 @@ def test_pretraining_at_112_then_fine_tuning_at_224_and_448(rank_pool, photograp
     assert (
         "pos_embed from [1, 197, 192] to [1, 785, 192]" in pool.output and "the same 2 classes" in pool.output
     )
+
+
+@pytest.mark.parametrize("key", PAPERS_BACKBONES)
+def test_the_stages_of_each_backbone_of_the_paper_fit_on_each_other(key: str) -> None:
+    first = load_settings(recipe=f"idmm_{key}", command="pretrain", flags={})
+    second, third = (
+        load_settings(recipe=f"finetune_{key}_{side}", command="finetune", flags={}) for side in (224, 448)
+    )
+    assert first.backbone == second.backbone == third.backbone
+    assert model_facts(first.backbone, first.views.crop_px).parameters > 3e6
+    assert why_not_at(first.backbone, first.views.crop_px, second.views.crop_px) == ""
+    assert why_not_at(second.backbone, second.views.crop_px, third.views.crop_px) == ""

@@ -1,4 +1,4 @@
-"""A dozen of timm's families that behave differently; tests/models/walk.py takes all."""
+"""Some of timm's families that behave differently; tests/models/walk.py takes all."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ FAMILIES = {
     "test_nfnet": {},
     "pvt_v2_b0": {"options": {"depths": [1, 1, 1, 1]}},
     "deit_tiny_distilled_patch16_224": {"options": {"depth": 2}},  # two tokens
+    "t2t_vit_7": {"options": {"depth": 2}},  # not timm's own; draws dropout
+    "t2t_vit_t_14": {"options": {"depth": 2}},
 }
 
 
@@ -38,7 +40,7 @@ def test_a_family_trains_and_drops_the_branches_of_whole_crops(name: str) -> Non
     assert_masks_are_of_crops(backbone, 64)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224", "t2t_vit_7"])
 def test_a_family_with_patch_drop_trains_on_half_the_patches(name: str) -> None:
     train_once(Backbone(name=name, patch_drop=0.5, **FAMILIES[name]), 64)
 

@@ -28,24 +28,27 @@ from vitds.runs.directory import Run
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 RECIPE = "idmm_digits"
-# 76 MB of weights.
-WIDE: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "patch_size": 8,
     "embed_dim": 512,
     "depth": 6,
     "num_heads": 8,
     "global_pool": "avg",
 }
-# 19 MB.
-NARROW = WIDE | {"embed_dim": 256}
-TINY = WIDE | {"embed_dim": 24, "depth": 2, "num_heads": 3}
+# Backbones as settings: 76 MB of weights, 19 MB, and so on.
+WIDE: dict[str, Any] = {"options": OPTIONS}
+NARROW = {"options": OPTIONS | {"embed_dim": 256}}
+SHALLOW = {"options": OPTIONS | {"depth": 1}}
+TINY = {"options": OPTIONS | {"embed_dim": 24, "depth": 2, "num_heads": 3}}
+T2T = {"name": "t2t_vit_7", "options": {}}
+PVT = {"name": "pvt_v2_b0", "options": {}}
 
 
 def measured_and_planned(
     data: str,
     stage: int | str,
     rows: int,
-    options: dict[str, Any],
+    backbone: dict[str, Any],
     changes: dict[str, Any],
     recipe: str = RECIPE,
 ) -> tuple[int, int, str]:
@@ -58,7 +61,7 @@ def measured_and_planned(
         data: the training file.
         stage: of ZeRO, or the rest of the name of a DeepSpeed JSON.
         rows: of the classifier; 0 for a method without one.
-        options: of the backbone.
+        backbone: its settings.
         changes: settings by their dotted names.
         recipe: whose other settings are taken.
     Returns: bytes by which this rank's process grew from before the model was built; the plan's bytes; its
@@ -74,7 +77,7 @@ def measured_and_planned(
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         before = _status_bytes("VmRSS")
-        plan = _train(file, stage, rows, changes, options, recipe)
+        plan = _train(file, stage, rows, changes, backbone, recipe)
         return _status_bytes("VmHWM") - before, plan.peak, plan.line()
     finally:
         # What glibc's own rule grows to.
@@ -86,13 +89,13 @@ def _train(
     stage: int | str,
     rows: int,
     changes: dict[str, Any],
-    options: dict[str, Any],
+    backbone: dict[str, Any],
     recipe: str,
 ) -> MemoryPlan:
     """The plan of a case, after its training."""
     folder = Path(dist.broadcast_object(tempfile.mkdtemp()))
     with noise_into(folder / "log.txt"):
-        trainer, case = built_trainer(file, folder, stage, rows, changes, options, recipe)
+        trainer, case = built_trainer(file, folder, stage, rows, changes, backbone, recipe)
         trainer.rate = replace(trainer.rate, total=2)
         trainer.train()
     shutil.rmtree(folder, ignore_errors=True)
@@ -105,27 +108,27 @@ def built_trainer(
     stage: int | str,
     rows: int,
     changes: dict[str, Any],
-    options: dict[str, Any],
+    backbone: dict[str, Any],
     recipe: str = RECIPE,
 ) -> tuple[Trainer, Case]:
     """A trainer as a training command builds it, and its case."""
     device = start_ranks()
     ds = load_ds_config(f"zero{stage}")
-    given = _settings(recipe, changes, options)
-    backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
-    settings = resolve_settings(given, backbone, ds=ds, device=device, rows=rows, images=file.images)
+    given = _settings(recipe, changes, backbone)
+    model = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
+    settings = resolve_settings(given, model, ds=ds, device=device, rows=rows, images=file.images)
     case = make_case(
         settings,
         ds,
-        module_sizes(backbone, settings),
+        module_sizes(model, settings),
         rows=rows,
         ranks=dist.world_size(),
         on_gpu=False,
     )
-    return build_trainer(Run(folder), settings, ds, file, backbone, rows, device), case
+    return build_trainer(Run(folder), settings, ds, file, model, rows, device), case
 
 
-def _settings(recipe: str, changes: dict[str, Any], options: dict[str, Any]) -> Settings:
+def _settings(recipe: str, changes: dict[str, Any], backbone: dict[str, Any]) -> Settings:
     own = {
         "views.crop_px": 32,
         "batch.global_images": 8,
@@ -143,5 +146,5 @@ def _settings(recipe: str, changes: dict[str, Any], options: dict[str, Any]) -> 
         command="pretrain",
         assignments=words,
         flags={},
-        extra={"backbone": {"options": options}},
+        extra={"backbone": backbone},
     )

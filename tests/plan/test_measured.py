@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.plan.measured import NARROW, RECIPE, TINY, WIDE, measured_and_planned
+from tests.plan.measured import NARROW, PVT, RECIPE, T2T, TINY, WIDE, measured_and_planned
 from tests.ranks import RankPool
 
 at_length = pytest.mark.skipif(
@@ -25,6 +25,7 @@ def chunk_of(images: int) -> dict[str, int]:
 
 
 ACTIVATIONS = {"views.crop_px": 48, "batch.micro_images": 8}
+PAPERS_SIDE = {"views.crop_px": 112, "batch.micro_images": 8, "backbone.drop_path": 0.1}
 SHARDED = {"batch.micro_images": 4, "head.kind": "sharded"}
 CHECKPOINTED = {
     "batch.global_images": 16,
@@ -41,6 +42,8 @@ CASES = [
 ]
 MORE = [
     (1, 0, 60, NARROW, ACTIVATIONS | CHECKPOINTED, RECIPE),
+    (1, 0, 60, T2T, PAPERS_SIDE, RECIPE),
+    (1, 0, 60, PVT, PAPERS_SIDE, RECIPE),
     (1, 2, 60, WIDE, {"batch.micro_images": 4}, RECIPE),
     (1, 3, 60, WIDE, {"batch.micro_images": 8}, RECIPE),
     (1, "3_offload", 60, WIDE, {"batch.micro_images": 4}, RECIPE),

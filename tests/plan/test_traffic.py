@@ -12,7 +12,7 @@ import pytest
 from deepspeed.comm.torch import TorchBackend
 from torch import Tensor
 
-from tests.plan.measured import WIDE, built_trainer
+from tests.plan.measured import SHALLOW, built_trainer
 from tests.ranks import RankPool
 from vitds import dist
 from vitds.data.beton import open_beton
@@ -39,7 +39,7 @@ def sent_and_planned(data: str, stage: int, changes: dict[str, Any]) -> tuple[di
 
     folder = Path(dist.broadcast_object(tempfile.mkdtemp()))
     with noise_into(folder / "log.txt"):
-        trainer, case = built_trainer(open_beton(Path(data)), folder, stage, 60, changes, WIDE | {"depth": 1})
+        trainer, case = built_trainer(open_beton(Path(data)), folder, stage, 60, changes, SHALLOW)
         batches = trainer.loader.batches(0, 2)
         trainer.update.engine.train()
         trainer._step(batches, None, StopSignals())

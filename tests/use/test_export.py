@@ -338,6 +338,13 @@ def test_two_classifiers_of_a_distilled_model_are_refused_by_timm(tmp_path: Path
     assert "`vitds export onnx` takes it" in text
 
 
+def test_a_model_that_timm_alone_lacks_is_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
+    run = made_run(tmp_path / "run", "t2t_vit_7", 16, depth=1)
+    text = refusal(capsys, "export", "timm", run, "--out", tmp_path / "out")
+    assert "timm alone has no t2t_vit_7, it comes with vitds; `vitds export onnx` takes it" in text
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_takes_a_checkpoint(used_runs, tmp_path: Path) -> None:
     newest = max((Path(used_runs["supervised"]) / "checkpoints").glob("step-*"))
     folder = export("timm", str(newest), out=str(tmp_path / "out"))

@@ -1,6 +1,7 @@
 """Recipes: the YAML files under vitds/recipes, and a person's own of the same form.
 
-A packaged recipe starts with four comment lines, `# Command:`, `# Time:`, `# Expect:` and `# About:`.
+A packaged recipe starts with four comment lines, `# Command:`, `# Time:`, `# Expect:` and `# About:`. Any
+recipe may name another as its `base` and say what differs.
 """
 
 from __future__ import annotations
@@ -55,12 +56,27 @@ def find_recipe(recipe: str) -> Path:
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """The settings that a recipe gives, unchecked.
+    """The settings that a recipe gives, over those of its `base` where it names one, unchecked.
 
-    Raises: SettingsError if it cannot be found or read, is not YAML, or holds no mapping of settings (names
-        the file).
+    Key by key within a section; lists and the backbone's options are replaced whole.
+
+    Raises: SettingsError if it or its base cannot be found or read, is not YAML, or holds no mapping of
+        settings (names the file); or if the base has a base too.
     """
-    return read_mapping(find_recipe(recipe))
+    own = read_mapping(find_recipe(recipe))
+    if "base" not in own:
+        return own
+    name = str(own.pop("base"))
+    settings = read_mapping(find_recipe(name))
+    if "base" in settings:
+        raise SettingsError(
+            f"recipe {recipe}: its base {name} has a base itself, {settings['base']}; one step is all there "
+            "is"
+        )
+    for key, value in own.items():
+        is_section = isinstance(value, dict) and isinstance(settings.get(key), dict)
+        settings[key] = settings[key] | value if is_section else value
+    return settings
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

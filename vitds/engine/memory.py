@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
 from vitds import dist
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
+from vitds.engine.stages import stages_of
 from vitds.errors import ResourceError
 from vitds.methods import method_class
 from vitds.methods.base import SetSize
@@ -20,7 +19,6 @@ from vitds.models.build import build_backbone, patch_count
 from vitds.models.stochastic import StochasticDraws
 from vitds.plan.case import ModuleSizes, make_case
 from vitds.plan.totals import plan_memory
-from vitds.plan.vit import Vit
 
 MEMORY_SHARE = 0.8  # of the card; the rest is for the optimizer's states, buckets and fragmentation
 
@@ -108,34 +106,7 @@ def module_sizes(backbone: nn.Module, settings: Settings) -> ModuleSizes:
             trained[part] = (*trained.get(part, ()), parameter.numel())
         else:
             frozen[part] = frozen.get(part, 0) + parameter.numel()
-    return ModuleSizes(trained, backbone.facts.width, _vit(backbone, settings), frozen)
-
-
-def _vit(backbone: nn.Module, settings: Settings) -> Vit | None:
-    """The sizes of a plain Vision Transformer, whose blocks keep what vitds/plan/vit.py counts; else None."""
-    blocks = list(getattr(backbone, "blocks", []))
-    if not isinstance(backbone, VisionTransformer) or not all(map(_is_plain, blocks)):
-        return None
-    patches, prefix, drop = patch_count(backbone), backbone.num_prefix_tokens, settings.backbone.patch_drop
-    return Vit(
-        width=backbone.embed_dim,
-        depth=len(blocks),
-        heads=blocks[0].attn.num_heads,
-        hidden=blocks[0].mlp.fc1.out_features,
-        # As timm counts what patch drop leaves.
-        tokens=max(1, int(patches * (1 - drop))) + prefix,
-        before_drop=patches + prefix if drop else 0,
-        pools_first=isinstance(backbone.norm, nn.Identity),
-        scales_layers=not isinstance(blocks[0].ls1, nn.Identity),
-    )
-
-
-def _is_plain(block: nn.Module) -> bool:
-    kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
-    # The types themselves: a subclass may keep other activations than the formula counts.
-    if kinds != (Block, Attention, Mlp):
-        return False
-    return block.attn.fused_attn and isinstance(block.attn.q_norm, nn.Identity)
+    return ModuleSizes(trained, backbone.facts.width, stages_of(backbone, settings), frozen)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def _facts(case: Case, rows: int) -> dict[str, Any]:
         "global_images": settings.batch.global_images,
         "micro_images": case.images,
         "accumulation": case.accumulation,
-        "counts_activations": sizes.vit is not None,
+        "counts_activations": sizes.stages is not None,
     }
 
 
@@ -220,7 +220,9 @@ def _show(found: dict[str, Any], case: Case, memory: MemoryPlan) -> None:
     console.print(_table(case, memory))
     lines = [f"highest: {memory.peak / GB:.2f} GB, at the {memory.worst}"]
     if not found["counts_activations"]:
-        lines.append(f"activations are not counted: {found['model']} is no plain Vision Transformer")
+        lines.append(
+            f"activations are not counted: {found['model']} is no plain Vision Transformer, T2T-ViT or PVT v2"
+        )
     others = ", ".join(f"{images}: {held / GB:.2f}" for images, held in found["micro_batches"].items())
     lines.append(f"by micro batch (images: GB): {others}")
     if memory.host:

@@ -9,7 +9,7 @@ from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps
 from vitds.errors import SettingsError
 from vitds.heads.bytes import dense_parameters
-from vitds.plan.vit import Vit
+from vitds.plan.activations import Stage
 
 # DeepSpeed 0.19.8's own values of keys that a JSON may leave out, in numbers (not bytes).
 BUCKETS = {"reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 5e7, "stage3_max_live_parameters": 1e9}
@@ -31,13 +31,13 @@ class ModuleSizes:
         trained: how many numbers each parameter that trains has, in order, by the part that it belongs to:
             the backbone, a projector.
         width: D of the backbone's features.
-        vit: the backbone's form; None if it is no plain Vision Transformer.
+        stages: of the backbone, whose activations are counted; None if it has no formula.
         frozen: by part, how many numbers have weights and nothing else: a teacher's.
     """
 
     trained: dict[str, tuple[int, ...]]
     width: int
-    vit: Vit | None
+    stages: tuple[Stage, ...] | None
     frozen: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from vitds import dist
 from vitds.heads.bytes import ShardBytes, rows_in_play, shard_bytes, work_bytes
 from vitds.methods import method_class
+from vitds.plan.activations import passing_bytes, saved_bytes
 from vitds.plan.case import Case
-from vitds.plan.vit import backward_bytes, saved_bytes
 
 MOMENTS = ("start", "backward", "reduce", "update", "save")
 # All that comes after the start, when there is no optimizer yet.
@@ -224,14 +224,16 @@ def _forward(case: Case) -> Iterator[Part]:
         # A network that runs without gradients, such as a teacher, leaves no copies behind.
         copied = case.engine + case.sizes.frozen.get("backbone", 0)
         yield Part("bf16 copies of weights", copied * 2, ("backward",))
-    vit = case.sizes.vit
+    stages = case.sizes.stages
     # Backward passes of parts follow one another, so only the largest of what they need counts.
     passing = {"activations": 0}
-    if vit is not None:
+    if stages is not None:
         checkpointing = case.settings.engine.activation_checkpointing
-        saved = saved_bytes(vit, case.crops, compute=compute, residual=residual, checkpointing=checkpointing)
+        saved = saved_bytes(
+            stages, case.crops, compute=compute, residual=residual, checkpointing=checkpointing
+        )
         yield Part("activations" + ", checkpointed" * checkpointing, saved, ("backward",))
-        passing["activations"] = backward_bytes(vit, case.crops, compute=compute, residual=residual)
+        passing["activations"] = passing_bytes(stages, case.crops, compute=compute, residual=residual)
     method = method_class(case.settings.method)
     for name, activations in method.loss_bytes(case.settings, case.sizes.width, compute).items():
         yield Part(name, activations.kept, ("backward",))

@@ -36,7 +36,8 @@ def export_timm(model: Model, folder: Path) -> float:
         model: of a run, on the CPU.
         folder: empty.
     Returns: the largest difference of its numbers from the run's.
-    Raises: ShapeError for an architecture whose classifier is not one linear layer behind the features.
+    Raises: ShapeError for an architecture that timm lacks, or whose classifier is not one linear layer behind
+        the features.
     """
     network = whole_network(model)
     for name in FOREIGN:
@@ -80,9 +81,14 @@ def export_timm(model: Model, folder: Path) -> float:
 def whole_network(model: Model) -> nn.Module:
     """timm's own model with the run's weights, and its class head as timm's classifier.
 
-    Raises: ShapeError if the architecture has no place for the class head.
+    Raises: ShapeError if timm has no such architecture, or it has no place for the class head.
     """
     name, head = model.settings.backbone.name, model.head
+    if not timm.model_entrypoint(name).__module__.startswith("timm."):
+        raise ShapeError(
+            f"timm alone has no {name}, it comes with vitds; `vitds export onnx` takes it, and in Python "
+            "vitds.open_model"
+        )
     network = timm.create_model(name, num_classes=len(model.classes), **_arguments(model)).eval()
     missing, unexpected = network.load_state_dict(model.backbone.state_dict(), strict=False)
     if head is not None:
