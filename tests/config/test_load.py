@@ -230,7 +230,7 @@ def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     text = refusal("finetune_digits")
     assert text.startswith("recipe finetune_digits is for `vitds finetune` (method supervised)")
     names = "idmm_deit_tiny, idmm_digits, idmm_vit_giant, idmm_vit_huge, idmm_vit_large, "
-    names += "mocov3_deit_tiny, mocov3_digits, photos_cpu, simclr_deit_tiny, simclr_digits"
+    names += "lejepa_deit_tiny, lejepa_digits, mocov3_deit_tiny, mocov3_digits, photos_cpu, simclr_deit_tiny, simclr_digits"
     assert text.endswith(f"recipes for `vitds pretrain`: {names}")
 
 
@@ -268,7 +268,7 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("views.flip=2", "views.flip: must be less than or equal to 1, got 2"),
         ("optimizer.lr_peak=.nan", "optimizer.lr_peak: must be a finite number, got nan"),
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
-        ("method=byol", "method: must be 'idmm', 'supervised', 'simclr' or 'mocov3', got 'byol'"),
+        ("method=byol", "method: must be 'idmm', 'supervised', 'simclr', 'mocov3' or 'lejepa', got 'byol'"),
         (
             "batch.micro_images=many",
             "batch.micro_images: must be 'auto', or must be a whole number, got 'many'",
