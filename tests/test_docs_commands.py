@@ -159,9 +159,15 @@ def test_the_readme_shows_what_a_command_prints(
     monkeypatch.chdir(folder)
     assert main(shlex.split(command)[1:]) == 0
     shown, printed = (
-        re.sub(r"[\d.]+ s$", "T s", text, flags=re.MULTILINE) for text in (output, capsys.readouterr().out)
+        [" ".join(line.split()) for line in re.sub(r"[\d.]+ s$", "T s", text, flags=re.MULTILINE).splitlines()]
+        for text in (output, capsys.readouterr().out)
     )
-    assert [line.strip() for line in shown.splitlines()] == [line.strip() for line in printed.splitlines()]
+    if "..." not in shown:
+        assert shown == printed
+        return
+    # Lines that are left out; those that are shown stand in the same order.
+    places = [printed.index(line) for line in shown if line != "..."]
+    assert places == sorted(places) and len(shown) < len(printed)
 
 
 def test_the_wrong_settings_of_the_pages_are_refused_in_the_words_shown(

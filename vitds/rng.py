@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtri
 
 Key = int | np.integer | NDArray[np.integer]  # a part of a key
 Word = np.uint64 | NDArray[np.uint64]
@@ -47,6 +47,7 @@ class Purpose(IntEnum):
     BOOTSTRAP = 19
     FEW_SHOT = 20
     HOLD_OUT = 21
+    DIRECTIONS = 22
 
 
 def _mix(word: Word) -> Word:
@@ -88,6 +89,12 @@ def beta(alpha: float, purpose: Purpose, *key: Key) -> NDArray[np.float64]:
     """Numbers distributed as Beta(alpha, alpha), by inversion of one uniform number a key."""
     # Inversion takes one uniform number; a sampler by rejection would take an unknown number of them.
     return np.asarray(betaincinv(alpha, alpha, uniform(purpose, *key)))
+
+
+def normal(purpose: Purpose, *key: Key) -> NDArray[np.float64]:
+    """Standard normal numbers, by inversion of one uniform number a key."""
+    # The middle of each step of 2**-53: 0 would give minus infinity.
+    return np.asarray(ndtri(uniform(purpose, *key) + 2.0**-54))
 
 
 def permutation(size: int, purpose: Purpose, *key: int) -> NDArray[np.int64]:

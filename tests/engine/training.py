@@ -66,6 +66,7 @@ RECIPES = {
     "supervised": "finetune_digits",
     "simclr": "simclr_digits",
     "mocov3": "mocov3_digits",
+    "lejepa": "lejepa_digits",
 }
 TWO_VIEWS = (
     "[{name: first, views: 1, scale: [0.3, 1.0]}, {name: second, views: 1, scale: [0.3, 1.0], solarise: 0.3}]"
@@ -87,6 +88,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch.global_images": 48,
         "batch.chunk_images": 8,
         "optimizer.lr_peak": 3e-4,
+    },
+    # The projector's norms as above.
+    "lejepa": {
+        "lejepa.hidden": 32,
+        "lejepa.width": 16,
+        "lejepa.directions": 32,
+        "batch.global_images": 48,
+        "batch.chunk_images": 8,
+        "optimizer.lr_peak": 1e-3,
     },
 }
 

@@ -52,3 +52,30 @@ def chunk_norm(x: Tensor, is_real: Tensor, eps: float = 1e-5) -> Tensor:
         variance = ((real - mean) ** 2).mean(0)
         out[group] = (x[group] - mean) / (variance + eps).sqrt()
     return out
+
+
+def epps_pulley(x: Tensor) -> float:
+    """(n,): n ∫ |mean exp(i t x) - exp(-t² / 2)|² exp(-t² / 2) dt, the trapezoid rule with 33 points."""
+    points = torch.linspace(-3, 3, 33, dtype=torch.float64)
+    normal = (-(points**2) / 2).exp()
+    found = torch.exp(1j * points[:, None] * x[None].double()).mean(1)
+    return len(x) * float(torch.trapezoid((found - normal).abs() ** 2 * normal, points))
+
+
+def lejepa_terms(z: Tensor, is_real: Tensor, directions: Tensor, global_views: int) -> tuple[Tensor, Tensor]:
+    """(chunks, V, K, d), (chunks, K), (chunks, d, s) -> the distance of each image's views to the mean of its
+    global ones (chunks, K), and each chunk's statistic (chunks,), one image and one direction at a time."""
+    chunks, views, images, width = z.shape
+    distance, statistic = torch.zeros(chunks, images), torch.zeros(chunks)
+    for chunk in range(chunks):
+        for image in range(images):
+            own = z[chunk, :, image]
+            distance[chunk, image] = ((own - own[:global_views].mean(0)) ** 2).sum() / (views * width)
+        found = [
+            epps_pulley(z[chunk, view, is_real[chunk]] @ direction)
+            for view in range(views)
+            for direction in directions[chunk].T.to(z.dtype)
+            if is_real[chunk].any()
+        ]
+        statistic[chunk] = sum(found) / max(1, len(found))
+    return distance, statistic

@@ -6,6 +6,8 @@ real card, so the backward pass is left out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -36,8 +38,14 @@ def move(module: nn.Module) -> None:
 def on_card(batch: TrainBatch) -> TrainBatch:
     targets = batch.targets
     columns = (targets.a, targets.b, targets.lam, targets.weight, targets.group)
-    moved = (torch.empty_like(column, device=CARD) for column in columns)
-    return TrainBatch(torch.empty_like(batch.images, device=CARD), Targets(*moved, groups=targets.groups))
+    moved = Targets(*(torch.empty_like(column, device=CARD) for column in columns), groups=targets.groups)
+    # The images, and what a method adds to them.
+    others = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return replace(
+        batch,
+        targets=moved,
+        **{name: torch.empty_like(value, device=CARD) for name, value in others.items()},
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,7 @@ def on_card(batch: TrainBatch) -> TrainBatch:
         ("finetune_digits", []),
         ("simclr_digits", ["backbone.patch_drop=0.5"]),
         ("mocov3_digits", ["backbone.drop_path=0.1"]),
+        ("lejepa_digits", []),
     ],
     ids=str,
 )

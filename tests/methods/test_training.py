@@ -1,4 +1,4 @@
-"""The contrastive methods in real runs on real ranks: equal steps, exact resume, the teacher, what is
+"""The rivals in real runs on real ranks: equal steps, exact resume, the teacher, what is
 refused, what probes tell."""
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ GRID = [
     ("mocov3", 1, 1, 16, {}),
     ("mocov3", 2, 0, 8, {"engine__activation_checkpointing": "true"}),
     ("mocov3", 3, 2, 8, {}),
+    ("lejepa", 2, 3, 8, {"engine__activation_checkpointing": "true"}),
+    ("lejepa", 3, 1, 16, {}),
     ("supervised", 2, 3, 4, {}),
     ("supervised", 3, 1, 8, {}),
 ]
@@ -78,6 +80,7 @@ def test_losses_do_not_depend_on_ranks_stage_or_accumulation(
         ("simclr", 1, {"stage": "2_offload", "precision": "bf16", "optimizer__average_decay": 0.9}),
         ("mocov3", 2, {"stage": 2, "batch__micro_images": 8, "optimizer__average_decay": 0.9}),
         ("mocov3", 1, {"stage": 0, "precision": "bf16", "backbone": "resnet"}),
+        ("lejepa", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 8}),
     ],
     ids=str,
 )
@@ -193,18 +196,27 @@ def test_weights_that_a_teacher_cannot_follow_are_refused(
     assert said.startswith("method mocov3 has a teacher that ") and text in said
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+THREE_VIEWS = ({"views__groups": "[{name: a, views: 3}]"}, "takes 2 views of an image in all, got 3")
+ONE_VIEW = (
+    {"views__groups": "[{name: a, views: 1}]"},
+    "compares the views of an image, so it needs 2 or more, got 1",
+)
+ONE_IMAGE = ({"batch__chunk_images": 1}, "compares the images of a chunk, so it needs 2 or more, got 1")
+
+
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("method", "wrong"),
     [
-        ({"views__groups": "[{name: a, views: 3}]"}, "takes 2 views of an image in all, got 3"),
-        ({"batch__chunk_images": 1}, "compares the images of a chunk, so it needs 2 or more, got 1"),
+        *(("simclr", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
+        *(("mocov3", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
+        *(("lejepa", wrong) for wrong in (ONE_VIEW, ONE_IMAGE)),
     ],
-    ids=["three views", "chunks of one image"],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value[0])),
 )
 def test_what_has_nothing_to_compare_is_refused(
-    digit_files, tmp_path: Path, method: str, change: dict, text: str
+    digit_files, tmp_path: Path, method: str, wrong: tuple[dict, str]
 ) -> None:
+    change, text = wrong
     assert text in refusal(str(tmp_path / "run"), digit_files, method=method, **change)
 
 
@@ -215,7 +227,7 @@ def probed(run: str, data: tuple[str, str], **options: Any) -> dict[str, float]:
     return read_metrics(small_run(run, data, eval__every_epochs=10, epochs=10, **options).metrics)[-1]
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa"])
 def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(
     rank_pool, digit_files, tmp_path: Path, method: str
 ) -> None:

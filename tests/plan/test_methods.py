@@ -19,6 +19,7 @@ from vitds.heads.contrast import among_all_views, among_other_view
 from vitds.heads.projector import Projector
 from vitds.jobs.plan import plan
 from vitds.methods import method_class
+from vitds.methods.lejepa import sigreg
 from vitds.models.build import build_backbone
 from vitds.plan.case import Case, ModuleSizes, make_case
 from vitds.plan.memory import MOMENTS, memory_parts
@@ -29,13 +30,14 @@ CHUNKS, IMAGES, WIDTH = 2, 64, 32
 CROPS = CHUNKS * 2 * IMAGES
 
 
-def settings_of(method: str, chunk_images: int = 64) -> Settings:
-    own = ["engine.precision=bf16", f"batch.chunk_images={chunk_images}", "batch.micro_images=256"]
-    return load_settings(recipe=f"{method}_deit_tiny", command="pretrain", assignments=own, flags={})
+def settings_of(method: str, **changes: Any) -> Settings:
+    own = {"engine.precision": "bf16", "batch.chunk_images": 64, "batch.micro_images": 256} | changes
+    words = [f"{key}={value}" for key, value in own.items()]
+    return load_settings(recipe=f"{method}_deit_tiny", command="pretrain", assignments=words, flags={})
 
 
 def case_of(method: str, stage: int, *, ranks: int = 1, chunk_images: int = 64) -> Case:
-    settings = settings_of(method, chunk_images)
+    settings = settings_of(method, **{"batch.chunk_images": chunk_images})
     with torch.device("meta"):
         backbone = build_backbone(settings.backbone, crop_px=112, seed=0)
     sizes = module_sizes(backbone, settings)
@@ -53,7 +55,7 @@ def numbers(module: nn.Module) -> int:
 # sizes
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa"])
 def test_sizes_are_those_of_the_module_that_the_method_builds(method: str) -> None:
     settings = settings_of(method)
     with torch.device("meta"):
@@ -119,6 +121,17 @@ def test_formula_counts_what_a_contrast_with_the_other_view_keeps() -> None:
     assert counted == pytest.approx(kept, rel=0.05)
 
 
+def test_formula_counts_what_sigreg_keeps() -> None:
+    """Along its directions, an angle a point, and what is tested."""
+    z = torch.randn(CHUNKS, 2, IMAGES, WIDTH, requires_grad=True)
+    is_real, along = torch.ones(CHUNKS, IMAGES, dtype=torch.bool), torch.randn(CHUNKS, WIDTH, 128)
+    kept = kept_bytes(lambda: sigreg(z, is_real, along), (), None)
+    own = {"lejepa.directions": 128, "batch.micro_images": 128, "views.groups": "[{name: a, views: 2}]"}
+    settings = settings_of("lejepa", **own)
+    counted = method_class("lejepa").loss_bytes(settings, WIDTH, 4)["activations of the directions"].kept
+    assert counted == pytest.approx(kept, rel=0.1)
+
+
 @pytest.mark.parametrize("method", ["simclr", "mocov3"])
 def test_similarities_grow_with_the_chunk_and_the_rest_with_the_crops(method: str) -> None:
     small, large = (bytes_by_name(case_of(method, 0, chunk_images=images)) for images in (64, 256))
@@ -143,19 +156,27 @@ def test_remedy_for_similarities_is_a_smaller_chunk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "beside"),
-    [("simclr", {"projector"}), ("mocov3", {"projector", "predictor", "teacher"})],
+    ("method", "beside", "activations"),
+    [
+        ("simclr", {"projector"}, {"activations of the projector", "similarities"}),
+        (
+            "mocov3",
+            {"projector", "predictor", "teacher"},
+            {"activations of the projector", "activations of the predictor", "similarities"},
+        ),
+        ("lejepa", {"projector"}, {"activations of the projector", "activations of the directions"}),
+    ],
 )
-def test_plan_of_a_contrastive_recipe_names_its_parts(
-    method: str, beside: set[str], capsys: pytest.CaptureFixture
+def test_plan_of_a_rivals_recipe_names_its_parts(
+    method: str, beside: set[str], activations: set[str], capsys: pytest.CaptureFixture
 ) -> None:
     found: dict[str, Any] = plan(recipe=f"{method}_deit_tiny", rows=2040)
     assert set(found["head"].split(", ")) == beside
     parts = {part["name"]: part["bytes"] for part in found["parts"]}
     have_weights = {name.partition(":")[0] for name in parts if name.endswith(": weights")}
     assert have_weights | {"teacher"} == {"backbone", "teacher", *beside}
-    assert {"activations of the projector", "similarities"} < parts.keys()
+    assert activations < parts.keys()
     assert "head at work" not in parts
     assert found["parameters"] == 5_496_192  # of the backbone, as in other plans
     text = capsys.readouterr().out
-    assert all(name in text for name in ("projector: weights", "activations of the projector"))
+    assert all(name in text for name in (*activations, *(f"{part}: " for part in beside)))

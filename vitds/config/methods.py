@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vitds.config.section import Positive, Section
+from vitds.config.section import Positive, Probability, Section
 
-MethodName = Literal["idmm", "supervised", "simclr", "mocov3"]
+MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa"]
 Command = Literal["pretrain", "finetune"]
 
 
@@ -36,12 +36,26 @@ class MoCoV3(Section):
     width: Positive = 256
 
 
+class LeJEPA(Section):
+    """The views of an image have one feature, and features are normally distributed (arXiv:2511.08544).
+
+    sigreg: share of the second in the loss.
+    directions: along which it is tested.
+    """
+
+    sigreg: Probability = 0.05
+    directions: Positive = 1024
+    hidden: Positive = 2048
+    width: Positive = 64
+
+
 class MethodSections(Section):
     """The part of the settings tree that belongs to methods: which one, and each one's own section."""
 
     method: MethodName = "idmm"
     simclr: SimCLR = SimCLR()
     mocov3: MoCoV3 = MoCoV3()
+    lejepa: LeJEPA = LeJEPA()
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class MethodFacts:
         reads: keys and sections that it reads, of those that not every method reads.
         groups: how many view groups it takes; None: any number.
         views: how many views of an image it takes over all groups; None: any number.
+        least_views: as many views of an image it needs.
         couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
     """
 
@@ -60,6 +75,7 @@ class MethodFacts:
     reads: tuple[str, ...]
     groups: int | None = None
     views: int | None = None
+    least_views: int = 1
     couples: bool = False
 
 
@@ -75,6 +91,7 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
     "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True),
+    "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
 

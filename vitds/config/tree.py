@@ -336,6 +336,11 @@ class Settings(MethodSections):
                 f"views.groups: method {self.method} takes {facts.views} views of an image in all, got "
                 f"{views}"
             )
+        if views < facts.least_views:
+            raise ValueError(
+                f"views.groups: method {self.method} compares the views of an image, so it needs "
+                f"{facts.least_views} or more, got {views}"
+            )
         for_classes = {
             "head.class_weight": self.head.class_weight != "none",
             "eval.hold_out": self.eval.hold_out,

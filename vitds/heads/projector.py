@@ -1,4 +1,4 @@
-"""Small networks between the backbone's features and what a contrastive loss compares.
+"""Small networks between the backbone's features and what a loss compares.
 
 They are thrown away after pretraining. Their batch norm takes its statistics over the real crops of one chunk
 (or of one view of it), never over a rank's whole micro batch: so they are the same on any number of ranks and
@@ -55,25 +55,30 @@ class Projector(nn.Module):
 
     Args:
         widths: of the input, the hidden layers and the output.
-        last: form of the norm after the last layer.
+        last: form of the norm after the last layer; None: it has no norm, and so a bias.
     """
 
-    def __init__(self, widths: Sequence[int], *, last: Literal["scale", "plain"]) -> None:
+    def __init__(self, widths: Sequence[int], *, last: Literal["scale", "plain"] | None) -> None:
         super().__init__()
         # (in, out) of each layer.
         pairs = list(zip(widths, widths[1:], strict=False))
-        self.layers = nn.ModuleList(nn.Linear(before, after, bias=False) for before, after in pairs)
-        # No bias in the linear layers: the norm that follows would take it out again.
-        forms = ["affine"] * (len(pairs) - 1) + [last]
+        forms = ["affine"] * (len(pairs) - 1) + ([last] if last else [])
+        # No bias in front of a norm, which would take it out again.
+        self.layers = nn.ModuleList(
+            nn.Linear(before, after, bias=number == len(forms))
+            for number, (before, after) in enumerate(pairs)
+        )
         self.norms = nn.ModuleList(
-            ChunkNorm(after, form) for (_, after), form in zip(pairs, forms, strict=True)
+            ChunkNorm(after, form) for (_, after), form in zip(pairs, forms, strict=False)
         )
 
     def forward(self, x_MD: Float[Tensor, "M D"], is_real_gn: Bool[Tensor, "g n"]) -> Float[Tensor, "M d"]:
-        """What is compared, float32; groups as in ChunkNorm."""
-        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            # Before each layer but the first: between layers, and never after the last norm.
+        """What is compared, float32 where a norm ends it; groups as in ChunkNorm."""
+        for number, layer in enumerate(self.layers):
+            # Before each layer but the first: between layers, and never after the last one.
             if number:
                 x_MD = nn.functional.relu(x_MD)
-            x_MD = norm(layer(x_MD), is_real_gn)
+            x_MD = layer(x_MD)
+            if number < len(self.norms):
+                x_MD = self.norms[number](x_MD, is_real_gn)
         return x_MD
