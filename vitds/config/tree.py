@@ -98,9 +98,14 @@ class Data(Section):
 
     train: str | None = None
     test: str | None = None
-    workers: Positive = 1
+    workers: Literal["auto"] | Positive = "auto"
     order: Literal["random", "pages"] = "random"
     damaged: Literal["fatal", "skip"] = "fatal"
+
+    @property
+    def threads(self) -> int:
+        """Of the loader; 1 where `auto` is not resolved, as in a plan or a preview, which train nothing."""
+        return 1 if self.workers == "auto" else self.workers
 
 
 class Mix(Section):
