@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import deepspeed.ops
 import pytest
 import torch
 import torch.distributed as td
@@ -175,3 +177,16 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(bare: pytest.MonkeyPatch) ->
     bare.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ResourceError, match=r"LOCAL_RANK=1, but torch sees 1 GPU\(s\) here .*DEVICES=5\)"):
         start_ranks()
+
+
+def test_groups_that_deepspeed_makes_wait_as_long_as_ours(bare: pytest.MonkeyPatch) -> None:
+    start_ranks()
+    deepspeeds = td.new_group([0])
+    bare.setattr(process, "COLLECTIVE_TIMEOUT", timedelta(minutes=47))
+    process.wait_for_slow_ranks()
+    for group in (td.group.WORLD, deepspeeds):
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=47)
+
+
+def test_no_builder_of_deepspeeds_operations_is_tried_at_a_start() -> None:
+    assert deepspeed.ops.__compatible_ops__ == {"deepspeed_shm_comm": False}

@@ -8,11 +8,68 @@ crop side. K images a chunk, G images a step; a step is G / K chunks, cut in ord
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CutMixBox:
+    """Rows top:bottom and columns left:right come from the partner; `lam` is the share of pixels that stay.
+
+    Scalars or arrays alike.
+    """
+
+    top: NDArray[np.int64]
+    bottom: NDArray[np.int64]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    lam: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the crops of a micro batch are mixed; arrays are (chunks, V·K), rows in the order (view, image).
+
+    Attributes:
+        kind: none, cutmix or mixup.
+        partner: each row's partner within its chunk.
+        box: the same for all rows of a chunk and group; empty, with lambda 1, where nothing is cut.
+    """
+
+    kind: str
+    partner: Int[np.ndarray, "chunks rows"]
+    box: CutMixBox
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What drop path and patch drop do to the M crops of a micro batch.
+
+    Attributes:
+        factors: of each layer with drop path: 0, or what a kept branch is scaled by.
+        kept: of each layer with patch drop, the patches of each crop that stay, in the order of the image.
+    """
+
+    factors: tuple[Float[np.ndarray, "M"], ...]
+    kept: tuple[Int[np.ndarray, "M kept"], ...]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is drawn for a micro batch beside its crops."""
+
+    mixing: Mixing
+    masks: Masks
+
+
+# (is_real (B,), epoch, step, first_chunk) of a micro batch -> its draws; any thread may call it.
+Drawing = Callable[[NDArray[np.bool_], int, int, int], Draws]
 
 
 @dataclass(frozen=True)
@@ -27,6 +84,7 @@ class CropBatch:
         step: optimizer step since the start of the run.
         first_chunk: number of the batch's first chunk within that step.
         real_images: real images in the whole step, over all ranks.
+        draws: made with the crops, ahead of the step; None: whoever needs them draws.
     """
 
     crops: UInt8[Tensor, "B V 3 S S"]
@@ -37,6 +95,7 @@ class CropBatch:
     step: int
     first_chunk: int
     real_images: int
+    draws: Draws | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def test_packaged_file_leaves_to_the_recipe_what_the_recipe_decides(name):
     assert resolved["gradient_accumulation_steps"] == 4
     assert resolved["gradient_clipping"] == 0.5
     assert "auto" not in resolved.values()
+    # DeepSpeed's timer would wait for the device twice a step.
+    assert resolved["timers"] == {"throughput": {"enabled": False}}
     assert {resolved[block]["enabled"] for block in ("bf16", "fp16", "torch_autocast")} == {False}
 
 

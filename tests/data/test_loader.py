@@ -1,6 +1,8 @@
 """The loader delivers the right pixels of the right images in the right order, from any step on any ranks."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torchvision.transforms import functional as F
 
 from tests.data.small_files import VIEWS, expected_views, settings_for, write_file
 from vitds.config.tree import ViewGroup, Views
+from vitds.data import executor
 from vitds.data.loader import TrainLoader, eval_batches
 from vitds.data.order import epoch_order, page_order
 from vitds.errors import SettingsError
@@ -230,3 +233,24 @@ def test_a_part_of_a_file_is_trained_and_evaluated_as_a_file_of_its_own(file):
     assert (
         torch.equal(crops, whole.crops[[8, 2, 5]]) and ours.label.tolist() == file.labels[[8, 2, 5]].tolist()
     )
+
+
+def test_the_loaders_threads_take_the_card_of_the_thread_that_starts_them(monkeypatch):
+    taken = []
+    monkeypatch.setattr(executor, "IS_CUDA", True)  # there is no card here
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda card: taken.append((card, threading.current_thread().name))
+    )
+    first = executor.on_device_of_this_thread()
+    with ThreadPoolExecutor(1, thread_name_prefix="cut", initializer=first) as pool:
+        pool.submit(int).result()
+    assert taken == [(3, "cut_0")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned here")
+def test_memory_that_could_not_be_pinned_is_told():
+    ring = (np.zeros(3_000_000, np.uint8), np.zeros(10, np.int32))
+    note = executor.unpinned_note({"operation": {0: ring, 1: None}, "shared": {2: ring[0]}})
+    assert note.startswith("6 MB of the loader's memory could not be pinned")
+    assert executor.unpinned_note({"operation": {1: None}}) is None

@@ -8,8 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.engine.training import small_run_path
+from vitds.config.tree import Settings
+from vitds.engine.live import Live
+from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
 LINE = re.compile(
@@ -51,3 +55,18 @@ def test_the_time_left_falls_to_nothing_and_the_result_comes_last(logged) -> Non
         r"macro-F1 [\d.]+ %; always the most frequent class: 25.0 %",
         said.strip().splitlines()[-1],
     )
+
+
+def test_tensorboard_has_every_number_of_every_step_and_the_bar_moves_ten_times_a_second(
+    tmp_path: Path,
+) -> None:
+    live = Live(Run(tmp_path), Settings(), steps_done=0, total_steps=2, steps_per_epoch=2)
+    line = {"epoch": 0, "lr": 0.5, "skipped": 0, "time/step_s": 0.25, "time/images_per_s": 8.0}
+    for step in range(2):
+        live.step(line | {"step": step, "loss": 3.0 - step})
+    assert live.progress.live.refresh_per_second <= 10
+    live.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(0, 3.0), (1, 2.0)]
+    assert set(board.Tags()["scalars"]) == {"loss", "lr", "skipped", "time/step_s", "time/images_per_s"}
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
 from vitds import dist
+from vitds.engine import watchdog
 from vitds.engine.peers import Peer, Peers
 from vitds.errors import ResourceError
 from vitds.runs import lock
@@ -82,3 +85,26 @@ def test_a_process_is_gone_as_a_zombie_and_when_another_has_its_number() -> None
             pass
         assert peer.is_gone()
     assert peer.is_gone()
+
+
+def test_a_rank_that_no_collective_wakes_ends_when_a_peer_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(watchdog, "LOOKS_FOR_PEERS_AFTER_S", 0.0)
+    monkeypatch.setattr(watchdog, "LOOKS_EVERY_S", 0.02)
+    monkeypatch.setattr(watchdog, "_end", said.append)  # which would end this process
+    log = tmp_path / "log.txt"
+    peers = Peers(log)
+    with subprocess.Popen(["sleep", "99"]) as process:
+        ticks = lock._start_ticks(process.pid)
+        peers.others = [dataclasses.replace(peers.own, rank=1, pid=process.pid, ticks=ticks)]
+        with closing(watchdog.Watchdog(log, peers)) as dog:
+            dog.at(7)
+            assert dog.waits_for() == []
+            process.kill()
+            end = time.monotonic() + 30
+            while not said and time.monotonic() < end:
+                time.sleep(0.01)
+    assert f"rank 1 (process {process.pid} on {peers.own.host}) is gone without a message" in said[0]
+    assert "This rank ends with it" in said[0] and "last words: ends with another: rank 1" in log.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -13,17 +14,23 @@ from tests.engine.training import SMALL, small_losses
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
-from vitds.engine import resolve
+from vitds.engine import memory, resolve
+from vitds.engine.process import own_cores
 from vitds.engine.resolve import (
     padding_note,
     resolve_compile,
     resolve_micro_images,
     resolve_precision,
     resolve_settings,
+    resolve_workers,
+    training_seconds,
 )
 from vitds.errors import ResourceError, SettingsError
 from vitds.jobs.train import pretrain
+from vitds.launcher import Place
 from vitds.models.build import build_backbone
+from vitds.plan.case import make_case
+from vitds.plan.totals import plan_memory
 
 CPU = torch.device("cpu")
 
@@ -71,16 +78,35 @@ def test_compile_auto_weighs_the_length_of_the_run() -> None:
     )
 
 
+def test_compile_auto_pays_on_a_card_for_the_papers_run_of_2040_flowers() -> None:
+    deit_tiny = {"numbers": 5_500_000, "width": 192, "tokens": 49.0}
+    flowers = {"crops": 2040.0 * 6 * 800, "on_gpu": True}
+    assert 1 < training_seconds(**deit_tiny, **flowers) / resolve.COMPILE_PAYS_S < 10
+    # Ten epochs are over before a compilation is.
+    assert training_seconds(**deit_tiny, crops=2040.0 * 6 * 10, on_gpu=True) < 60
+
+
+def test_a_card_is_guessed_to_be_faster_the_wider_the_backbone_and_never_faster_than_full() -> None:
+    def speed(width: int, *, on_gpu: bool) -> float:
+        return 6e12 / training_seconds(numbers=10**6, width=width, tokens=1.0, crops=1e6, on_gpu=on_gpu)
+
+    assert speed(384, on_gpu=True) == 2 * speed(192, on_gpu=True) > 10 * speed(192, on_gpu=False)
+    assert speed(10**5, on_gpu=True) == speed(10**6, on_gpu=True) == resolve.MOST_CARD_FLOPS
+    assert speed(192, on_gpu=False) == speed(384, on_gpu=False) == resolve.CPU_FLOPS
+
+
 def test_a_micro_batch_on_a_cpu_is_the_most_whole_chunks_within_the_pixel_limit() -> None:
     settings = settings_with(views__crop_px="96", batch__chunk_images="2", batch__global_images="96")
-    micro = resolve_micro_images(settings, torch.nn.Identity(), CPU, "fp32")
+    micro = resolve_micro_images(settings, torch.nn.Identity(), load_ds_config(None), CPU, rows=0)
     pixels = settings.views.count * 96**2
     assert micro == 48 and micro * pixels <= resolve.CPU_PIXELS < 96 * pixels
 
 
 def test_a_given_micro_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(SettingsError, match="batch.micro_images 10"):
-        resolve_micro_images(settings_with(batch__micro_images="10"), torch.nn.Identity(), CPU, "fp32")
+        resolve_micro_images(
+            settings_with(batch__micro_images="10"), torch.nn.Identity(), load_ds_config(None), CPU, rows=0
+        )
 
 
 def test_resolved_settings_hold_no_auto() -> None:
@@ -92,8 +118,28 @@ def test_resolved_settings_hold_no_auto() -> None:
         resolved.engine.precision,
         resolved.engine.compile,
         resolved.batch.micro_images,
+        resolved.data.workers,
         resolved.head.kind,
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "workers"),
+    [("cpu", 64, 1), ("cuda", 1, 1), ("cuda", 2, 1), ("cuda", 6, 4), ("cuda", 16, 8)],
+)
+def test_the_loader_gets_the_cores_that_a_rank_on_a_card_leaves(
+    device: str, cores: int, workers: int
+) -> None:
+    assert resolve_workers("auto", torch.device(device), cores) == workers
+    assert resolve_workers(3, torch.device(device), cores) == 3
+
+
+def test_ranks_of_one_machine_share_its_cores_and_a_task_of_slurm_has_its_own(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert [own_cores(Place(local_ranks=ranks)) for ranks in (1, 4, 32)] == [12, 3, 1]
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
+    assert own_cores(Place(local_ranks=4)) == 5
 
 
 def test_a_compiled_backbone_gives_the_same_losses(rank_pool, digit_files, tmp_path: Path) -> None:
@@ -150,3 +196,33 @@ def test_much_padding_is_said_with_the_batch_that_fits(
 def test_the_batch_that_fits_has_a_chunk_for_every_rank(rank_pool) -> None:
     for note in rank_pool(2).run(padding_note, 30, 256, 64):
         assert note.endswith("--set batch.global_images=30 --set batch.chunk_images=15")
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("zero0", {"head__kind": "dense"}),
+        ("zero2", {"head__kind": "sharded"}),
+        ("zero1", {"head__kind": "sharded", "engine__activation_checkpointing": "true"}),
+    ],
+)
+def test_a_micro_batch_on_a_card_leaves_room_for_head_optimizer_and_buckets(
+    stage: str, words: dict[str, str]
+) -> None:
+    settings = settings_with(engine__precision="bf16", batch__micro_images="48", **words)
+    sizes = memory.module_sizes(backbone_of(settings), settings)
+    plan = plan_memory(
+        make_case(settings, load_ds_config(stage), sizes, rows=1_281_167, ranks=1, on_gpu=True)
+    )
+    tried = float(sum(part.bytes for part in plan.parts if part.name in memory.IN_TRIAL))
+    assert {"backbone: weights", "bf16 copies of weights"} < {
+        part.name for part in plan.parts if part.name in memory.IN_TRIAL
+    }
+    # As much as the plan where the trial takes what the plan says of it. Before its first backward pass a
+    # backbone has no gradients, after it, it has.
+    gradients = sum(part.bytes for part in plan.parts if part.name == "backbone: gradients")
+    assert plan.peak <= memory.run_bytes(tried, plan) <= plan.peak + gradients
+    # A trial that takes more than the plan is believed.
+    assert memory.run_bytes(tried + 10**10, plan) >= plan.moments["backward"] + 10**10
+    head = sum(part.bytes for part in plan.parts if "head" in part.name and "backward" in part.moments)
+    assert memory.run_bytes(0.0, plan) > head > 10**8

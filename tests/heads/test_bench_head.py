@@ -7,10 +7,14 @@ import json
 import psutil
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vitds.batch import Targets
 from vitds.bench import head as bench
 from vitds.bench.head import bench_head
 from vitds.errors import ResourceError, SettingsError
+from vitds.heads import DenseHead
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def test_rows_are_one_json_object(no_compiler: None, capsys: pytest.CaptureFixtu
         "three bare products",
         "torch's linear and cross_entropy",
         "tiles of 256 rows under checkpoint",
-        "Liger: not run, not installed: pip install liger-kernel",
+        "Liger: not run, its rule makes chunks of fewer than 16 features of these shapes",
         "Cut Cross-Entropy's torch_compile: not run, not installed: pip install cut-cross-entropy",
         "ours, dense",
         "ours, sharded",
@@ -100,3 +104,32 @@ def test_ranks_that_end_without_an_answer_are_said() -> None:
         match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows",
     ):
         bench._measure_ranks(2, bench.Case(10**12, 10**6, 2, "fp32", False, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("features", "rows", "width", "chunk"),
+    [(1536, 1_281_167, 192, 1), (4096, 32_000, 4096, 512), (4096, 128_256, 4096, 128)],
+)
+def test_ligers_rule_gives_an_instance_head_one_feature_at_a_time(
+    features: int, rows: int, width: int, chunk: int
+) -> None:
+    assert bench.liger_chunk(features, rows, width) == chunk
+
+
+def test_on_a_card_cut_cross_entropy_is_asked_for_its_whole_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def peer(*_: object, **words: object) -> None:
+        asked.append(words)
+        raise NotImplementedError
+
+    monkeypatch.setattr(bench, "_peer", lambda *_: peer)
+    dense = DenseHead(40, 8, bias=False, label_smoothing=0.0, seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        dense.weight = nn.Parameter(torch.empty(40, 8, device="cuda"))
+        features, target = torch.empty(6, 8, device="cuda"), torch.empty(6, device="cuda", dtype=torch.int64)
+        one = torch.empty(6, device="cuda")
+        others = bench._contenders(dense, features, Targets(target, target, one, one, target), "fp32")
+        with pytest.raises(NotImplementedError):
+            next(each.step for each in others if each.name == "Cut Cross-Entropy")()
+    assert asked == [{"filter_eps": None}]

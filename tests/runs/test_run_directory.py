@@ -338,6 +338,11 @@ def test_settings_that_may_differ_are_taken_anew_on_resume(tmp_path: Path) -> No
     ) == (7, 3, "fp32", 64)
 
 
+def test_loader_threads_that_auto_once_became_are_kept_on_resume(tmp_path: Path) -> None:
+    run = begun_run(tmp_path, data={"workers": 6})
+    assert given_settings(run, Settings(), {}).data.workers == 6
+
+
 def test_a_start_that_failed_before_its_first_step_may_be_corrected(tmp_path: Path) -> None:
     run = Run(tmp_path)
     save_settings(run, Settings.model_validate({"epochs": 3}))

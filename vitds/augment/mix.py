@@ -6,8 +6,6 @@ group): so the mixing is the same however chunks are spread over ranks and micro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -15,23 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitds import rng
-from vitds.batch import CropBatch, Targets, TrainBatch
+from vitds.batch import CropBatch, CutMixBox, Mixing, Targets, TrainBatch
 from vitds.config.tree import Mix, Views
 from vitds.rng import Purpose
 
-
-@dataclass(frozen=True)
-class CutMixBox:
-    """Rows top:bottom and columns left:right come from the partner; `lam` is the share of pixels that stay.
-
-    Scalars or arrays alike.
-    """
-
-    top: NDArray[np.int64]
-    bottom: NDArray[np.int64]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
-    lam: NDArray[np.float64]
+NO_MIX = Mix(kind="none")
 
 
 def draw_lambda(alpha: float, *key: rng.Key) -> NDArray[np.float64]:
@@ -101,7 +87,8 @@ def mix_batch(
     """Mix each chunk and group of a micro batch, and normalise.
 
     Args:
-        batch: uint8 crops (B, V, 3, S, S) on the host; B is a multiple of chunk_images.
+        batch: uint8 crops (B, V, 3, S, S) on the host; B is a multiple of chunk_images. Its draws, where it
+            has them, are of this `mix` and `seed`.
         labels: the target of each image: its instance in pretraining, its class in fine-tuning.
         mix: kind `none` leaves every row its own, as methods that mix nothing want it.
         chunk_images: K, the images that share a draw.
@@ -113,21 +100,25 @@ def mix_batch(
         batch.crops.to(device, non_blocking=True).unflatten(0, (-1, chunk_images)).transpose(1, 2)
     )  # chunk, view, image
     crops = crops.reshape(-1, 3, side_px, side_px)
-    kind = kind_in_epoch(mix, batch.epoch)
     # Draws on the host, as small tables (chunks, V·K); pixels follow on the device.
-    partner, box = _draw_mixing(batch, views, mix, kind, chunk_images, seed)
+    mixing = batch.draws.mixing if batch.draws else None
+    # Draws are made ahead as the method's `mix` says; a method that mixes otherwise draws here.
+    if mixing is None or mixing.kind != kind_in_epoch(mix, batch.epoch):
+        place = (batch.epoch, batch.step, batch.first_chunk)
+        mixing = draw_mixing(batch.is_real.numpy(), *place, views, mix, chunk_images=chunk_images, seed=seed)
+    partner, box = mixing.partner, mixing.box
     # Box and lambda are known before any pixel is touched, and targets need nothing else.
     targets = _targets(batch, labels, views, partner, box.lam, device)
-    if kind == "none":
+    if mixing.kind == "none":
         return TrainBatch(normalise(crops, views), targets)
     chunks, rows = partner.shape
     # From places within a chunk to places among all M rows.
     others = torch.from_numpy((partner + rows * np.arange(chunks)[:, None]).reshape(-1)).to(device)
-    if kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
+    if mixing.kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
         crops = torch.where(_inside(box, side_px, device), crops[others], crops)
     # Both kinds commute with it: normalising is affine and per channel.
     images = normalise(crops, views)
-    if kind == "mixup":
+    if mixing.kind == "mixup":
         lam = torch.from_numpy(box.lam.astype(np.float32).reshape(-1, 1, 1, 1)).to(device)
         # others + lam · (images - others): lam of the own image.
         images = torch.lerp(images[others], images, lam)
@@ -137,23 +128,32 @@ def mix_batch(
 def plain_batch(batch: CropBatch, views: Views, *, chunk_images: int, device: torch.device) -> TrainBatch:
     """The crops normalised and not mixed, each image its own target: for methods that compare crops."""
     # No draw is made for kind none, so any seed does.
-    return mix_batch(
-        batch, batch.index, views, Mix(kind="none"), chunk_images=chunk_images, seed=0, device=device
-    )
+    return mix_batch(batch, batch.index, views, NO_MIX, chunk_images=chunk_images, seed=0, device=device)
 
 
-def _draw_mixing(
-    batch: CropBatch, views: Views, mix: Mix, kind: str, chunk_images: int, seed: int
-) -> tuple[NDArray[np.int64], CutMixBox]:
-    """Each row's partner within its chunk, and its box and lambda, all (chunks, V·K).
+def draw_mixing(
+    is_real: NDArray[np.bool_],
+    epoch: int,
+    step: int,
+    first_chunk: int,
+    views: Views,
+    mix: Mix,
+    *,
+    chunk_images: int,
+    seed: int,
+) -> Mixing:
+    """Each row's partner within its chunk, its box and lambda: one draw of them a chunk and group.
 
-    There is one draw of box and lambda a chunk and group.
+    Args:
+        is_real: (B,) False for images that pad or are damaged.
+        epoch: decides the kind of `alternate`.
+        step: of the run.
+        first_chunk: number of the batch's first chunk within the step, over all ranks.
     """
-    chunks, side_px = batch.crops.shape[0] // chunk_images, batch.crops.shape[-1]
+    kind = kind_in_epoch(mix, epoch)
+    chunks = len(is_real) // chunk_images
     # (B,) -> (chunks, V·K): each view of a real image is real.
-    is_real = np.tile(batch.is_real.numpy().reshape(chunks, 1, chunk_images), (1, views.count, 1)).reshape(
-        chunks, -1
-    )
+    is_real = np.tile(is_real.reshape(chunks, 1, chunk_images), (1, views.count, 1)).reshape(chunks, -1)
     rows = is_real.shape[1]
     # Without mixing: everyone its own partner, empty boxes, lambda 1.
     partner = np.tile(np.arange(rows), (chunks, 1))
@@ -164,18 +164,18 @@ def _draw_mixing(
         own = slice(first, first + group.views * chunk_images)
         first = own.stop
         # Chunks are numbered over all ranks of a step, (chunks, 1): the draw is the same on any of them.
-        key = (seed, batch.step, batch.first_chunk + np.arange(chunks)[:, None], number)
+        key = (seed, step, first_chunk + np.arange(chunks)[:, None], number)
         # Places within the group, moved to places within the chunk: crops mix within their group alone.
         partner[:, own] = own.start + draw_partners(is_real[:, own], *key)
         if kind == "mixup":
             # (chunks, 1) fills all rows of the group in a chunk: one draw for them all.
             lam[:, own] = draw_lambda(mix.alpha, *key)
             continue
-        box = draw_cutmix_box(side_px, mix.alpha, *key)
+        box = draw_cutmix_box(views.crop_px, mix.alpha, *key)
         lam[:, own] = box.lam
         for edge, drawn in zip(edges, (box.top, box.bottom, box.left, box.right), strict=True):
             edge[:, own] = drawn
-    return partner, CutMixBox(*edges, lam)
+    return Mixing(kind, partner, CutMixBox(*edges, lam))
 
 
 def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, "M 1 S S"]:

@@ -38,6 +38,7 @@ from vitds.models.precision import AUTOCAST
 # The bare products' logits lie in memory at once up to this.
 PRODUCT_BYTES = 1 << 30
 NOT_RUN = {"ms": None, "extra_mb": None, "sent_mb": None}
+FEW_FEATURES = 16  # fewer fill no tile of a GPU's matrix unit
 TILE_ROWS = 256  # of the plain way with tiles; ours choose their own
 COMPARISONS = ("ratio", "to_three", "to_torch", "to_tiles")
 PROC = Path("/proc/self")
@@ -210,10 +211,15 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
         backward_of(lambda: _checkpointed(features, weight, target)),
     )
     liger = _peer("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy", "liger-kernel")
+    if liger_chunk(len(features), rows, features.shape[1]) < FEW_FEATURES:
+        liger = _refusal(f"its rule makes chunks of fewer than {FEW_FEATURES} features of these shapes")
     yield Contender("Liger", backward_of(lambda: liger(features, weight, target)))
     cce = _peer("cut_cross_entropy", "linear_cross_entropy", "cut-cross-entropy")
     if device == "cuda":
-        yield Contender("Cut Cross-Entropy", backward_of(lambda: cce(features, weight, target)))
+        # Its own rule leaves out gradients below bfloat16's last bit. With shares of one in thousands that
+        # is nearly all of them: less work, and another result.
+        exact = backward_of(lambda: cce(features, weight, target, filter_eps=None))
+        yield Contender("Cut Cross-Entropy", exact)
     else:
         compiled = backward_of(lambda: cce(features, weight, target, impl="torch_compile"))
         yield Contender("Cut Cross-Entropy's torch_compile", compiled, 3)
@@ -270,13 +276,29 @@ def _checkpointed(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 def _peer(module: str, name: str, package: str) -> Callable[..., Tensor]:
     """A function of another package, or one that says that it is not there."""
 
-    def missing(*_: Any, **__: Any) -> Tensor:
-        raise ImportError(f"not installed: pip install {package}")
-
     try:
         return getattr(import_module(module), name)
     except ImportError:
-        return missing
+        return _refusal(f"not installed: pip install {package}")
+
+
+def _refusal(reason: str) -> Callable[..., Tensor]:
+    """In the place of a function that shall not be measured."""
+
+    def refused(*_: Any, **__: Any) -> Tensor:
+        raise NotImplementedError(reason)
+
+    return refused
+
+
+def liger_chunk(features: int, rows: int, width: int) -> int:
+    """The features that Liger's fused linear cross-entropy works on at once, by its rule for token heads.
+
+    Its logits then take as much memory as the features: a power of two of M / (N / D). With N a thousand
+    times D that is a single feature, and its products are no matrix products any more.
+    """
+    chunks = -(-rows // width)
+    return 1 << (-(-features // chunks) - 1).bit_length()
 
 
 # Ranks ---------------------------------------------------------------------------------------------------
@@ -316,6 +338,9 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
     """One process of a sharded head: sends (seconds, extra bytes)."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        # What is synchronised, and whose memory is counted, is the current device's: card 0's where none is.
+        torch.cuda.set_device(device)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
     td.init_process_group(

@@ -265,6 +265,8 @@ def resolve_ds_config(
         resolved[block] = {**resolved.get(block, {}), "enabled": wanted}
     resolved["torch_autocast"]["dtype"] = "bfloat16"
     resolved["zero_allow_untested_optimizer"] = True
+    # It would wait for the device twice a step, for a line that nobody reads; metrics.jsonl has the speed.
+    resolved.setdefault("timers", {"throughput": {"enabled": False}})
     return resolved
 
 

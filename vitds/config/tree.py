@@ -101,7 +101,7 @@ class Data(Section):
 
     train: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     test: str | None = None
-    workers: Positive = 1
+    workers: Literal["auto"] | Positive = "auto"
     order: Literal["random", "pages"] = "random"
     damaged: Literal["fatal", "skip"] = "fatal"
 
@@ -114,6 +114,11 @@ class Data(Section):
     def train_text(self) -> str | None:
         """Them in a message or a table."""
         return " + ".join(self.train_files) or None
+
+    @property
+    def threads(self) -> int:
+        """Of the loader; 1 where `auto` is not resolved, as in a plan or a preview, which train nothing."""
+        return 1 if self.workers == "auto" else self.workers
 
 
 class Mix(Section):

@@ -7,14 +7,15 @@ their threads when they are closed.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import cycle
 from queue import Full
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from vitds.data.ffcv_import import (
 from vitds.data.operation import CutViews
 from vitds.data.order import MicroBatch
 
+_log = logging.getLogger(__name__)
+
 BATCHES_AHEAD = 1  # made and waiting, beside the one that each worker makes
 READ_AHEAD = 2  # batches announced to the kernel before they are made
 POLL_S = 0.2  # how soon a waiting thread sees that it shall stop
@@ -46,11 +49,13 @@ class MadeBatch(NamedTuple):
         batch: what was asked for.
         pixels: (B, V, 3, S, S).
         status: (B,) 0 where an image is sound, else the kernels' error code.
+        beside: what RunLoader's `beside` made of batch and status.
     """
 
     batch: MicroBatch
     pixels: NDArray[np.uint8]
     status: NDArray[np.int32]
+    beside: Any
 
 
 class RunLoader(ffcv.Loader):
@@ -62,7 +67,17 @@ class RunLoader(ffcv.Loader):
     cost 0.1 s and 1.3 MB that are never given back.
     """
 
-    def __init__(self, file: BetonFile, operation: CutViews, *, batch_images: int, workers: int) -> None:
+    def __init__(
+        self,
+        file: BetonFile,
+        operation: CutViews,
+        *,
+        batch_images: int,
+        workers: int,
+        beside: Callable[[MicroBatch, NDArray[np.int32]], Any] = lambda batch, status: None,
+    ) -> None:
+        # What the workers make of each batch beside its pixels.
+        self.beside = beside
         # These are the attributes that FFCV's generate_code and EpochIterator read.
         self.file = file
         self.batch_size = batch_images
@@ -124,6 +139,35 @@ class MappedFile:
         return OSCacheContext(self)
 
 
+def on_device_of_this_thread() -> Callable[[], None]:
+    """What a new thread does first: take this thread's card.
+
+    A thread begins on card 0. FFCV asks for a stream there, which makes every other rank hold a context of
+    half a gigabyte on the first one's card.
+    """
+    if not IS_CUDA:
+        return lambda: None
+    card = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(card)
+
+
+def unpinned_note(memory: Mapping[str, Mapping[int, Any]]) -> str | None:
+    """What to say where memory that was to be pinned is not; FFCV tries, and passes over a failure.
+
+    Args:
+        memory: as FFCV's Graph.allocate_memory returns it: by kind and node a buffer or several.
+    """
+    given = [buffers for nodes in memory.values() for buffers in nodes.values() if buffers is not None]
+    arrays = [each for buffers in given for each in (buffers if isinstance(buffers, tuple) else (buffers,))]
+    unpinned = sum(array.nbytes for array in arrays if not torch.from_numpy(array).is_pinned())
+    if not unpinned:
+        return None
+    return (
+        f"{unpinned / 1e6:.0f} MB of the loader's memory could not be pinned, so copies to the card wait for "
+        "the host; `ulimit -l` may be low, or the host's memory full"
+    )
+
+
 class RunIterator(EpochIterator):
     """FFCV's thread, fed with batches. Exceptions reach the consumer, and it can be closed at any time.
 
@@ -139,8 +183,12 @@ class RunIterator(EpochIterator):
         self._copied: list[torch.cuda.Event | None] = [None] * self._slots
         self._given = 0
         # Before super().__init__, which starts the thread that uses them.
-        self._pool = ThreadPoolExecutor(loader.num_workers, thread_name_prefix="vitds-cut")
+        self._pool = ThreadPoolExecutor(
+            loader.num_workers, thread_name_prefix="vitds-cut", initializer=on_device_of_this_thread()
+        )
         super().__init__(loader, order=())  # allocates the ring and starts the thread
+        if IS_CUDA and (note := unpinned_note(self.memory_allocations)):
+            _log.warning(note)
 
     def run(self) -> None:
         """The thread: one slot of the ring after the other is filled by the next free worker."""
@@ -169,7 +217,7 @@ class RunIterator(EpochIterator):
         except ValueError as error:
             # Compiled code can only say that something failed; the operation keeps what it was.
             raise self.loader.operation.failure or error from None
-        return MadeBatch(batch, pixels, status)
+        return MadeBatch(batch, pixels, status, self.loader.beside(batch, status))
 
     def _hand_over(self, item: Future[MadeBatch] | None) -> bool:
         """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""

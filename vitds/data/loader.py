@@ -18,7 +18,7 @@ from jaxtyping import Int, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitds.batch import CropBatch
+from vitds.batch import CropBatch, Drawing, Draws
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import centre_views, draw_views
@@ -61,6 +61,7 @@ class TrainLoader:
         file: the training set.
         settings: of the run (data, views, batch, seed).
         micro_images: B, images of one micro step of one rank.
+        drawing: makes the draws of each batch, in the threads that make its crops; None: nobody does.
 
     Attributes:
         steps_per_epoch: optimizer steps in which each image comes once.
@@ -72,7 +73,14 @@ class TrainLoader:
     """
 
     def __init__(
-        self, file: BetonFile, settings: Settings, *, rank: int, ranks: int, micro_images: int
+        self,
+        file: BetonFile,
+        settings: Settings,
+        *,
+        rank: int,
+        ranks: int,
+        micro_images: int,
+        drawing: Drawing | None = None,
     ) -> None:
         batch, views = settings.batch, settings.views
         self.accumulation = accumulation_steps(
@@ -85,9 +93,12 @@ class TrainLoader:
         self._rank = rank
         self._ranks = ranks
         self._micro_images = micro_images
+        self._drawing = drawing
         # The operation asks for draws by image and epoch: it needs no order, and any thread may run it.
         operation = CutViews(file, self._specs_of, views=views.count, crop_px=views.crop_px)
-        self._loader = RunLoader(file, operation, batch_images=micro_images, workers=settings.data.workers)
+        self._loader = RunLoader(
+            file, operation, batch_images=micro_images, workers=settings.data.threads, beside=self._draws
+        )
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
         """`accumulation` batches for each step start_step .. stop_step - 1 of the run.
@@ -112,15 +123,30 @@ class TrainLoader:
         )
         # However this ends, by an exception or by a consumer that leaves, the threads end too.
         with closing(self._loader.run(order)) as running:
-            for batch, pixels, status in running:
-                yield self._crop_batch(batch, pixels, status)
+            for made in running:
+                yield self._crop_batch(*made)
+
+    def _draws(self, batch: MicroBatch, status: NDArray[np.int32]) -> Draws | None:
+        if self._drawing is None:
+            return None
+        # A damaged image is no partner, like one that pads.
+        return self._drawing(
+            batch.is_real & (status == 0), batch.epoch, batch.step, self._first_chunk(batch.micro_step)
+        )
+
+    def _first_chunk(self, micro_step: int) -> int:
+        """Chunks of the ranks before, then of this rank's micro steps before."""
+        chunks = self._micro_images // self._settings.batch.chunk_images
+        return (self._rank * self.accumulation + micro_step) * chunks
 
     def _crop_batch(
-        self, batch: MicroBatch, pixels: UInt8[np.ndarray, "B V 3 S S"], status: NDArray[np.int32]
+        self,
+        batch: MicroBatch,
+        pixels: UInt8[np.ndarray, "B V 3 S S"],
+        status: NDArray[np.int32],
+        draws: Draws | None,
     ) -> CropBatch:
         sizes = self._settings.batch
-        # Chunks of a micro batch.
-        chunks = self._micro_images // sizes.chunk_images
         seen = batch.step % self.steps_per_epoch * sizes.global_images  # in this epoch, before this step
         return CropBatch(
             # No copy: a view of the ring's slot, hence valid until the next batch.
@@ -130,10 +156,10 @@ class TrainLoader:
             is_real=torch.from_numpy(batch.is_real & self._note_damaged(batch.images, status)),
             epoch=batch.epoch,
             step=batch.step,
-            # Chunks of the ranks before, then of this rank's micro steps before.
-            first_chunk=(self._rank * self.accumulation + batch.micro_step) * chunks,
+            first_chunk=self._first_chunk(batch.micro_step),
             # The last step of an epoch has what is left. From the order alone, so no rank has to ask another.
             real_images=min(sizes.global_images, self._file.images - seen),
+            draws=draws,
         )
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -194,7 +220,7 @@ def eval_batches(
     loader = RunLoader(file, operation, batch_images=batch_images, workers=workers)
     order = evaluation_batches(taken, batch_images=batch_images, rank=rank, ranks=ranks)
     with closing(loader.run(order)) as running:
-        for batch, pixels, status in running:
+        for batch, pixels, status, _ in running:
             # One view each: (B, 1, 3, S, S) -> (B, 3, S, S).
             images, crops = batch.images, pixels[:, 0]
             if status.any():

@@ -18,6 +18,7 @@ from torch import nn
 from vitds import dist
 from vitds.config.deepspeed import DsConfig, resolve_ds_config
 from vitds.config.tree import Optimizer, Settings
+from vitds.engine.process import wait_for_slow_ranks
 from vitds.errors import SettingsError
 from vitds.methods.base import Method
 from vitds.plan.case import reduce_bucket
@@ -131,6 +132,7 @@ def build_engine(
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise SettingsError(f"{ds.path}: DeepSpeed refuses it: {wrong}") from error
+    wait_for_slow_ranks()
     if ds.zero_stage == 3:
         gather_biases_in_float32(module)
     return engine

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
@@ -147,10 +148,14 @@ class Live:
 
     def _plot(self, line: dict[str, Any]) -> None:
         if self.board:
-            for key, value in line.items():
-                # None was not finite: JSON has no NaN, and a plot has no use for it.
-                if key not in ("step", "epoch") and value is not None:
-                    self.board.add_scalar(key, value, line["step"])
+            # One event a step, which the writer's own thread takes to the disk: one a number takes three
+            # times as long. None was not finite: JSON has no NaN, and a plot has no use for it.
+            numbers = [
+                Summary.Value(tag=key, simple_value=value)
+                for key, value in line.items()
+                if key not in ("step", "epoch") and value is not None
+            ]
+            self.board.file_writer.add_summary(Summary(value=numbers), line["step"])
 
     def close(self) -> None:
         """No more steps.

@@ -24,6 +24,7 @@ from vitds.batch import CropBatch
 from vitds.config.tree import Settings
 from vitds.data.loader import TrainLoader
 from vitds.engine.live import Live
+from vitds.engine.peers import Peers
 from vitds.engine.probes import Probes
 from vitds.engine.progress import Progress
 from vitds.engine.saving import SaveClock
@@ -167,11 +168,12 @@ class Trainer:
 
     # Train ----------------------------------------------------------------------------------------------
 
-    def train(self, *, build_s: float = 0.0) -> dict[str, Tensor]:
+    def train(self, *, build_s: float = 0.0, peers: Peers | None = None) -> dict[str, Tensor]:
         """Run to the end.
 
         Args:
             build_s: seconds that making this trainer took, for the first metrics line.
+            peers: the other ranks, whose end is noticed also where a collective does not notice it.
         Returns: all weights by name (their averages where those are kept), float32, on every rank.
         Raises: Stopped after a signal, everything saved. NumericsError if losses or gradients are not finite
             in too many steps.
@@ -181,7 +183,7 @@ class Trainer:
         # Left in reverse order: first the loader's threads end, last the signals get their old handlers back.
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignals())
-            watchdog = stack.enter_context(closing(Watchdog(self.run.path / "log.txt")))
+            watchdog = stack.enter_context(closing(Watchdog(self.run.path / "log.txt", peers)))
             live = stack.enter_context(closing(self._live())) if dist.is_main() else None
             batches = stack.enter_context(closing(self.loader.batches(first, self.total)))
             # Once: probes run a backbone of their own, so nothing puts this one into evaluation.
@@ -260,7 +262,7 @@ class Trainer:
         if live is not None and batch.step == 0 and micro == 0:
             live.show_crops(prepared)
         # Drop path and patch drop read their masks from buffers: written here, before the forward pass.
-        self.draws.fill(batch.step, batch.first_chunk, len(batch.index) // self.settings.batch.chunk_images)
+        self.draws.write(batch.draws.masks)
         # Any other dropout draws from torch's generator: seeded anew, it too is a function of the step.
         torch.manual_seed(rng.seed_of(Purpose.DROPOUT, self.settings.seed, batch.step, micro, dist.rank()))
         # 16-bit weights take 16-bit images; under autocast images stay float32.

@@ -18,31 +18,61 @@ from vitds.methods.base import SetSize
 from vitds.models.build import build_backbone, patch_count
 from vitds.models.stochastic import StochasticDraws
 from vitds.plan.case import ModuleSizes, make_case
-from vitds.plan.totals import plan_memory
+from vitds.plan.totals import GB, MemoryPlan, plan_memory
 
-MEMORY_SHARE = 0.8  # of the card; the rest is for the optimizer's states, buckets and fragmentation
+# Of the card; the rest is for the CUDA context, the libraries' workspaces and fragmentation.
+MEMORY_SHARE = 0.9
+# The plan's parts that the trial of a micro batch holds itself.
+IN_TRIAL = frozenset(
+    {
+        "backbone: weights",
+        "backbone: frozen weights",
+        "backbone: gradients",
+        "bf16 copies of weights",
+        "crops, float32",
+        "crops, float32 and cast",
+        "activations",
+        "activations, checkpointed",
+        "gradients of activations",
+    }
+)
 
 
 def largest_micro_on_gpu(
-    backbone: nn.Module, settings: Settings, fits: list[int], device: torch.device, precision: str
+    backbone: nn.Module, settings: Settings, ds: DsConfig, *, rows: int, fits: list[int], device: torch.device
 ) -> int:
-    """The most images whose forward and backward pass stays within MEMORY_SHARE of the card on every rank.
+    """The most images of a micro batch with which every rank stays within MEMORY_SHARE of its card.
+
+    What the backbone takes is tried. Head, optimizer and buckets do not depend on it, and are the plan's.
 
     Args:
         backbone: on the host, and there again afterwards.
-        settings: of the run.
+        settings: of the run, resolved but for batch.micro_images.
+        ds: the user's DeepSpeed JSON.
+        rows: of the classifier.
         fits: images of a micro batch that divide the step, the most first.
         device: the card.
-        precision: resolved.
-    Raises: ResourceError if none does.
+    Raises: ResourceError if none does (with the plan).
     """
+    sizes = module_sizes(backbone, settings)
+    plans = {}
+    for images in fits:
+        batch = settings.batch.model_copy(update={"micro_images": images})
+        tried = settings.model_copy(update={"batch": batch})
+        ranks = dist.world_size()
+        plans[images] = plan_memory(make_case(tried, ds, sizes, rows=rows, ranks=ranks, on_gpu=True))
+    limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
     backbone.to(device).train()
     if settings.engine.activation_checkpointing:
         backbone.set_grad_checkpointing(True)
-    limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
     # The largest first, so the first that fits is the answer; 0 if none does.
     found = next(
-        (images for images in fits if _peak_bytes(backbone, settings, images, device, precision) <= limit), 0
+        (
+            images
+            for images in fits
+            if run_bytes(_peak_bytes(backbone, settings, images, device), plans[images]) <= limit
+        ),
+        0,
     )
     # As it came: DeepSpeed moves it to the card itself, with everything else.
     backbone.to("cpu")
@@ -50,21 +80,34 @@ def largest_micro_on_gpu(
     # The least of all ranks, as the maximum of negatives: they need one value, and cards may differ.
     smallest = int(-dist.all_reduce_max(torch.tensor(-float(found), device=device)).item())
     if not smallest:
+        plan = plans[fits[-1]]
         raise ResourceError(
-            f"not even {fits[-1]} images of {settings.views.count} views fit {device}; lower "
-            "batch.chunk_images, views.crop_px, or set engine.activation_checkpointing=true"
+            f"not even {fits[-1]} images of {settings.views.count} views fit {device}, of which "
+            f"{limit / GB:.1f} GB may be taken. By the plan this run takes {plan.line()}; {plan.remedy()}"
         )
     return smallest
 
 
-def _peak_bytes(
-    backbone: nn.Module, settings: Settings, images: int, device: torch.device, precision: str
-) -> float:
+def run_bytes(trial_bytes: float, plan: MemoryPlan) -> float:
+    """The most that a run takes at any moment.
+
+    Args:
+        trial_bytes: what forward and backward pass of the backbone took.
+        plan: of the run with this micro batch.
+    """
+    beside = sum(
+        part.bytes for part in plan.parts if "backward" in part.moments and part.name not in IN_TRIAL
+    )
+    others = max(held for moment, held in plan.moments.items() if moment != "backward")
+    return float(max(trial_bytes + beside, others))
+
+
+def _peak_bytes(backbone: nn.Module, settings: Settings, images: int, device: torch.device) -> float:
     rows = images * settings.views.count
     # All crops as one chunk, for memory does not depend on what is drawn.
     draws = StochasticDraws(backbone, seed=0, rows_per_chunk=rows, patches=patch_count(backbone))
     draws.fill(0, 0, 1)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.engine.precision)
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.autocast("cuda", dtype, enabled=dtype is not None):

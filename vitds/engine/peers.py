@@ -91,17 +91,20 @@ class Peers:
         except (Exception, KeyboardInterrupt) as error:
             # A broken connection is how the end of another rank looks from here: find out which, and why.
             if isinstance(error, RuntimeError) and PEER_IS_GONE.search(str(error)):  # gloo's and NCCL's
-                cause = self._cause(error)
-                self._write_last_words(f"{ENDS_WITH} {cause}")
-                raise ResourceError(
-                    f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the "
-                    "same command goes on from the last checkpoint"
-                ) from error
+                raise ResourceError(self.end_with(self._cause(error))) from error
             # This rank is the cause: it leaves its words for the others, then ends by its own error.
             self._write_last_words(str(error) or type(error).__name__)
             if dist.is_main() and meet_alike(error):
-                self._wait(lambda: len(self._ended()) == len(self.others))
+                self._wait(lambda: len(self.ended()) == len(self.others))
             raise
+
+    def end_with(self, cause: str) -> str:
+        """Tell the others that this rank ends with another; returns what it says to the person."""
+        self._write_last_words(f"{ENDS_WITH} {cause}")
+        return (
+            f"{self.when()} {cause.rstrip('.')}. This rank ends with it; once that is mended, the same "
+            "command goes on from the last checkpoint"
+        )
 
     @staticmethod
     def _wait(until: Callable[[], bool]) -> None:
@@ -116,8 +119,8 @@ class Peers:
     def _cause(self, error: RuntimeError) -> str:
         """Who ended and why."""
         # The connection breaks a moment before words and process are gone to see.
-        self._wait(lambda: bool(self._ended()))
-        if found := self._ended():
+        self._wait(lambda: bool(self.ended()))
+        if found := self.ended():
             return "; ".join(found)
         # Nobody on this host has ended: it was a rank elsewhere, or the connection alone.
         far = [peer for peer in self.others if not self.own.is_beside(peer)]
@@ -128,7 +131,7 @@ class Peers:
             f"; those elsewhere cannot be looked at from here: {ranks}" if far else ", or its connection"
         )
 
-    def _ended(self) -> list[str]:
+    def ended(self) -> list[str]:
         """The ranks that ended, each with its last words.
 
         Those that ended because of another stand there only where that one is not found.

@@ -29,8 +29,8 @@ from vitds.errors import ResourceError
 from vitds.launcher import Place, read_meeting, read_place, whole_number
 
 # DeepSpeed compiles its shared-memory collectives at every first start on a CPU, unasked and for 40 s.
-# gloo serves as well.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# gloo serves as well. Set whole and not changed: to read it would try every op's builder, with compilers.
+deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 # Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's
 # settings are resolved.
@@ -44,7 +44,8 @@ NO_STEP = (
     "srun sets all of a step's variables. If this is no step of Slurm's, `unset SLURM_STEP_ID` makes it one "
     "process"
 )
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # NCCL's own is ten, less than what watchdog.py waits
+# NCCL's own is ten, less than what watchdog.py waits.
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 # A rank that was killed in its start never comes; imports from a slow disk take a minute.
 MEETING_TIMEOUT = datetime.timedelta(minutes=5)
 TIME_TO_SAVE_S = 60.0  # a rank without launcher finishes its step and saves; after this time it ends as it is
@@ -124,13 +125,17 @@ def _device(place: Place) -> torch.device:
         device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
         return device
-    # Cores that this process may use, which under a batch system are fewer than the machine has.
-    own = len(os.sched_getaffinity(0))
+    torch.set_num_threads(own_cores(place))
+    return torch.device("cpu")
+
+
+def own_cores(place: Place) -> int:
+    """The cores that are this rank's alone: of those that it may use, its share; at least 1."""
+    # Under a batch system a process may use fewer than the machine has.
+    usable = len(os.sched_getaffinity(0))
     of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
     # Slurm says a task's own cores. A launcher's ranks share the host's.
-    threads = min(own, int(of_task)) if of_task.isdigit() else own // place.local_ranks
-    torch.set_num_threads(max(1, threads))
-    return torch.device("cpu")
+    return max(1, min(usable, int(of_task)) if of_task.isdigit() else usable // place.local_ranks)
 
 
 def _why_not_met(place: Place, said: str) -> str:
@@ -155,8 +160,15 @@ def _meet(backend: str, place: Place) -> None:
     td.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=MEETING_TIMEOUT)
     # From here on a rank may have to wait for another's save or probes, longer than for its start.
     store.set_timeout(COLLECTIVE_TIMEOUT)
+    wait_for_slow_ranks()
+
+
+def wait_for_slow_ranks() -> None:
+    """COLLECTIVE_TIMEOUT for every group that there is; DeepSpeed makes its own ones without any."""
     set_timeout = getattr(td, "set_timeout", None) or td.distributed_c10d._set_pg_timeout  # before torch 2.14
-    set_timeout(COLLECTIVE_TIMEOUT)
+    # torch has no public list of them.
+    for group in td.distributed_c10d._world.pg_map:
+        set_timeout(COLLECTIVE_TIMEOUT, group)
 
 
 def leave_ranks_at_exit() -> None:

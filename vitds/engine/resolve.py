@@ -5,6 +5,7 @@ A resume uses the saved value, or says why this machine cannot.
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
@@ -15,7 +16,9 @@ from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps, steps_per_epoch
 from vitds.engine.memory import largest_micro_on_gpu
+from vitds.engine.process import own_cores
 from vitds.errors import ResourceError
+from vitds.launcher import read_place
 from vitds.methods import method_class
 from vitds.models.build import patch_count
 
@@ -23,8 +26,14 @@ from vitds.models.build import patch_count
 CPU_PIXELS = 4 << 20
 # Compiling costs a minute or two and gains 13 % and more: it pays above some twenty minutes.
 COMPILE_PAYS_S = 1200.0
+# One thread of the loader cuts 2,200 images of six crops a second (docs/benchmarks.md). No card is expected
+# to train on more than eight of them cut, and each holds one more micro batch of pinned memory.
+MOST_WORKERS = 8
+OTHER_THREADS = 2  # of a rank on a card: the one that launches its work, and autograd's
 MUCH_PADDING = 0.25  # of an epoch: so much of the work teaches nothing
-CPU_FLOPS, GPU_FLOPS = 1e11, 5e13  # rough, for that decision only
+# Operations a second, rough and for that decision only. A card's products of small matrices wait for its
+# memory: what it reaches grows with the backbone's width, until it is full.
+CPU_FLOPS, CARD_FLOPS_A_WIDTH, MOST_CARD_FLOPS = 1e11, 5e10, 2e14
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -71,7 +80,7 @@ def _cpu_bf16_is_fast() -> bool:
 def resolve_settings(
     settings: Settings, backbone: nn.Module, *, ds: DsConfig, device: torch.device, rows: int, images: int
 ) -> Settings:
-    """Fill precision, micro batch, head and compile.
+    """Fill precision, micro batch, head, compile and the loader's threads.
 
     Args:
         settings: as given; an `auto` stands for what is chosen here.
@@ -83,24 +92,45 @@ def resolve_settings(
     Raises: SettingsError if chunks, ranks and micro batch do not divide (lists the values that do).
     """
     wanted = settings.engine.precision
+    workers = resolve_workers(settings.data.workers, device, own_cores(read_place(os.environ)))
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": workers})})
     # In this order: how many images fit depends on the precision. What the JSON switches on counts for auto.
     precision = resolve_precision(ds.precision or wanted if wanted == "auto" else wanted, device)
-    micro = resolve_micro_images(settings, backbone, device, precision)
     compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
-    resolved = settings.model_copy(
-        update={
-            "engine": settings.engine.model_copy(update={"precision": precision, "compile": compiled}),
-            "batch": settings.batch.model_copy(update={"micro_images": micro}),
-        }
+    engine = settings.engine.model_copy(update={"precision": precision, "compile": compiled})
+    # A head's kind is the method's own business.
+    resolved = method_class(settings.method).resolve(
+        settings.model_copy(update={"engine": engine}), rows, backbone.facts.width
     )
-    # The method last: a head's kind is its own business.
-    return method_class(settings.method).resolve(resolved, rows, backbone.facts.width)
+    # The micro batch last: it gets what all else leaves of the memory.
+    micro = resolve_micro_images(resolved, backbone, ds, device, rows)
+    return resolved.model_copy(update={"batch": settings.batch.model_copy(update={"micro_images": micro})})
+
+
+def resolve_workers(wanted: int | str, device: torch.device, cores: int) -> int:
+    """The loader's threads.
+
+    On a card the rank's cores less OTHER_THREADS, at least 1, at most MOST_WORKERS. On a CPU 1: one cuts more
+    than a CPU trains on, and the network needs the cores.
+
+    Args:
+        wanted: `auto` or a number.
+        cores: of this rank alone.
+    """
+    if wanted != "auto":
+        return wanted
+    return 1 if device.type == "cpu" else min(max(1, cores - OTHER_THREADS), MOST_WORKERS)
 
 
 def resolve_micro_images(
-    settings: Settings, backbone: nn.Module, device: torch.device, precision: str
+    settings: Settings, backbone: nn.Module, ds: DsConfig, device: torch.device, rows: int
 ) -> int:
-    """The images of one micro batch: the most that fit a GPU (by trying), or a CPU's pixel limit."""
+    """The images of one micro batch: the most that fit a GPU (by trying), or a CPU's pixel limit.
+
+    Args:
+        settings: resolved but for this.
+        rows: of the classifier.
+    """
     chunk, ranks = settings.batch.chunk_images, dist.world_size()
     accumulation_steps(
         settings.batch.global_images, chunk_images=chunk, ranks=ranks, micro_images=chunk
@@ -117,7 +147,7 @@ def resolve_micro_images(
         )
         return settings.batch.micro_images
     if device.type == "cuda":
-        return largest_micro_on_gpu(backbone, settings, fits, device, precision)
+        return largest_micro_on_gpu(backbone, settings, ds, rows=rows, fits=fits, device=device)
     pixels = settings.views.count * settings.views.crop_px**2
     # One chunk where even that has more pixels: a chunk is never cut.
     return next((micro for micro in fits if micro * pixels <= CPU_PIXELS), chunk)
@@ -132,12 +162,29 @@ def resolve_compile(
     """
     if settings.engine.compile != "auto":
         return settings.engine.compile
-    # Two operations for each weight and token forward, four backward: enough to tell minutes from hours.
-    tokens = max(1, patch_count(backbone)) * (1 - settings.backbone.patch_drop)
-    rows = images * settings.views.count * settings.epochs / dist.world_size()
-    flops = 6 * sum(parameter.numel() for parameter in backbone.parameters()) * tokens * rows
-    seconds = flops / (GPU_FLOPS if device.type == "cuda" else CPU_FLOPS)
+    seconds = training_seconds(
+        numbers=sum(parameter.numel() for parameter in backbone.parameters()),
+        width=backbone.facts.width,
+        tokens=max(1, patch_count(backbone)) * (1 - settings.backbone.patch_drop),
+        crops=images * settings.views.count * settings.epochs / dist.world_size(),
+        on_gpu=device.type == "cuda",
+    )
     return "on" if seconds > COMPILE_PAYS_S and zero_stage != 3 else "off"
+
+
+def training_seconds(*, numbers: int, width: int, tokens: float, crops: float, on_gpu: bool) -> float:
+    """A guess of what a training takes on one device: enough to tell minutes from hours.
+
+    Args:
+        numbers: of the backbone's weights.
+        width: D.
+        tokens: of a crop.
+        crops: that one rank sees in the whole run.
+        on_gpu: of no known kind.
+    """
+    # Two operations for each weight and token forward, four backward.
+    flops = 6 * numbers * tokens * crops
+    return flops / (min(CARD_FLOPS_A_WIDTH * width, MOST_CARD_FLOPS) if on_gpu else CPU_FLOPS)
 
 
 def padding_note(images: int, global_images: int, chunk_images: int) -> str | None:

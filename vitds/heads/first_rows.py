@@ -39,9 +39,11 @@ def set_rows_from_features(
     squares = torch.linalg.vector_norm(x_nD, dtype=torch.float64).square()
     # One collective for all three: sum (D,), sum of squares, number of images. A dense head's images are
     # counted by each rank, which changes none of the ratios below.
-    sums = torch.cat([x_nD.sum(0, dtype=torch.float64), torch.tensor([squares, len(x_nD)])])
-    *total, squares, images = dist.all_reduce_sum(sums.to(device)).tolist()
-    mean_D = torch.tensor(total, dtype=torch.float64) / images
+    images = squares.new_full((), len(x_nD))
+    sums = torch.cat([x_nD.sum(0, dtype=torch.float64), torch.stack([squares, images])])
+    sums = dist.all_reduce_sum(sums.to(device)).cpu()
+    total_D, squares, images = sums[:-2], sums[-2], sums[-1]
+    mean_D = total_D / images
     # Of the features without their mean: the mean of all squares less that of the squared means.
     deviation = (squares / images / len(mean_D) - mean_D.square().mean()).sqrt()
     x_nD.sub_(mean_D.float()).mul_(INIT_STD / deviation)

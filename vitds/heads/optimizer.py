@@ -145,7 +145,8 @@ def build_row_optimizer(
         # The plain one makes two temporaries of the weight's size.
         optimizer = torch.optim.AdamW(module.parameters(), fused=True, **options)
     for parameter in module.parameters():
-        state = {"step": torch.zeros((), device=parameter.device)}
+        # Where each wants it: a fused step reads it on the device, a lean one in Python, which must not wait.
+        state = {"step": torch.zeros((), device="cpu" if kind == "lean" else parameter.device)}
         if kind == "lean":
             # First moment 2 bytes a number, second moment 4 bytes a row.
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)

@@ -25,6 +25,7 @@ from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.loader import TrainLoader
 from vitds.engine.build import build_engine
+from vitds.engine.draws import drawing_of
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.loop import Trainer
 from vitds.engine.memory import explains_out_of_memory, module_sizes
@@ -129,7 +130,7 @@ def _trained(
         if saved is None:
             _say_what_is_odd(session, settings, file, sizes.numbers + rows * sizes.width)
         with noise_into(log):
-            weights = trainer.train(build_s=build_s)
+            weights = trainer.train(build_s=build_s, peers=session.peers)
     if settings.eval.choose == "best":
         weights = _weights_of_best_epoch(session, settings)
     method = trainer.method
@@ -216,20 +217,21 @@ def build_trainer(
     facts = {"rows": rows, "content_hash": file.manifest.content_hash}
     if saved is not None:
         _check_same_data(run, saved, file, facts)
-    loader = TrainLoader(
-        file,
-        settings,
-        rank=dist.rank(),
-        ranks=dist.world_size(),
-        micro_images=settings.batch.micro_images,
-    )
-    rate = LearningRate.of(settings, loader.steps_per_epoch)
     draws = StochasticDraws(
         backbone,
         seed=settings.seed,
         rows_per_chunk=settings.views.count * settings.batch.chunk_images,
         patches=patch_count(backbone),
     )
+    loader = TrainLoader(
+        file,
+        settings,
+        rank=dist.rank(),
+        ranks=dist.world_size(),
+        micro_images=settings.batch.micro_images,
+        drawing=drawing_of(settings, method_class(settings.method), draws),
+    )
+    rate = LearningRate.of(settings, loader.steps_per_epoch)
     method = method_class(settings.method)(settings, backbone, rows)
     method.learn_labels(file.labels)
     if class_head is not None:
@@ -271,7 +273,7 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig)
         f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "
         f"{settings.views.count} views at {settings.views.crop_px} px; {dist.world_size()} rank(s) x "
         f"{trainer.loader.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, "
-        f"compile {settings.engine.compile}, {session.device}"
+        f"compile {settings.engine.compile}, {settings.data.workers} loader thread(s), {session.device}"
     )
 
 

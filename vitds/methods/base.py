@@ -24,8 +24,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vitds.augment.mix import NO_MIX
 from vitds.batch import CropBatch, TrainBatch
-from vitds.config.tree import Settings
+from vitds.config.tree import Mix, Settings
 from vitds.heads import ShardedHead
 from vitds.heads.bytes import Activations
 
@@ -93,6 +94,11 @@ class Method(ABC):
         Raises: SettingsError if the method cannot do what is asked for.
         """
         return settings
+
+    @staticmethod
+    def mix(settings: Settings) -> Mix:
+        """How `prepare` mixes crops, so that the draws are made ahead of a step; most methods mix nothing."""
+        return NO_MIX
 
     @staticmethod
     @abstractmethod

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitds import dist
 from vitds.batch import CropBatch, Targets, TrainBatch
-from vitds.config.tree import Settings
+from vitds.config.tree import Mix, Settings
 from vitds.heads import DenseHead, ShardedHead
 from vitds.heads.dense import scaled_features
 from vitds.heads.first_rows import set_rows_from_features
@@ -73,6 +73,11 @@ class Method(base.Method):
         """head.kind, by the head's size."""
         kind = resolve_head(settings.head, rows, width)
         return settings.model_copy(update={"head": settings.head.model_copy(update={"kind": kind})})
+
+    @staticmethod
+    def mix(settings: Settings) -> Mix:
+        """As the settings say."""
+        return settings.mix
 
     @staticmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:

@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from vitds.batch import CropBatch, Targets, TrainBatch
-from vitds.config.tree import Settings
+from vitds.config.tree import Mix, Settings
 from vitds.errors import SettingsError
 from vitds.heads import DenseHead
 from vitds.methods import base
@@ -58,6 +58,11 @@ class Method(base.Method):
         if settings.head.kind == "sharded":
             raise SettingsError("head.kind sharded is for the instance head of pretraining; leave it out")
         return settings.model_copy(update={"head": settings.head.model_copy(update={"kind": "dense"})})
+
+    @staticmethod
+    def mix(settings: Settings) -> Mix:
+        """As the settings say."""
+        return settings.mix
 
     @staticmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:

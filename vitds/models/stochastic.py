@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from vitds import rng
+from vitds.batch import Masks
 from vitds.errors import SettingsError
 from vitds.rng import Purpose
 
@@ -114,28 +116,45 @@ class StochasticDraws:
         self.drop_paths = [module for module in backbone.modules() if isinstance(module, KeyedDropPath)]
         self.patch_drops = [module for module in backbone.modules() if isinstance(module, KeyedPatchDrop)]
 
-    def fill(self, step: int, first_chunk: int, chunks: int) -> None:
-        """Write the masks of chunks first_chunk .. first_chunk + chunks - 1 of a step.
+    def draw(self, step: int, first_chunk: int, chunks: int) -> Masks:
+        """The masks of chunks first_chunk .. first_chunk + chunks - 1 of a step; any thread may ask.
 
         Keys are (seed, step, chunk, layer, row) and (seed, step, chunk, row, patch): nothing of ranks or
         micro batches.
         """
-        # (chunks, 1) against (rows,) gives a draw for each crop of each chunk.
+        # (layers, 1, 1) against (chunks, 1) and (rows,): each layer's draws of each crop, all at once.
+        layer = np.arange(len(self.drop_paths))[:, None, None]
         chunk = np.arange(first_chunk, first_chunk + chunks)[:, None]
         row = np.arange(self.rows_per_chunk)
-        for layer, module in enumerate(self.drop_paths):
-            # Kept crops are scaled by 1 / (1 - rate), so that the mean of a branch stays.
-            kept = rng.uniform(Purpose.DROP_PATH, self.seed, step, chunk, layer, row) >= module.rate
-            _write(module, "factor", (kept / (1 - module.rate)).astype(np.float32).reshape(-1))
-        for module in self.patch_drops:
-            # (chunks, rows, patches)
-            words = rng.words(
-                Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches)
-            )
-            keep = kept_patches(self.patches, module.rate)
-            # The patches with the smallest words stay, in the order in which they lie in the image.
-            order = np.sort(np.argsort(words, axis=-1)[..., :keep], axis=-1)
-            _write(module, "order", order.reshape(-1, keep))
+        share = rng.uniform(Purpose.DROP_PATH, self.seed, step, chunk, layer, row)
+        # Kept crops are scaled by 1 / (1 - rate), so that the mean of a branch stays.
+        factors = tuple(
+            ((drawn >= module.rate) / (1 - module.rate)).astype(np.float32).reshape(-1)
+            for drawn, module in zip(share, self.drop_paths, strict=True)
+        )
+        return Masks(factors, tuple(self._kept(module, step, chunk, row) for module in self.patch_drops))
+
+    def _kept(
+        self, module: KeyedPatchDrop, step: int, chunk: NDArray[np.int64], row: NDArray[np.int64]
+    ) -> Int[np.ndarray, "M kept"]:
+        # (chunks, rows, patches)
+        words = rng.words(
+            Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches)
+        )
+        keep = kept_patches(self.patches, module.rate)
+        # The patches with the smallest words stay, in the order in which they lie in the image.
+        return np.sort(np.argsort(words, axis=-1)[..., :keep], axis=-1).reshape(-1, keep)
+
+    def write(self, masks: Masks) -> None:
+        """Put the masks where the next forward pass reads them."""
+        for module, factor in zip(self.drop_paths, masks.factors, strict=True):
+            _write(module, "factor", factor)
+        for module, kept in zip(self.patch_drops, masks.kept, strict=True):
+            _write(module, "order", kept)
+
+    def fill(self, step: int, first_chunk: int, chunks: int) -> None:
+        """Draw and write."""
+        self.write(self.draw(step, first_chunk, chunks))
 
 
 def _write(module: nn.Module, name: str, values: np.ndarray) -> None:

@@ -177,9 +177,10 @@ def given_settings(run: Run, given: Settings, contents: Mapping[str, str]) -> Se
         )
     # These may differ: they change no number.
     kept = {name: getattr(given, name) for name in ("checkpoint", "eval", "log", "data", "init")}
-    kept["data"] = saved.data.model_copy(
-        update={name: getattr(given.data, name) for name in ("train", "test", "workers")}
-    )
+    changed = {name: getattr(given.data, name) for name in ("train", "test", "workers")}
+    if given.data.workers == "auto":
+        del changed["workers"]
+    kept["data"] = saved.data.model_copy(update=changed)
     if given.batch.micro_images != "auto":
         kept["batch"] = saved.batch.model_copy(update={"micro_images": given.batch.micro_images})
     elif saved.batch.micro_images != "auto" and saved.batch.global_images % (

@@ -1,0 +1,102 @@
+"""A card that is not there: fake CUDA tensors, which have shapes, types and devices, and no numbers.
+
+torch's FakeTensorMode refuses each operation on tensors of two devices, as a card would. Its autograd engine
+asks for a real card, so `backward` walks the graph itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+
+CARD = torch.device("cuda", 0)
+
+
+class Asked(TorchFunctionMode):
+    """Answers 1 where a program asks a fake tensor for its number, and notes what asked one on the card.
+
+    Each such question lets the host wait until the card has done all it was given.
+    """
+
+    NUMBER_OF = (Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.item, Tensor.tolist)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.NUMBER_OF and isinstance(args[0], FakeTensor):
+            if args[0].device.type == "cuda":
+                self.asked.append(func.__name__)
+            ones = torch.ones(args[0].shape, device="cpu").tolist() if func is Tensor.tolist else 1.0
+            return {Tensor.__int__: 1, Tensor.__bool__: True}.get(func, ones)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def fake_card() -> Iterator[Asked]:
+    """Inside, tensors on CARD are fake, and so is what is computed from real ones."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Asked() as asked:
+        yield asked
+
+
+def move(module: nn.Module) -> None:
+    """`module.to(CARD)`, which cannot swap real for fake tensors; a later one does nothing."""
+    module.to = lambda device: module
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                moved = torch.empty_like(parameter, device=CARD)
+                part._parameters[name] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty_like(buffer, device=CARD)
+
+
+@torch.no_grad()
+def backward(loss: Tensor) -> None:
+    """`loss.backward()`, a node of the graph after the other.
+
+    Raises: AssertionError if a gradient lies on another device than what it is of.
+    """
+    arrived: dict[Any, dict[int, Tensor]] = defaultdict(dict)
+    arrived[loss.grad_fn][loss.output_nr] = torch.ones_like(loss)
+    for node in reversed(_in_order(loss.grad_fn)):
+        if not arrived[node]:
+            continue  # a branch that nothing was made of
+        # A function of our own is called by its `apply`.
+        call = node.apply if isinstance(node, BackwardCFunction) else node
+        made = call(*(arrived[node].get(place) for place in range(len(node._input_metadata))))
+        made = made if isinstance(made, tuple) else (made,)
+        # A function of our own gives None also for its last arguments, which are no tensors.
+        for gradient, (following, place) in zip(made, node.next_functions, strict=False):
+            if gradient is None or following is None:
+                continue
+            what = following._input_metadata[place]
+            assert gradient.device == what.device, (node, gradient.device, following, what.device)
+            # What was broadcast forward is summed backward.
+            gradient = gradient.sum_to_size(tuple(what.shape))
+            before = arrived[following].get(place)
+            arrived[following][place] = gradient if before is None else before + gradient
+
+
+def _in_order(last: Any) -> list[Any]:
+    """All nodes before `last`, and itself, each after those that it leads to in the backward pass."""
+    done, seen, stack = [], {last}, [(last, iter(last.next_functions))]
+    while stack:
+        node, following = stack[-1]
+        new = next((each for each, _ in following if each is not None and each not in seen), None)
+        if new is None:
+            done.append(stack.pop()[0])
+        else:
+            seen.add(new)
+            stack.append((new, iter(new.next_functions)))
+    return done
