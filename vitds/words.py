@@ -229,7 +229,7 @@ def help_text(function: Command, command: str) -> str:
             usage += [f"[{word} ...]"] if parameter.kind is parameter.VAR_POSITIONAL else []
         else:
             flags.append(
-                (f"{_flag(name)} {_kind_name(kinds[name])}".rstrip(), text + _default_text(parameter))
+                (f"{_flag(name)} {_kind_name(name, kinds[name])}".rstrip(), text + _default_text(parameter))
             )
     flags += [("--debug", "show the traceback of an error"), ("--help", "show this text")]
     usage += ["[flags]"]
@@ -251,10 +251,10 @@ def table_text(rows: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _kind_name(kind: Any) -> str:
+def _kind_name(flag: str, kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
-    return {bool: "", int: "N", float: "X", tuple: "KEY=VALUE"}.get(kind, "TEXT")
+    return {bool: "", int: "N", float: "X"}.get(kind, "KEY=VALUE" if flag.endswith("set") else "TEXT")
 
 
 def _default_text(parameter: inspect.Parameter) -> str:

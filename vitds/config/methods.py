@@ -54,6 +54,8 @@ class MethodFacts:
         groups: how many view groups it takes; None: any number.
         views: how many views of an image it takes over all groups; None: any number.
         couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
+        forwards: what training on a view costs, in forward passes: one forward, two for the gradients, and
+            those of a teacher.
     """
 
     command: Command
@@ -61,6 +63,7 @@ class MethodFacts:
     groups: int | None = None
     views: int | None = None
     couples: bool = False
+    forwards: float = 3.0
 
 
 METHODS: dict[str, MethodFacts] = {
@@ -74,7 +77,7 @@ METHODS: dict[str, MethodFacts] = {
         groups=1,
     ),
     "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
-    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True),
+    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, forwards=4.0),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
 
