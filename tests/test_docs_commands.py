@@ -159,7 +159,7 @@ def test_the_readme_shows_what_a_command_prints(
     monkeypatch.chdir(folder)
     assert main(shlex.split(command)[1:]) == 0
     shown, printed = (
-        [" ".join(line.split()) for line in re.sub(r"[\d.]+ s$", "T s", text, flags=re.MULTILINE).splitlines()]
+        [re.sub(r"[\d.]+ s$", "T s", " ".join(line.split())) for line in text.splitlines()]
         for text in (output, capsys.readouterr().out)
     )
     if "..." not in shown:

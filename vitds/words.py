@@ -254,12 +254,10 @@ def table_text(rows: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _kind_name(name: str, kind: Any) -> str:
-    if name == "set":
-        return "KEY=VALUE"
+def _kind_name(flag: str, kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
-    return {bool: "", int: "N", float: "X"}.get(kind, "TEXT")
+    return {bool: "", int: "N", float: "X"}.get(kind, "KEY=VALUE" if flag.endswith("set") else "TEXT")
 
 
 def _default_text(parameter: inspect.Parameter) -> str:

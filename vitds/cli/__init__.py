@@ -15,6 +15,7 @@ from vitds.cli.chain import chain
 from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_verify
 from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
+from vitds.cli.experiments import ablate, compare, reproduce, transfer
 from vitds.cli.fit import fit
 from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
 from vitds.cli.report import report
@@ -51,6 +52,10 @@ COMMANDS: dict[str, Command] = {
     "runs": runs,
     "report": report,
     "chain": chain,
+    "ablate": ablate,
+    "compare": compare,
+    "reproduce": reproduce,
+    "transfer": transfer,
     "plan": plan,
     "checkpoint list": checkpoint_list,
     "checkpoint verify": checkpoint_verify,

@@ -69,6 +69,8 @@ class MethodFacts:
         views: how many views of an image it takes over all groups; None: any number.
         least_views: as many views of an image it needs.
         couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
+        forwards: what training on a view costs, in forward passes: one forward, two for the gradients, and
+            those of a teacher.
     """
 
     command: Command
@@ -77,6 +79,7 @@ class MethodFacts:
     views: int | None = None
     least_views: int = 1
     couples: bool = False
+    forwards: float = 3.0
 
 
 METHODS: dict[str, MethodFacts] = {
@@ -90,7 +93,7 @@ METHODS: dict[str, MethodFacts] = {
         groups=1,
     ),
     "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
-    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True),
+    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, forwards=4.0),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitds.evaluate.bootstrap import interval_of_mean
 from vitds.jobs.eval_kinds import Line
@@ -33,7 +34,8 @@ def compared(kind: str, evaluations: list[Evaluation]) -> dict[str, Any]:
     """All evaluations beside each other.
 
     Returns: `kind`; `runs`: each one's own JSON; `groups`: for each group and line of its table the models,
-        the main figure's mean, deviation over the models (None of one) and the largest majority baseline;
+        the main figure's mean, deviation over the models (None of one), 95 % interval of the mean by the
+        bootstrap over images (None where their images differ) and the largest majority baseline;
         `differences`: of each group to the first one, with the 95 % interval of the paired bootstrap over
         images; `notes`.
     """
@@ -62,6 +64,7 @@ def _rows(group: str, members: list[Evaluation]) -> list[dict[str, Any]]:
     rows = []
     for name, lines in _common_lines(members).items():
         figures = [line.numbers[line.main] for line in lines]
+        is_same = len({member.score["data_hash"] for member in members}) == 1
         rows.append(
             {
                 "group": group,
@@ -70,6 +73,7 @@ def _rows(group: str, members: list[Evaluation]) -> list[dict[str, Any]]:
                 "figure": lines[0].main,
                 "mean": float(np.mean(figures)),
                 "deviation": float(np.std(figures, ddof=1)) if len(figures) > 1 else None,
+                "interval": _interval([line.value_M for line in lines]) if is_same else None,
                 **{
                     key: float(np.mean([line.numbers[key] for line in lines]))
                     for key in ("balanced_accuracy", "macro_f1", "majority")
@@ -78,6 +82,11 @@ def _rows(group: str, members: list[Evaluation]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _interval(value_RM: list[NDArray[np.float64]]) -> list[float]:
+    """Of the mean over runs and images, in percent."""
+    return [100 * end for end in interval_of_mean(np.mean(value_RM, 0))]
 
 
 def _common_lines(members: list[Evaluation]) -> dict[str, list[Line]]:
@@ -106,7 +115,7 @@ def _differences(groups: dict[str, list[Evaluation]]) -> list[dict[str, Any]]:
                     "line": line,
                     "figure": lines[0].main,
                     "difference": 100 * float(difference_M.mean()),
-                    "interval": [100 * end for end in interval_of_mean(difference_M)],
+                    "interval": _interval([difference_M]),
                 }
             )
     return found

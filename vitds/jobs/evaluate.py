@@ -57,7 +57,7 @@ def evaluate(
     paths = [str(Path(name)) for name in names]  # runs/a/ is runs/a
     if twice := [name for name in paths if paths.count(name) > 1]:
         raise UsageError(f"{twice[0]} is given {paths.count(twice[0])} times; leave one")
-    evaluations = [_evaluated(kind, name, data, bank) for name in names]
+    evaluations = [evaluated(kind, name, data, bank) for name in names]
     if more:
         result = compared(kind, evaluations)
     else:
@@ -95,8 +95,8 @@ def _of_run(
     return measured.numbers
 
 
-def _evaluated(kind: str, name: str, data: str | None, bank: str | None) -> Evaluation:
-    """Open one model and the files, evaluate, and keep what was found."""
+def evaluated(kind: str, name: str, data: str | None = None, bank: str | None = None) -> Evaluation:
+    """Open one model and the files, evaluate, and keep what was found; words and errors as of `evaluate`."""
     model = open_model(name)
     settings = model.settings.data
     query = _labelled("data", data, (settings.test,) if settings.test else (), "test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -171,6 +171,30 @@ def _peak(settings: Settings, ds: DsConfig, sizes: ModuleSizes, rows: int, gpus:
     """Bytes of one GPU with another micro batch."""
     other = settings.model_copy(update={"batch": settings.batch.model_copy(update={"micro_images": images})})
     return plan_memory(make_case(other, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)).peak
+
+
+class Peak(NamedTuple):
+    """What a training takes at least: bytes of a GPU, and numbers that it trains."""
+
+    bytes: int
+    weights: int
+
+
+def peak_bytes(settings: Settings, images: int, classes: int) -> Peak:
+    """Of one GPU with the smallest micro batch, for any method.
+
+    Args:
+        settings: with their `auto`.
+        images: N, of the training file.
+        classes: C.
+    """
+    ds, rows = load_ds_config(None), method_class(settings.method).rows(SetSize(images, classes))
+    with torch.device("meta"):
+        backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
+    sizes = module_sizes(backbone, settings)
+    smallest = micro_choices(settings, 1)[0]
+    resolved = _resolve(settings, ds, sizes, rows, smallest)
+    return Peak(_peak(resolved, ds, sizes, rows, 1, smallest), sizes.numbers + rows * sizes.width)
 
 
 def _time(

@@ -14,7 +14,7 @@ from vitds.errors import ResourceError, RunError, UsageError
 from vitds.jobs.compare import group_of
 from vitds.jobs.gallery import Files, gallery
 from vitds.report.overview import result, settings_leaves, shown
-from vitds.report.page import page_of_run, page_of_runs
+from vitds.report.page import ResultTable, page_of_experiment, page_of_run, page_of_runs
 from vitds.runs.directory import Run, write_atomic
 from vitds.terminal import say
 
@@ -49,6 +49,21 @@ def write_report(run: str, *more: str, out: str | Path | None = None) -> Path:
         raise ResourceError(f"`out={path}`: there is no folder {path.parent}; make it first")
     _write(path, html)
     return path
+
+
+def write_experiment_report(
+    result: ResultTable, runs: Sequence[str], drawn: Sequence[str], out: Path
+) -> None:
+    """Write the page of an experiment.
+
+    Args:
+        result: on top.
+        runs: finished run directories, all of them.
+        drawn: those whose curves are shown.
+        out: the HTML file.
+    """
+    table = _table([_opened(name) for name in runs])
+    _write(out, page_of_experiment(result, [_opened(name) for name in drawn], table))
 
 
 def _write(path: Path, html: str) -> None:

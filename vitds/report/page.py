@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -51,6 +52,7 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
         [run],
         SECTIONS,
         several=None,
+        result=None,
         run=facts,
         pictures=dict.fromkeys(PICTURES) | pictures,
         missing=f"Not shown here, as the images are not at hand: {pictures.get('missing')}.",
@@ -69,7 +71,45 @@ def page_of_runs(runs: Sequence[Run], table: dict[str, Any]) -> str:
         runs: finished.
         table: of jobs/report.py: `keys` of the settings that differ, `rows`, `groups`.
     """
-    return _rendered(f"{len(runs)} runs", runs, SECTIONS_OF_SEVERAL, several=table)
+    return _rendered(f"{len(runs)} runs", runs, SECTIONS_OF_SEVERAL, several=table, result=None)
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """What stands on top of an experiment's page.
+
+    Attributes:
+        title: of the page.
+        caption: of the table: what the figures are.
+        columns: headings; the first is of the rows' names.
+        rows: as text.
+        notes: paragraphs below it.
+        picture: PNG, drawn from the same figures; None for none.
+    """
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    picture: bytes | None = None
+
+    @property
+    def picture_url(self) -> str:
+        """For the page, which asks for no other file."""
+        return f"data:image/png;base64,{base64.b64encode(self.picture or b'').decode()}"
+
+
+def page_of_experiment(result: ResultTable, runs: Sequence[Run], table: dict[str, Any]) -> str:
+    """The HTML of an experiment: its result, all runs, and the curves of some.
+
+    Args:
+        result: the table on top.
+        runs: whose curves are drawn.
+        table: of all runs, as for page_of_runs.
+    """
+    sections = {"experiment": "Result", **SECTIONS_OF_SEVERAL}
+    return _rendered(result.title, runs, sections, several=table, result=result)
 
 
 def _rendered(title: str, runs: Sequence[Run], sections: dict[str, str], **parts: Any) -> str:

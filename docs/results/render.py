@@ -1,0 +1,95 @@
+"""Write docs/results.md from its template and the rows beside this file: python docs/results/render.py
+
+page.md.jinja is the text. Each NAME.json is a row (vitds/jobs/result_rows.py); add.py writes them.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from vitds.jobs.result_rows import Row, RowFigure, read_row
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER.parent / "results.md"
+
+
+def page(folder: Path = FOLDER) -> str:
+    """The text of docs/results.md.
+
+    Args:
+        folder: of the rows.
+    Raises: DataError if a row cannot be read.
+    """
+    rows = [row for row in map(read_row, sorted(folder.glob("*.json"))) if row.held_out or row.test]
+
+    def of(name: str) -> list[Row]:
+        return [row for row in rows if row.table == name]
+
+    def others(*names: str) -> list[str]:
+        return sorted({row.table for row in rows} - set(names))
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("page.md.jinja").render(
+        table=lambda name, seconds="seconds": _table(of(name), seconds),
+        commands=lambda name: "\n".join(_commands(of(name))),
+        others=others,
+    )
+    return text.strip() + "\n"
+
+
+def _table(rows: list[Row], seconds: str) -> str:
+    """A row a line; the columns of a split that nothing was measured on are left out."""
+    if not rows:
+        return "Nothing was run yet."
+    splits = [split for split in ("held_out", "test") if any(getattr(row, split) for row in rows)]
+    headings = [part for split in splits for part in (f"{split.replace('_', '-')} top-1", "95 %")]
+    lines = [["", *headings, "seeds", seconds], ["---"] * (len(headings) + 3)]
+    for row in rows:
+        cells = [cell for split in splits for cell in _cells(getattr(row, split))]
+        took = "" if row.seconds is None else f"{row.seconds:,.0f}"
+        lines.append([row.title, *cells, str(len(row.seeds)), took])
+    majority = [_majority([getattr(row, split) for row in rows]) for split in splits]
+    lines.append(["always the most frequent class", *(cell for m in majority for cell in (m, "")), "", ""])
+    return "\n".join(_line(cells) for cells in lines)
+
+
+def _line(cells: list[str]) -> str:
+    if set(cells) == {"---"}:
+        return f"|{'|'.join(cells)}|"
+    return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+
+def _cells(figure: RowFigure | None) -> list[str]:
+    if figure is None:
+        return ["", ""]
+    spread = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
+    low, high = figure.interval
+    return [f"{figure.mean:.1f}{spread} %", f"{low:.1f} to {high:.1f}"]
+
+
+def _majority(figures: list[RowFigure | None]) -> str:
+    return f"{max(figure.majority for figure in figures if figure):.1f} %"
+
+
+def _commands(rows: list[Row]) -> list[str]:
+    """What trains each row, without names of runs but that of the pretraining."""
+    lines: list[str] = []
+    for row in rows:
+        for number, stage in enumerate(row.stages):
+            words = ["vitds", stage.command, "--recipe", stage.recipe]
+            words += ["--data", "my-train.beton", "--test", "my-test.beton"]
+            words += ["--init", "runs/pre"] if number else []
+            words += ["--epochs", str(stage.epochs)]
+            words += [word for setting in stage.set for word in ("--set", setting)]
+            lines.append(f"    {shlex.join(words)}")
+    return list(dict.fromkeys(lines))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE)

@@ -1,0 +1,128 @@
+"""`vitds compare`: methods at equal epochs, compute or minutes, at toy length on the digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.toy import flagged
+from vitds.cli import main
+from vitds.jobs.fit_plan import Speed
+from vitds.runs.directory import Run, read_json
+
+BATCH = ("batch.global_images=24", "batch.chunk_images=12")
+
+
+def words(files: tuple[str, str], out: Path, **changes: str) -> list[str]:
+    flags = {"data": files[0], "test": files[1], "methods": METHODS, "amount": "1", "seeds": "1"}
+    flags |= {"finetune_recipe": "finetune_digits", "finetune_epochs": "2", "out": str(out)} | changes
+    return ["compare", *flagged(flags), *(word for setting in BATCH for word in ("--set", setting))]
+
+
+METHODS = "idmm=idmm_digits,mocov3=mocov3_digits,scratch"
+
+
+@pytest.fixture(scope="module")
+def comparison(digit_files, tmp_path_factory, ran) -> Path:
+    """A finished one of one seed."""
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    assert main(words(digit_files, out)) == 0
+    assert len(ran) == 5
+    return out
+
+
+def test_each_method_is_pretrained_by_its_recipe_and_all_are_fine_tuned_alike(comparison: Path) -> None:
+    runs = {path.parent.name: Run(path) for path in comparison.glob("*/finetune-seed0")}
+    assert runs.keys() == {"idmm", "mocov3", "scratch"}
+    pretrained = [Run(comparison / name / "pretrain-seed0").settings for name in ("idmm", "mocov3")]
+    assert [(each.method, each.epochs) for each in pretrained] == [("idmm", 1), ("mocov3", 1)]
+    assert [runs[name].settings.epochs for name in runs] == [3 if name == "scratch" else 2 for name in runs]
+    one, other = runs["idmm"].settings, runs["mocov3"].settings
+    assert one.model_copy(update={"init": other.init}) == other
+    assert runs["scratch"].settings.init is None
+
+
+def test_the_table_has_neighbours_linear_classifier_and_fine_tuning(comparison: Path) -> None:
+    result = read_json(comparison / "comparison.json")
+    assert list(result["measures"]) == ["knn", "linear", "finetuned"]
+    by_arm = {arm["arm"]: arm for arm in result["arms"]}
+    assert by_arm["scratch"]["knn"] is None and by_arm["scratch"]["linear"] is None
+    for name in ("idmm", "mocov3"):
+        linear = json.loads((comparison / name / "pretrain-seed0/analysis/linear.json").read_text())
+        assert by_arm[name]["linear"]["mean"] == pytest.approx(linear["top1"])
+        assert by_arm[name]["finetuned"]["mean"] == Run(comparison / name / "finetune-seed0").summary["top1"]
+    assert "Methods at equal epochs" in (comparison / "report.html").read_text()
+
+
+def plan(
+    data: tuple[str, str], out: Path, capsys: pytest.CaptureFixture[str], **changes: str
+) -> list[list[str]]:
+    """The rows of a plan: arm, training, views, x, px, images, epochs, steps, units."""
+    assert main([*words(data, out, **changes), "--plan"]) == 0
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    return [line for line in lines if line[1:2] in (["pretrain"], ["finetune"])]
+
+
+def test_equal_compute_counts_views_pixels_and_teachers(digit_files, tmp_path: Path, capsys) -> None:
+    one, tuned, other, _, scratch = plan(
+        digit_files, tmp_path / "a", capsys, budget="compute", amount="60", methods=METHODS
+    )
+    units = [float(row[-1].replace(",", "")) for row in (one, tuned, other, scratch)]
+    assert units[0] == pytest.approx(60, rel=0.05) and units[2] == pytest.approx(60, rel=0.05)
+    assert int(one[6]) / int(other[6]) == pytest.approx(4 * 2 / (6 * 3 / 2), rel=0.1)
+    assert units[3] == pytest.approx(60 + units[1], rel=0.05)
+
+
+def test_equal_minutes_go_by_the_speed_of_this_machine(
+    digit_files, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitds.jobs.experiment.measure", lambda *_: Speed(epoch_s=10.0, around_s=30.0))
+    rows = plan(digit_files, tmp_path / "a", capsys, budget="minutes", amount="3")
+    # (180 - 30) / 10 epochs; scratch also has the 30 + 2 * 10 seconds of the fine-tuning.
+    assert [int(row[6]) for row in rows] == [15, 2, 15, 2, 20]
+
+
+def test_a_backbone_is_for_all_stages_and_takes_no_options_of_another(digit_files, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["compare", "--data", digit_files[0], "--test", digit_files[1], "--out", str(out)]
+    command += ["--methods", METHODS, "--finetune_recipe", "finetune_digits", "--amount", "1", "--plan"]
+    assert main([*command, "--backbone", "no_such_net"]) == 2
+    patch = [word for flag in ("--set", "--finetune_set") for word in (flag, "views.crop_px=32")]
+    assert main([*command, "--set", "backbone.patch_drop=0", "--backbone", "resnet18", *patch]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"methods": "idm"}, 2, "--methods: idm is unknown; did you mean idmm?"),
+        ({"methods": "supervised"}, 2, "--methods: supervised is unknown"),
+        ({"methods": "idmm,idmm"}, 2, "idmm is given twice; leave one"),
+        ({"methods": ","}, 2, "--methods is empty; name some of idmm, "),
+        ({"methods": "simclr"}, 2, "simclr has no recipe that ends in photos_cpu"),
+        ({"methods": "simclr=idmm_digits"}, 2, "recipe idmm_digits is of method idmm, not simclr"),
+        ({"methods": "idmm=photos_cpu,mocov3=mocov3_digits"}, 2, "name one for all with --backbone"),
+        ({"amount": "0"}, 2, "--amount 0: must be more than 0"),
+        ({"amount": "1.5"}, 2, "--amount 1.5: of epochs it must be a whole number"),
+        ({"amount": "0.1", "budget": "compute"}, 2, "Give at least that"),
+        ({"data": "absent.beton"}, 3, "absent.beton: cannot be opened"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_a_line_before_anything_runs(
+    digit_files, tmp_path: Path, capsys, changes: dict[str, str], status: int, said: str
+) -> None:
+    assert main(words(digit_files, tmp_path / "out", **changes)) == status
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_usual_recipe_is_that_of_the_images(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = {"data": "digits", "test": "digits", "methods": "idmm,simclr", "amount": "2", "out": "out"}
+    assert (
+        main(["compare", *(word for pair in flags.items() for word in (f"--{pair[0]}", pair[1])), "--plan"])
+        == 0
+    )
+    assert "12 runs" in capsys.readouterr().out

@@ -1,0 +1,191 @@
+"""`vitds compare`: pretraining methods beside each other, at equal epochs, equal compute or equal minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vitds.config.experiment_flags import CompareFlags
+from vitds.config.load import load_settings
+from vitds.config.methods import METHODS
+from vitds.config.names import did_you_mean
+from vitds.config.recipes import list_recipes, read_recipe
+from vitds.config.tree import Settings
+from vitds.data.beton import BetonFile
+from vitds.data.digits import NAME as DIGITS
+from vitds.errors import SettingsError, UsageError
+from vitds.jobs.data_files import open_file
+from vitds.jobs.experiment import (
+    Arm,
+    Json,
+    Training,
+    asked_for,
+    begun_or_new,
+    carry_out,
+    planned_training,
+    print_plan,
+    training_speed,
+    with_epochs,
+)
+from vitds.jobs.experiment_result import FINETUNED, KNN, LINEAR, report, result_of
+from vitds.plan.units import units_of_epoch
+
+SCRATCH = "scratch"  # in place of a method
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a training costs, in units of the budget: a fixed part, and a part for each epoch."""
+
+    unit: str
+    fixed: float
+    an_epoch: float
+
+
+def run_comparison(flags: CompareFlags) -> Json | None:
+    """Run all arms and print their table.
+
+    Returns: what OUT/comparison.json holds; None of a plan.
+    Raises: UsageError for an unknown method or a budget below one epoch; SettingsError for recipes that do
+        not go together; DataError for files that cannot be used; RunError if `out` holds something else.
+    """
+    if not flags.amount > 0:
+        raise UsageError(f"`amount={flags.amount:g}`: must be more than 0.")
+    if flags.budget == "epochs" and not flags.amount.is_integer():
+        raise UsageError(f"`amount={flags.amount:g}`: of epochs it must be a whole number.")
+    train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
+    asked = asked_for(flags, [train, test])
+    experiment = begun_or_new("comparison", flags.out, flags.seeds, asked, lambda: _arms(flags, train, test))
+    if flags.plan:
+        print_plan(experiment)
+        return None
+    carry_out(experiment)
+    result = result_of(experiment, (KNN, LINEAR, FINETUNED))
+    report(experiment, result, f"Methods at equal {flags.budget}")
+    return result
+
+
+def _arms(flags: CompareFlags, train: BetonFile, test: BetonFile) -> list[Arm]:
+    """One of each method, in the order given; random weights where it says so."""
+    kind = _kind(train)
+    recipes = _recipes(flags.methods, kind)
+    files = {"data": flags.data, "test": flags.test}
+    pretrainings = {
+        name: _pretraining(flags, name, recipe, files)
+        for name, recipe in recipes.items()
+        if recipe is not None
+    }
+    backbones = {settings.backbone.name: name for name, settings in pretrainings.items()}
+    if len(backbones) > 1:
+        (first, one), (second, other), *_ = backbones.items()
+        raise SettingsError(
+            f"the recipe of {one} has backbone {first}, that of {other} {second}; name one for all with "
+            "--backbone"
+        )
+    tuned = load_settings(
+        recipe=flags.finetune_recipe or _usual_recipe(None, kind),
+        command="finetune",
+        assignments=flags.finetune_set,
+        flags=files | {"epochs": flags.finetune_epochs},
+        extra=_of_backbone(flags, next(iter(pretrainings.values()), None)),
+    )
+    finetune = planned_training("finetune", tuned)
+    planned = {name: planned_training("pretrain", settings) for name, settings in pretrainings.items()}
+    arms = []
+    for name in recipes:
+        if name in planned:
+            price = _price(flags, planned[name], test)
+            trainings = (_filled(planned[name], price, flags.amount), finetune)
+        else:
+            price = _price(flags, finetune, test)
+            own = price.fixed + finetune.settings.epochs * price.an_epoch
+            trainings = (_filled(finetune, price, flags.amount + own),)
+        arms.append(Arm(name, name, trainings))
+    return arms
+
+
+def _pretraining(flags: CompareFlags, method: str, recipe: str, files: dict[str, str]) -> Settings:
+    is_other = flags.backbone not in (None, read_recipe(recipe).get("backbone", {}).get("name"))
+    network = {"backbone": {"name": flags.backbone, "options": {}}} if is_other else {}
+    settings = load_settings(
+        recipe=recipe, command="pretrain", assignments=flags.set, flags=files, extra=network
+    )
+    if settings.method != method:
+        raise SettingsError(f"`methods`: recipe {recipe} is of method {settings.method}, not {method}")
+    return settings
+
+
+def _of_backbone(flags: CompareFlags, pretrained: Settings | None) -> dict[str, Json]:
+    """The network of the fine-tuning: that of the pretraining; without one, the one that is asked for."""
+    if pretrained is not None:
+        return {"backbone": {key: getattr(pretrained.backbone, key) for key in ("name", "options")}}
+    return {} if flags.backbone is None else {"backbone": {"name": flags.backbone, "options": {}}}
+
+
+def _kind(train: BetonFile) -> str:
+    """How the names of recipes end that suit these images and this machine."""
+    if train.manifest.sources == (DIGITS,):
+        return "digits"
+    return "deit_tiny" if torch.cuda.is_available() else "photos_cpu"
+
+
+def _recipes(methods: str, kind: str) -> dict[str, str | None]:
+    """Method -> its recipe; None for random weights.
+
+    Raises: UsageError for no method, an unknown one, or one given twice; SettingsError for one without a
+        recipe for these images.
+    """
+    words = [word.strip() for word in methods.split(",") if word.strip()]
+    found: dict[str, str | None] = {}
+    known = [name for name, facts in METHODS.items() if facts.command == "pretrain"]
+    for name, _, recipe in (word.partition("=") for word in words):
+        if name not in (*known, SCRATCH):
+            raise UsageError(f"`methods`: {name} is unknown; {did_you_mean(name, [*known, SCRATCH])}")
+        if name in found:
+            raise UsageError(f"`methods`: {name} is given twice; leave one")
+        found[name] = None if name == SCRATCH else recipe or _usual_recipe(name, kind)
+    if not found:
+        raise UsageError(f"`methods` is empty; name some of {', '.join([*known, SCRATCH])}")
+    return found
+
+
+def _usual_recipe(method: str | None, kind: str) -> str:
+    """A method's recipe for a kind of images; of None that of the fine-tuning.
+
+    Raises: SettingsError if there is none (names the method's recipes).
+    """
+    if method is None:
+        return f"finetune_{'deit_tiny_224' if kind == 'deit_tiny' else kind}"
+    own = [name for name, _ in list_recipes() if read_recipe(name)["method"] == method]
+    for name in (f"{method}_{kind}", kind):
+        if name in own:
+            return name
+    raise SettingsError(
+        f"{method} has no recipe that ends in {kind}, as these images on this machine ask for; name one, as "
+        f"in {method}=RECIPE. It has {', '.join(own)}"
+    )
+
+
+def _filled(training: Training, price: Price, amount: float) -> Training:
+    """With the epochs that an amount gives.
+
+    Raises: UsageError if that is not one (says how much is).
+    """
+    least = price.fixed + price.an_epoch
+    if amount < least:
+        raise UsageError(
+            f"`amount={amount:g}`: one epoch of {training.name} by method {training.settings.method} takes "
+            f"{least:.3g} {price.unit}. Give at least that."
+        )
+    return with_epochs(training, round((amount - price.fixed) / price.an_epoch))
+
+
+def _price(flags: CompareFlags, training: Training, test: BetonFile) -> Price:
+    """What a training costs by the flags' budget."""
+    if flags.budget == "epochs":
+        return Price("epochs", 0.0, 1.0)
+    if flags.budget == "compute":
+        return Price("forward units", 0.0, units_of_epoch(training.settings, training.images))
+    speed = training_speed(training, test)
+    return Price("minutes", speed.around_s / 60, speed.epoch_s / 60)

@@ -1,0 +1,112 @@
+"""The rows of docs/results.md: docs/results/NAME.json says how a row was made and what came out.
+
+`vitds reproduce` makes a row again. docs/results/rows.py writes rows and the page.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from vitds.config.methods import Command
+from vitds.errors import DataError
+
+ROWS = Path(__file__).parents[1] / "results"  # a link to docs/results in a checkout, a folder in a wheel
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class RowStage:
+    """One training of a row: the words that start it.
+
+    Attributes:
+        command: pretrain or finetune.
+        recipe: by its name.
+        epochs: of it.
+        set: further settings, KEY=VALUE.
+    """
+
+    command: Command
+    recipe: str
+    epochs: int
+    set: tuple[str, ...] = ()
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class RowFigure:
+    """Top-1 in percent.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: over the seeds; None of one.
+        interval: 95 %, of the mean.
+        majority: of always answering the most frequent class.
+    """
+
+    mean: float
+    deviation: float | None
+    interval: tuple[float, float]
+    majority: float
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Row:
+    """A row of the results.
+
+    Attributes:
+        title: as the page has it.
+        table: in which of the page's tables it stands.
+        set: the published set, as `vitds data build` knows it.
+        side: short side in pixels that it was built with.
+        stages: in order; each begins from the weights of the one before.
+        seeds: of the runs; none where it was not run.
+        seconds: of one seed, all stages.
+        held_out: top-1 on images held out of the training images.
+        test: top-1 on the official test images.
+    """
+
+    title: str
+    table: str
+    set: str
+    side: int
+    stages: tuple[RowStage, ...]
+    seeds: tuple[int, ...] = ()
+    seconds: float | None = None
+    held_out: RowFigure | None = None
+    test: RowFigure | None = None
+
+
+ROW_JSON: TypeAdapter[Row] = TypeAdapter(Row)
+
+
+def read_row(path: Path) -> Row:
+    """Raises: DataError if the file is missing or is no row (names the file and what is wrong)."""
+    try:
+        return ROW_JSON.validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path} is no row of results: {place}: {first['msg']}") from None
+
+
+def figure_text(figure: RowFigure | None) -> str:
+    """`33.3 ± 0.4 % (28.4 to 37.5)`."""
+    if figure is None:
+        return "not measured"
+    spread = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
+    low, high = figure.interval
+    return f"{figure.mean:.1f}{spread} % ({low:.1f} to {high:.1f})"
+
+
+def stored_text(row: Row) -> str:
+    """What a row says, in a line."""
+    seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) != 1)}"
+    if row.test is not None:
+        return f"{figure_text(row.test)}, {seeds}"
+    if row.held_out is not None:
+        return f"not measured on the test images; on held-out ones {figure_text(row.held_out)}, {seeds}"
+    return "not run yet"

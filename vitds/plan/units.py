@@ -1,0 +1,26 @@
+"""What a training costs in forward units, so that methods and arms can be given equal compute.
+
+One unit is a forward pass of the backbone over one crop of 224 x 224 pixels. Smaller crops count by their
+pixels, dropped patches not at all. Heads, projectors and the cutting of crops are not counted.
+"""
+
+from __future__ import annotations
+
+from vitds.config.methods import METHODS
+from vitds.config.tree import Settings
+from vitds.data.order import steps_per_epoch
+
+UNIT_PX = 224 * 224
+
+
+def units_of_epoch(settings: Settings, images: int) -> float:
+    """Of one pass over the training images, with those that pad its last step.
+
+    Args:
+        settings: of the training.
+        images: N, the images that it trains on.
+    """
+    batch, views = settings.batch, settings.views
+    seen = steps_per_epoch(images, batch.global_images) * batch.global_images * views.count
+    a_view = METHODS[settings.method].forwards * (1 - settings.backbone.patch_drop)
+    return seen * a_view * views.crop_px**2 / UNIT_PX
