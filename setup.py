@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
-# Where launch/setup_env.sh keeps libjpeg-turbo: below a checkout, or below the environment that a wheel was
-# installed into. Where neither folder exists, compiler and loader take the system's.
-NATIVE_FOLDERS = ["$ORIGIN/../../.venv/native/lib", "$ORIGIN/../../../../../native/lib"]
+# Where libjpeg-turbo is: beside the kernels in a wheel of launch/pack_offline.sh; where launch/setup_env.sh
+# keeps it, below a checkout, or below the environment that a wheel was installed into. Where none of them
+# has it, compiler and loader take the system's.
+NATIVE_FOLDERS = ["$ORIGIN", "$ORIGIN/../../.venv/native/lib", "$ORIGIN/../../../../../native/lib"]
 
 # Plain shared libraries that Python loads with ctypes. They are declared as extensions so that an ordinary
 # installation compiles them.
@@ -31,4 +33,12 @@ softmax = Extension(
     extra_link_args=["-fopenmp", "-Wl,--no-undefined"],
 )
 
-setup(ext_modules=[pixels, softmax])
+
+class AnyPythonsWheel(bdist_wheel):
+    """Plain shared libraries know nothing of Python, so the wheel fits any Python on this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=[pixels, softmax], cmdclass={"bdist_wheel": AnyPythonsWheel})

@@ -100,10 +100,13 @@ def pipelines(file: BetonFile, settings: Settings) -> dict[str, Callable[[], Ite
     boxes = tuple(ViewGroup(name=group.name, views=group.views, scale=group.scale) for group in views.groups)
     crops = Views(crop_px=views.crop_px, filter=views.filter, groups=boxes)
     plain = settings.model_copy(update={"views": crops})
-    return {
-        "reference": lambda: reference(file, settings),
+    with_ffcv = {
         "ffcv_per_view": lambda: ffcv_per_view(file, settings),
         "torch_kernel": lambda: torch_kernel(file, settings),
+    }
+    return {
+        "reference": lambda: reference(file, settings),
+        **(with_ffcv if imdecode is not None else {}),  # a pack for offline machines is without it
         "crops": lambda: ours(file, plain),
         "complete_u8": lambda: ours(file, settings),
         "complete_f32": lambda: ours(file, settings, torch.float32),
