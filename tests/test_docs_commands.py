@@ -118,6 +118,11 @@ def test_the_pages_have_commands() -> None:
     }
 
 
+def several(folded: str) -> tuple[str, ...]:
+    """The values of a flag that may be repeated."""
+    return tuple(json.loads(folded))
+
+
 @pytest.mark.parametrize("line", commands(), ids=lambda line: f"{line.page}: {line.command}")
 def test_a_command_of_the_pages_has_words_and_settings_that_are_taken(
     line: Line, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,7 +133,7 @@ def test_a_command_of_the_pages_has_words_and_settings_that_are_taken(
     if name not in ("vitds pretrain", "vitds finetune") or "epochs=0" in line.command:
         return
     given = dict(word.removeprefix("--").split("=", 1) for word in checked)
-    kinds = {"data": json.loads, "set": json.loads, "epochs": int, "seed": int, "hold_out": float}
+    kinds = {"data": several, "set": several, "epochs": int, "seed": int, "hold_out": float}
     flags = TrainFlags(**{key: kinds.get(key, str)(value) for key, value in given.items()})
     for file in (*flags.data, flags.test, flags.init):
         assert file is None or (folder / file).exists(), f"{file} is named by {line}"

@@ -259,7 +259,7 @@ def test_a_card_says_what_the_weights_are_made_of(exported, used_runs, digit_fil
         "1 epochs from random weights",
         f"| class head | {summary['top1']:.2f} | "
         f"{summary['top1_interval'][0]:.2f} to {summary['top1_interval'][1]:.2f} | ",
-        f"On `{digit_files[1]}`, by the run itself",
+        f"on `{digit_files[1]}`, by the run itself",
         "trained on 1 rank(s) with ZeRO 0",
     ):
         assert part in text
