@@ -196,5 +196,5 @@ def test_fine_tuning_goes_on_at_twice_the_side(on_two_ranks: Path, digit_files, 
         init=str(on_two_ranks / "stage 0"),
         **TRAINED | {"views__crop_px": 64},
     )
-    assert "pos_embed from [1, 5, 256] to [1, 17, 256]" in capsys.readouterr().err
+    assert "pos_embed from [1, 5, 256] to [1, 17, 256]" in capsys.readouterr().out
     assert 0 <= run.summary["top1"] <= 100

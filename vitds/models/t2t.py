@@ -126,6 +126,16 @@ class TransformerLayer(TokenLayer):
         ]
 
 
+def soft_split(map_MCSS: Float[Tensor, "M C S S"], side: int, stride: int) -> Float[Tensor, "M T w"]:
+    """Windows of side x side, one every `stride`, that overlap and reach beyond the border.
+
+    Contiguous, as a norm would make them anyway: torch.compile expects of a norm the strides of what enters.
+    """
+    return (
+        unfold(map_MCSS, side, stride=stride, padding=(side - stride + 1) // 2).transpose(1, 2).contiguous()
+    )
+
+
 class TokensToToken(nn.Module):
     """Crops to patches, in the place of a Vision Transformer's patch projection.
 
@@ -154,12 +164,12 @@ class TokensToToken(nn.Module):
 
     def forward(self, image_M3SS: Float[Tensor, "M C S S"]) -> Float[Tensor, "M P D"]:
         """Three soft splits, a token layer after each of the first two."""
-        window_MTw = unfold(image_M3SS, 7, stride=4, padding=2).transpose(1, 2)
+        window_MTw = soft_split(image_M3SS, 7, stride=4)
         for layer in self.layers:
             token_MTd = checkpoint(layer, window_MTw) if self.grad_checkpointing else layer(window_MTw)
             side = math.isqrt(token_MTd.shape[1])
             map_Mdss = token_MTd.transpose(1, 2).unflatten(2, (side, side))
-            window_MTw = unfold(map_Mdss, 3, stride=2, padding=1).transpose(1, 2)
+            window_MTw = soft_split(map_Mdss, 3, stride=2)
         return self.proj(window_MTw)
 
 
