@@ -14,7 +14,8 @@ from tests.engine.training import SMALL, small_losses
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
-from vitds.engine import memory, resolve
+from vitds.engine import attention, memory, resolve
+from vitds.engine.attention import resolve_attention
 from vitds.engine.process import own_cores
 from vitds.engine.resolve import (
     padding_note,
@@ -119,6 +120,7 @@ def test_resolved_settings_hold_no_auto() -> None:
         resolved.engine.compile,
         resolved.batch.micro_images,
         resolved.data.workers,
+        resolved.engine.attention,
         resolved.head.kind,
     )
 
@@ -226,3 +228,38 @@ def test_a_micro_batch_on_a_card_leaves_room_for_head_optimizer_and_buckets(
     assert memory.run_bytes(tried + 10**10, plan) >= plan.moments["backward"] + 10**10
     head = sum(part.bytes for part in plan.parts if "head" in part.name and "backward" in part.moments)
     assert memory.run_bytes(0.0, plan) > head > 10**8
+
+
+def test_attention_is_torchs_own_choice_on_a_cpu_where_a_cards_kernel_is_refused() -> None:
+    words = {"crops": 8, "precision": "fp32", "is_deterministic": False, "device": CPU}
+    assert resolve_attention("auto", None, **words) == "torch"
+    with pytest.raises(ResourceError, match="engine.attention is flash, which is for GPUs"):
+        resolve_attention("flash", None, **words)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({"torch": 1.0, "flash": 0.9, "cudnn": 0.8}, "cudnn"),
+        ({"torch": 1.0, "flash": 0.97, "cudnn": float("inf")}, "torch"),
+        ({"torch": 1.0, "flash": 2.0}, "torch"),
+    ],
+    ids=str,
+)
+def test_another_kernel_than_torchs_own_choice_has_to_be_worth_it(
+    seconds: dict[str, float], chosen: str
+) -> None:
+    assert attention.fastest(seconds) == chosen
+
+
+def test_a_kernel_is_chosen_for_as_long_as_a_run_lasts() -> None:
+    def switched_on() -> set[str]:
+        return {name for name, (is_on, _) in attention.SWITCHES.items() if is_on()}
+
+    before = switched_on()
+    with attention.attention_as_before():
+        attention.use_attention("torch")
+        assert switched_on() == before
+        attention.use_attention("cudnn")
+        assert switched_on() == {"cudnn", "math"}
+    assert switched_on() == before

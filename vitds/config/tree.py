@@ -234,6 +234,7 @@ class Engine(Section):
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    attention: Literal["auto", "torch", "flash", "efficient", "cudnn", "math"] = "auto"
     activation_checkpointing: bool = False
     deterministic: bool = False
 

@@ -21,6 +21,7 @@ from vitds.config.tree import Optimizer, Settings
 from vitds.engine.process import wait_for_slow_ranks
 from vitds.errors import SettingsError
 from vitds.methods.base import Method
+from vitds.models.patches import multiply_patches
 from vitds.plan.case import reduce_bucket
 
 
@@ -115,6 +116,10 @@ def build_engine(
     # The student alone: a teacher runs without gradients, and so keeps nothing.
     if settings.engine.activation_checkpointing:
         module.backbone.set_grad_checkpointing(True)
+    # Not under ZeRO-3, whose hooks know the weight by the layer that multiplies with it.
+    if device.type == "cuda" and ds.zero_stage != 3:
+        for backbone in method.backbones:
+            multiply_patches(backbone)
     if settings.engine.compile == "on":
         # In place, so no parameter changes its name; a checkpoint has them by name.
         for backbone in method.backbones:

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as td
 
 from vitds import dist
+from vitds.engine.attention import attention_as_before
 from vitds.errors import ResourceError
 from vitds.launcher import Place, read_meeting, read_place, whole_number
 
@@ -104,7 +105,8 @@ def joined_ranks() -> Iterator[torch.device]:
     try:
         device = start_ranks()
         # The run seeds torch's generators; a caller gets its own back.
-        with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+        cards = [device.index] if device.type == "cuda" else []
+        with torch.random.fork_rng(cards), attention_as_before():
             yield device
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)

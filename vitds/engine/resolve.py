@@ -15,7 +15,8 @@ from vitds import dist
 from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps, steps_per_epoch
-from vitds.engine.memory import largest_micro_on_gpu
+from vitds.engine.attention import resolve_attention
+from vitds.engine.memory import largest_micro_on_gpu, module_sizes
 from vitds.engine.process import own_cores
 from vitds.errors import ResourceError
 from vitds.launcher import read_place
@@ -80,7 +81,7 @@ def _cpu_bf16_is_fast() -> bool:
 def resolve_settings(
     settings: Settings, backbone: nn.Module, *, ds: DsConfig, device: torch.device, rows: int, images: int
 ) -> Settings:
-    """Fill precision, micro batch, head, compile and the loader's threads.
+    """Fill precision, micro batch, head, compile, attention and the loader's threads.
 
     Args:
         settings: as given; an `auto` stands for what is chosen here.
@@ -104,7 +105,20 @@ def resolve_settings(
     )
     # The micro batch last: it gets what all else leaves of the memory.
     micro = resolve_micro_images(resolved, backbone, ds, device, rows)
-    return resolved.model_copy(update={"batch": settings.batch.model_copy(update={"micro_images": micro})})
+    attention = resolve_attention(
+        engine.attention,
+        module_sizes(backbone, resolved).vit,
+        crops=micro * settings.views.count,
+        precision=precision,
+        is_deterministic=engine.deterministic,
+        device=device,
+    )
+    return resolved.model_copy(
+        update={
+            "batch": settings.batch.model_copy(update={"micro_images": micro}),
+            "engine": engine.model_copy(update={"attention": attention}),
+        }
+    )
 
 
 def resolve_workers(wanted: int | str, device: torch.device, cores: int) -> int:

@@ -24,6 +24,7 @@ from vitds.config.methods import Command
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.loader import TrainLoader
+from vitds.engine.attention import use_attention
 from vitds.engine.build import build_engine
 from vitds.engine.draws import drawing_of
 from vitds.engine.head_shard import HeadShard
@@ -214,6 +215,7 @@ def build_trainer(
     # each step.
     torch.use_deterministic_algorithms(settings.engine.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False
+    use_attention(settings.engine.attention)
     facts = {"rows": rows, "content_hash": file.manifest.content_hash}
     if saved is not None:
         _check_same_data(run, saved, file, facts)
@@ -273,7 +275,8 @@ def _headline(session: Session, trainer: Trainer, file: BetonFile, ds: DsConfig)
         f"{trainer.method.about}, {trainer.total:,} steps of {settings.batch.global_images} images x "
         f"{settings.views.count} views at {settings.views.crop_px} px; {dist.world_size()} rank(s) x "
         f"{trainer.loader.accumulation} micro step(s), ZeRO {ds.zero_stage}, {settings.engine.precision}, "
-        f"compile {settings.engine.compile}, {settings.data.workers} loader thread(s), {session.device}"
+        f"compile {settings.engine.compile}, attention {settings.engine.attention}, "
+        f"{settings.data.workers} loader thread(s), {session.device}"
     )
 
 
