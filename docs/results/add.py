@@ -85,11 +85,10 @@ def row_of(
     figures[split.replace("-", "_")] = _figure(runs, split, CATALOGUE[set_name].counts["test"])
     return Row(
         title=title or (before.title if before else name),
-        table=table or (before.table if before else "more"),
+        table=table or (before.table if before else "more rows"),
         set=set_name,
-        side=before.side if before else read_json(runs[0].path / "data.json")["side_px"],
+        side=read_json(runs[0].path / "data.json")["side_px"],
         stages=stages[0],
-        seeds=tuple(seeds),
         seconds=round(float(took if seconds is None else seconds)),
         **figures,
     )
@@ -149,6 +148,7 @@ def _figure(runs: list[Run], split: str, test_images: int) -> RowFigure:
     top1_R = 100 * right_RM.mean(1)
     low, high = interval_of_mean(right_RM.mean(0))
     return RowFigure(
+        tuple(run.settings.seed for run in runs),
         round(float(top1_R.mean()), 2),
         round(float(top1_R.std(ddof=1)), 2) if len(runs) > 1 else None,
         (round(100 * low, 2), round(100 * high, 2)),

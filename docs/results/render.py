@@ -47,14 +47,14 @@ def _table(rows: list[Row], seconds: str) -> str:
     if not rows:
         return "Nothing was run yet."
     splits = [split for split in ("held_out", "test") if any(getattr(row, split) for row in rows)]
-    headings = [part for split in splits for part in (f"{split.replace('_', '-')} top-1", "95 %")]
-    lines = [["", *headings, "seeds", seconds], ["---"] * (len(headings) + 3)]
+    headings = [part for split in splits for part in (f"{split.replace('_', '-')} top-1", "95 %", "seeds")]
+    lines = [["", *headings, seconds], ["---"] * (len(headings) + 2)]
     for row in rows:
         cells = [cell for split in splits for cell in _cells(getattr(row, split))]
         took = "" if row.seconds is None else f"{row.seconds:,.0f}"
-        lines.append([row.title, *cells, str(len(row.seeds)), took])
+        lines.append([row.title, *cells, took])
     majority = [_majority([getattr(row, split) for row in rows]) for split in splits]
-    lines.append(["always the most frequent class", *(cell for m in majority for cell in (m, "")), "", ""])
+    lines.append(["always the most frequent class", *(cell for m in majority for cell in (m, "", "")), ""])
     return "\n".join(_line(cells) for cells in lines)
 
 
@@ -66,10 +66,10 @@ def _line(cells: list[str]) -> str:
 
 def _cells(figure: RowFigure | None) -> list[str]:
     if figure is None:
-        return ["", ""]
+        return ["", "", ""]
     spread = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
     low, high = figure.interval
-    return [f"{figure.mean:.1f}{spread} %", f"{low:.1f} to {high:.1f}"]
+    return [f"{figure.mean:.1f}{spread} %", f"{low:.1f} to {high:.1f}", str(len(figure.seeds))]
 
 
 def _majority(figures: list[RowFigure | None]) -> str:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tests.experiments.toy import flagged
 from vitds.cli import main
 from vitds.config.load import load_settings
+from vitds.data.catalogue import CATALOGUE
 from vitds.evaluate.bootstrap import interval_of_mean
 from vitds.plan.units import units_of_epoch
 from vitds.runs.directory import Run
@@ -157,6 +158,18 @@ def test_images_without_labels_are_refused(
 ) -> None:
     assert main(words((unlabelled, digit_files[1]), tmp_path / "out")) == 3
     assert "has no labels; training on labels needs two classes or more" in capsys.readouterr().err
+
+
+def test_flowers_have_the_papers_figures_beside_them_with_a_remark(
+    ablation: Path, digit_files, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(words(digit_files, ablation)) == 0
+    assert "published" not in capsys.readouterr().out
+    for half, images in (("train", 52), ("test", 20)):  # as if these were the flowers
+        monkeypatch.setitem(CATALOGUE["flowers102"].counts, half, images)
+    assert main(words(digit_files, ablation)) == 0
+    printed = capsys.readouterr().out
+    assert "69.6" in printed and "79.9" in printed and "Published on Flowers: arXiv:2201.10728" in printed
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.engine.training import small_run
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import UsageError
 from vitds.jobs.experiment import RECORD
-from vitds.jobs.result_rows import ROW_JSON
+from vitds.jobs.result_rows import ROW_JSON, Row
 from vitds.runs.directory import Run
 
 NOTHING_GIVEN = {"title": None, "table": None, "seconds": None}
@@ -31,6 +31,10 @@ def runs(digit_files, tmp_path_factory) -> list[Run]:
     return found
 
 
+def write(row: Row, folder: Path) -> None:
+    (folder / "new.json").write_text(json.dumps(ROW_JSON.dump_python(row, mode="json")))
+
+
 def test_the_page_is_what_its_rows_make() -> None:
     assert PAGE.read_text("utf-8") == page(), "python docs/results/render.py writes it again"
 
@@ -41,7 +45,7 @@ def test_a_row_has_stages_seeds_and_figures_of_its_runs(runs: list[Run], tmp_pat
         ("pretrain", "idmm_digits", 1),
         ("finetune", "finetune_digits", 1),
     ]
-    assert "batch.global_images=24" in row.stages[0].set and row.seeds == (0, 1)
+    assert "batch.global_images=24" in row.stages[0].set and row.held_out.seeds == (0, 1)
     assert not any(word.startswith("backbone.name") for word in row.stages[1].set)
     answers = [load_file(run.path / "analysis/top1-images.safetensors") for run in runs]
     top1 = [100 * float((each["label"] == each["predicted"]).mean()) for each in answers]
@@ -53,10 +57,11 @@ def test_a_row_keeps_what_it_has_of_the_other_split(
     runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = row_of(runs, "new", "held-out", title="A title", table="t", seconds=5, folder=tmp_path)
-    (tmp_path / "new.json").write_text(json.dumps(ROW_JSON.dump_python(before, mode="json")))
+    write(before, tmp_path)
     monkeypatch.setitem(CATALOGUE["flowers102"].counts, "test", 20)
     after = row_of(runs, "new", "test", **NOTHING_GIVEN, folder=tmp_path)
     assert (after.title, after.held_out, after.test) == ("A title", before.held_out, before.held_out)
+    write(after, tmp_path)
     assert "| A title |" in page(tmp_path) and "test top-1" in page(tmp_path)
 
 

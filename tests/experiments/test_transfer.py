@@ -142,7 +142,7 @@ def test_runs_and_targets_that_do_not_fit_are_refused(
         assert main(list(command)) != 0 and not out.exists()
         return capsys.readouterr().err
 
-    assert "no run was given" in refused("transfer", *words(source, target, out)[2:])
+    assert "RUN is missing" in refused("transfer", *words(source, target, out)[2:])
     assert "is no finished run" in refused(*words(tmp_path / "gone", target, out))
     assert "is given 2 times; leave one" in refused(*words(source, target, out), str(source))
     assert "there is another target four" in refused(*words(source, target, out), "--to", target)

@@ -61,12 +61,9 @@ def run_ablation(flags: AblateFlags) -> Json | None:
     carry_out(experiment)
     counts = CATALOGUE[FLOWERS].counts
     is_flowers = (train.images, test.images) == (counts["train"], counts["test"])
-    result = result_of(experiment, (KNN, FINETUNED), [REMARK] if is_flowers else [])
-    titles = [arm.title for arm in experiment.arms]
-    published = {title: f"{figure}" for title, figure in zip(titles, PUBLISHED, strict=True)}
-    report(
-        experiment, result, f"Ablation of {flags.recipe}", {"published %": published} if is_flowers else {}
-    )
+    result = result_of(experiment, (KNN, FINETUNED))
+    beside = {"notes": [REMARK], "published": PUBLISHED} if is_flowers else {}
+    report(experiment, result, f"Ablation of {flags.recipe}", **beside)
     return result
 
 

@@ -90,7 +90,7 @@ def figures(
     }
 
 
-def result_of(experiment: Experiment, measures: Sequence[Measure], notes: Sequence[str] = ()) -> Json:
+def result_of(experiment: Experiment, measures: Sequence[Measure]) -> Json:
     """Evaluate all arms; of an experiment that was evaluated before, what was found then.
 
     Returns: what OUT/KIND.json holds.
@@ -108,7 +108,6 @@ def result_of(experiment: Experiment, measures: Sequence[Measure], notes: Sequen
             _costs(experiment, arm) | {key: of_arm.get(arm.title) for key, of_arm in found.items()}
             for arm in experiment.arms
         ],
-        "notes": [ABOUT, *notes],
     }
     write_json(path, result)
     return result
@@ -132,17 +131,28 @@ def _costs(experiment: Experiment, arm: Arm) -> Json:
 
 
 def report(
-    experiment: Experiment, result: Json, title: str, extra: Mapping[str, Mapping[str, str]] = {}
-) -> None:  # noqa: B006
+    experiment: Experiment,
+    result: Json,
+    title: str,
+    *,
+    notes: Sequence[str] = (),
+    published: Sequence[float] = (),
+) -> None:
     """Print the table; write the CSV and the page beside the JSON.
 
     Args:
         experiment: finished.
         result: of result_of.
         title: of table and page.
-        extra: further columns: heading -> title of an arm -> text.
+        notes: lines below the table.
+        published: figures of others, of each arm, for a column of their own.
     """
-    table = result_table(result, title, extra)
+    columns, rows = _columns(result)
+    if published:
+        columns.append("published %")
+        rows = [[*row, f"{figure:.1f}"] for row, figure in zip(rows, published, strict=True)]
+    caption = f"{result['seeds']} seed{'s' * (result['seeds'] != 1)}"
+    table = ResultTable(title, caption, columns, rows, (ABOUT, *notes))
     print_table(table)
     _write_csv(experiment, result)
     runs = [str(stage.run) for stage in experiment.stages]
@@ -151,14 +161,14 @@ def report(
     write_experiment_report(table, runs, drawn, experiment.out / PAGE)
 
 
-def result_table(result: Json, title: str, extra: Mapping[str, Mapping[str, str]] = {}) -> ResultTable:  # noqa: B006
-    """The result as text: a row an arm."""
+def _columns(result: Json) -> tuple[list[str], list[list[str]]]:
+    """The result as text: headings, and a row an arm."""
     measures = result["measures"]
     *_, last = measures
     columns = ["arm"]
     columns += [f"{heading} %" for heading in measures.values()]
     is_one = len(result["arms"]) == 1
-    columns += [*([] if is_one else ["minus the first"]), "epochs", "units", "seconds", *extra]
+    columns += [*([] if is_one else ["minus the first"]), "epochs", "units", "seconds"]
     rows = []
     for arm in result["arms"]:
         row = [arm["arm"], *(figure_text(arm[key]) for key in measures)]
@@ -167,9 +177,8 @@ def result_table(result: Json, title: str, extra: Mapping[str, Mapping[str, str]
         row.append(" + ".join(str(each["epochs"]) for each in trainings))
         row.append(f"{sum(each['forward_units'] for each in trainings):,.0f}")
         row.append(f"{sum(sum(each['seconds']) / len(each['seconds']) for each in trainings):,.0f}")
-        rows.append([*row, *(column.get(arm["arm"], "") for column in extra.values())])
-    caption = f"{result['seeds']} seed{'s' * (result['seeds'] != 1)}"
-    return ResultTable(title, caption, columns, rows, result["notes"])
+        rows.append(row)
+    return columns, rows
 
 
 def figure_text(found: Json | None) -> str:
@@ -192,11 +201,14 @@ def print_table(table: ResultTable) -> None:
     """On standard output, with its notes."""
     say(f"{table.title} ({table.caption})")
     drawn = Table(box=None, pad_edge=False)
-    for number, column in enumerate(table.columns):
-        heading = column.replace("minus the first", "minus\nthe first")
-        drawn.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
+    shown = [place for place, column in enumerate(table.columns) if column != "epochs"]  # the plan has them
+    for place in shown:
+        is_name = place == 0
+        drawn.add_column(
+            table.columns[place], justify="left" if is_name else "right", min_width=10 if is_name else 6
+        )
     for row in table.rows:
-        drawn.add_row(*(cell.replace(" (", "\n(") for cell in row))  # an interval below its figure
+        drawn.add_row(*(row[place].replace(" (", "\n(") for place in shown))  # an interval below its figure
     show(drawn)
     for note in table.notes:
         say(note)

@@ -83,9 +83,9 @@ def run_reproduction(name: str, flags: ReproduceFlags) -> Json | None:
     _say_end(experiment, test)
     carry_out(experiment)
     last = experiment.arms[0].trainings[-1].name
+    result = result_of(experiment, [Measure("test", "test", "top1", last)])
     note = TOY if flags.toy else f"Stored row: {stored_text(row)}."
-    result = result_of(experiment, [Measure("test", "test", "top1", last)], [note])
-    report(experiment, result, f"{row.title}{' (toy length)' * flags.toy}")
+    report(experiment, result, f"{row.title}{' (toy length)' * flags.toy}", notes=[note])
     return result
 
 

@@ -39,12 +39,14 @@ class RowFigure:
     """Top-1 in percent.
 
     Attributes:
+        seeds: of the runs.
         mean: over the seeds.
         deviation: over the seeds; None of one.
         interval: 95 %, of the mean.
         majority: of always answering the most frequent class.
     """
 
+    seeds: tuple[int, ...]
     mean: float
     deviation: float | None
     interval: tuple[float, float]
@@ -59,9 +61,8 @@ class Row:
         title: as the page has it.
         table: in which of the page's tables it stands.
         set: the published set, as `vitds data build` knows it.
-        side: short side in pixels that it was built with.
+        side: short side in pixels that it was built with; None for the images' own.
         stages: in order; each begins from the weights of the one before.
-        seeds: of the runs; none where it was not run.
         seconds: of one seed, all stages.
         held_out: top-1 on images held out of the training images.
         test: top-1 on the official test images.
@@ -70,9 +71,8 @@ class Row:
     title: str
     table: str
     set: str
-    side: int
+    side: int | None
     stages: tuple[RowStage, ...]
-    seeds: tuple[int, ...] = ()
     seconds: float | None = None
     held_out: RowFigure | None = None
     test: RowFigure | None = None
@@ -93,20 +93,17 @@ def read_row(path: Path) -> Row:
         raise DataError(f"{path} is no row of results: {place}: {first['msg']}") from None
 
 
-def figure_text(figure: RowFigure | None) -> str:
-    """`33.3 ± 0.4 % (28.4 to 37.5)`."""
-    if figure is None:
-        return "not measured"
+def _text(figure: RowFigure) -> str:
     spread = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
     low, high = figure.interval
-    return f"{figure.mean:.1f}{spread} % ({low:.1f} to {high:.1f})"
+    seeds = f"{len(figure.seeds)} seed{'s' * (len(figure.seeds) != 1)}"
+    return f"{figure.mean:.1f}{spread} % ({low:.1f} to {high:.1f}), {seeds}"
 
 
 def stored_text(row: Row) -> str:
-    """What a row says, in a line."""
-    seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) != 1)}"
+    """What a row says, as `33.3 ± 0.4 % (28.4 to 37.5), 3 seeds`."""
     if row.test is not None:
-        return f"{figure_text(row.test)}, {seeds}"
+        return _text(row.test)
     if row.held_out is not None:
-        return f"not measured on the test images; on held-out ones {figure_text(row.held_out)}, {seeds}"
+        return f"not measured on the test images; on held-out ones {_text(row.held_out)}"
     return "not run yet"

@@ -134,12 +134,10 @@ def _targets(names: Sequence[str]) -> list[Target]:
 def _sources(names: Sequence[str], out: Path, seeds: int) -> list[Source]:
     """Random weights of each network, then the runs, by groups.
 
-    Raises: UsageError for no run, one given twice, or more runs of a source than seeds; RunError for one that
+    Raises: UsageError for a run given twice, or more runs of a source than seeds; RunError for one that
         is not finished.
     """
     paths = [str(Path(name).expanduser()) for name in names]
-    if not paths:
-        raise UsageError("no run was given; name pretrained runs")
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise UsageError(f"{twice[0]} is given {paths.count(twice[0])} times; leave one")
     groups: dict[str, list[str]] = {}
@@ -232,7 +230,6 @@ def _result(experiment: Experiment, sources: Sequence[Source], targets: Sequence
         "sources": [source.title for source in sources],
         "targets": [target.name for target in targets],
         "cells": cells,
-        "notes": [ABOUT],
     }
     write_json(path, result)
     return result
@@ -256,7 +253,7 @@ def _report(experiment: Experiment, result: Json) -> None:
     picture = draw_heat_maps(means, result["sources"], result["targets"])
     budget = f"fine-tuned by {result['budget']['recipe']} for {result['budget']['epochs']} epochs"
     caption = f"{budget}, {result['seeds']} seed{'s' * (result['seeds'] != 1)}"
-    table = ResultTable("Transfer", caption, ["", *result["targets"]], rows, result["notes"], picture)
+    table = ResultTable("Transfer", caption, ["", *result["targets"]], rows, [ABOUT], picture)
     print_table(table)
     write_atomic(experiment.out / "transfer.png", picture)
     _write_csv(experiment.out / "transfer.csv", result)
