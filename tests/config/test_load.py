@@ -229,9 +229,13 @@ def test_key_that_stands_twice_in_a_recipe_is_refused(tmp_path):
 def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     text = refusal("finetune_digits")
     assert text.startswith("recipe finetune_digits is for `vitds finetune` (method supervised)")
-    names = "idmm_deit_tiny, idmm_digits, idmm_vit_giant, idmm_vit_huge, idmm_vit_large, "
-    names += "lejepa_deit_tiny, lejepa_digits, mocov3_deit_tiny, mocov3_digits, photos_cpu, simclr_deit_tiny, simclr_digits"
-    assert text.endswith(f"recipes for `vitds pretrain`: {names}")
+    names = [
+        *("diet_deit_tiny", "diet_digits", "idmm_deit_tiny", "idmm_digits"),
+        *("idmm_vit_giant", "idmm_vit_huge", "idmm_vit_large", "lejepa_deit_tiny", "lejepa_digits"),
+        *("mocov3_deit_tiny", "mocov3_digits", "photos_cpu", "simclr_deit_tiny", "simclr_digits"),
+        *("supcon_deit_tiny", "supcon_digits"),
+    ]
+    assert text.endswith(f"recipes for `vitds pretrain`: {', '.join(names)}")
 
 
 def test_set_word_without_a_value_shows_the_form(recipe):
@@ -268,7 +272,10 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("views.flip=2", "views.flip: must be less than or equal to 1, got 2"),
         ("optimizer.lr_peak=.nan", "optimizer.lr_peak: must be a finite number, got nan"),
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
-        ("method=byol", "method: must be 'idmm', 'supervised', 'simclr', 'mocov3' or 'lejepa', got 'byol'"),
+        (
+            "method=byol",
+            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa' or 'supcon', got 'byol'",
+        ),
         (
             "batch.micro_images=many",
             "batch.micro_images: must be 'auto', or must be a whole number, got 'many'",
