@@ -269,7 +269,10 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("views.flip=2", "views.flip: must be less than or equal to 1, got 2"),
         ("optimizer.lr_peak=.nan", "optimizer.lr_peak: must be a finite number, got nan"),
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
-        ("method=byol", "method: must be 'idmm', 'supervised', 'simclr', 'mocov3' or 'lejepa', got 'byol'"),
+        (
+            "method=byol",
+            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa' or 'supcon', got 'byol'",
+        ),
         (
             "batch.micro_images=many",
             "batch.micro_images: must be 'auto', or must be a whole number, got 'many'",

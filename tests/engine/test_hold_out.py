@@ -146,8 +146,8 @@ def refusal(run: str, data: tuple[str, str | None], **options: object) -> str:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"eval__hold_out": 0.2}, "method idmm trains without class labels"),
-        ({"head__class_weight": "balanced"}, "method idmm trains without class labels"),
+        ({"eval__hold_out": 0.2}, "method idmm trains no class head"),
+        ({"head__class_weight": "balanced"}, "method idmm trains no class head"),
         (
             {"method": "supervised", "eval__hold_out": 0.2, "eval__every_epochs": 0},
             "every_epochs is 0, never",

@@ -67,6 +67,7 @@ RECIPES = {
     "simclr": "simclr_digits",
     "mocov3": "mocov3_digits",
     "lejepa": "lejepa_digits",
+    "supcon": "supcon_digits",
 }
 TWO_VIEWS = (
     "[{name: first, views: 1, scale: [0.3, 1.0]}, {name: second, views: 1, scale: [0.3, 1.0], solarise: 0.3}]"
@@ -98,6 +99,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch.chunk_images": 8,
         "optimizer.lr_peak": 1e-3,
     },
+    "supcon": {"views.groups": "[{name: views, views: 2, scale: [0.3, 1.0]}]", "supcon.width": 16},
 }
 
 

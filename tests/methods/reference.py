@@ -79,3 +79,21 @@ def lejepa_terms(z: Tensor, is_real: Tensor, directions: Tensor, global_views: i
         ]
         statistic[chunk] = sum(found) / max(1, len(found))
     return distance, statistic
+
+
+def supcon_losses(z: Tensor, label: Tensor, is_real: Tensor, temperature: float) -> Tensor:
+    """(chunks, V, K, d), (chunks, K), (chunks, K) -> (chunks, V, K): the mean over all other real crops of
+    the class of finding that one among all other real crops of the chunk; 0 where there is none."""
+    chunks, views, images, _ = z.shape
+    losses = torch.zeros(z.shape[:3], dtype=torch.float64)
+    for chunk in range(chunks):
+        crops = [(v, i) for v in range(views) for i in range(images) if is_real[chunk, i]]
+        for view, image in crops:
+            others = [other for other in crops if other != (view, image)]
+            scores = [cosine(z[chunk, view, image], z[chunk, v, i]) / temperature for v, i in others]
+            own = [
+                s for s, (_, i) in zip(scores, others, strict=True) if label[chunk, i] == label[chunk, image]
+            ]
+            if own:
+                losses[chunk, view, image] = math.log(sum(map(math.exp, scores))) - sum(own) / len(own)
+    return losses

@@ -95,6 +95,7 @@ class BareEngine(DeepSpeedEngine):
         ("simclr_digits", ["backbone.patch_drop=0.5"]),
         ("mocov3_digits", ["backbone.drop_path=0.1"]),
         ("lejepa_digits", []),
+        ("supcon_digits", []),
     ],
     ids=str,
 )

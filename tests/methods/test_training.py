@@ -35,6 +35,8 @@ GRID = [
     ("mocov3", 3, 2, 8, {}),
     ("lejepa", 2, 3, 8, {"engine__activation_checkpointing": "true"}),
     ("lejepa", 3, 1, 16, {}),
+    ("supcon", 2, 3, 4, {"engine__activation_checkpointing": "true"}),
+    ("supcon", 3, 1, 8, {}),
     ("supervised", 2, 3, 4, {}),
     ("supervised", 3, 1, 8, {}),
 ]
@@ -81,6 +83,7 @@ def test_losses_do_not_depend_on_ranks_stage_or_accumulation(
         ("mocov3", 2, {"stage": 2, "batch__micro_images": 8, "optimizer__average_decay": 0.9}),
         ("mocov3", 1, {"stage": 0, "precision": "bf16", "backbone": "resnet"}),
         ("lejepa", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 8}),
+        ("supcon", 2, {"stage": 1, "precision": "bf16", "batch__micro_images": 4}),
     ],
     ids=str,
 )
@@ -210,6 +213,7 @@ ONE_IMAGE = ({"batch__chunk_images": 1}, "compares the images of a chunk, so it 
         *(("simclr", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
         *(("mocov3", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
         *(("lejepa", wrong) for wrong in (ONE_VIEW, ONE_IMAGE)),
+        *(("supcon", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value[0])),
 )
@@ -227,7 +231,7 @@ def probed(run: str, data: tuple[str, str], **options: Any) -> dict[str, float]:
     return read_metrics(small_run(run, data, eval__every_epochs=10, epochs=10, **options).metrics)[-1]
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon"])
 def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(
     rank_pool, digit_files, tmp_path: Path, method: str
 ) -> None:

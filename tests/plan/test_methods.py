@@ -15,7 +15,7 @@ from vitds.config.load import load_settings
 from vitds.config.tree import Settings
 from vitds.engine.memory import module_sizes
 from vitds.heads.bytes import contrast_bytes, projector_bytes
-from vitds.heads.contrast import among_all_views, among_other_view
+from vitds.heads.contrast import among_all_views, among_class, among_other_view
 from vitds.heads.projector import Projector
 from vitds.jobs.plan import plan
 from vitds.methods import method_class
@@ -55,7 +55,7 @@ def numbers(module: nn.Module) -> int:
 # sizes
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon"])
 def test_sizes_are_those_of_the_module_that_the_method_builds(method: str) -> None:
     settings = settings_of(method)
     with torch.device("meta"):
@@ -113,6 +113,21 @@ def test_formula_counts_what_a_contrast_of_all_views_keeps() -> None:
     assert counted == pytest.approx(kept, rel=0.04)
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+def test_formula_counts_what_a_contrast_by_class_and_its_projector_keep(autocast: torch.dtype | None) -> None:
+    settings = settings_of("supcon", **{"batch.micro_images": CHUNKS * IMAGES, "supcon.width": WIDTH})
+    projector = nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, WIDTH))
+    x, label = torch.randn(CROPS, 48, requires_grad=True), torch.zeros(CHUNKS, 2 * IMAGES, dtype=torch.int64)
+    z, is_real = torch.randn(CROPS, WIDTH, requires_grad=True), torch.ones(label.shape, dtype=torch.bool)
+    weights = {shape for weight in projector.parameters() for shape in (weight.shape, weight.shape[::-1])}
+    kept = {
+        "activations of the projector": kept_bytes(lambda: projector(x), weights, autocast),
+        "similarities": kept_bytes(lambda: among_class(z, label, is_real, 0.1), (), None),
+    }
+    counted = method_class("supcon").loss_bytes(settings, 48, 4 if autocast is None else 2)
+    assert {name: part.kept for name, part in counted.items()} == pytest.approx(kept, rel=0.05)
+
+
 def test_formula_counts_what_a_contrast_with_the_other_view_keeps() -> None:
     query, key = torch.randn(CROPS, WIDTH, requires_grad=True), torch.randn(CROPS, WIDTH)
     is_real = torch.ones(CHUNKS, 2, IMAGES, dtype=torch.bool)
@@ -165,6 +180,7 @@ def test_remedy_for_similarities_is_a_smaller_chunk() -> None:
             {"activations of the projector", "activations of the predictor", "similarities"},
         ),
         ("lejepa", {"projector"}, {"activations of the projector", "activations of the directions"}),
+        ("supcon", {"projector"}, {"activations of the projector", "similarities"}),
     ],
 )
 def test_plan_of_a_rivals_recipe_names_its_parts(

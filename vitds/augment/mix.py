@@ -125,10 +125,19 @@ def mix_batch(
     return TrainBatch(images, targets)
 
 
-def plain_batch(batch: CropBatch, views: Views, *, chunk_images: int, device: torch.device) -> TrainBatch:
-    """The crops normalised and not mixed, each image its own target: for methods that compare crops."""
+def plain_batch(
+    batch: CropBatch,
+    views: Views,
+    *,
+    chunk_images: int,
+    device: torch.device,
+    labels: Int[Tensor, "B"] | None = None,
+) -> TrainBatch:
+    """The crops normalised and not mixed, each image its own target if it has no other by `labels`: for
+    methods that compare crops."""
+    labels = batch.index if labels is None else labels
     # No draw is made for kind none, so any seed does.
-    return mix_batch(batch, batch.index, views, NO_MIX, chunk_images=chunk_images, seed=0, device=device)
+    return mix_batch(batch, labels, views, NO_MIX, chunk_images=chunk_images, seed=0, device=device)
 
 
 def draw_mixing(

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from vitds.config.section import Positive, Probability, Section
 
-MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa"]
+MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa", "supcon"]
 Command = Literal["pretrain", "finetune"]
 
 
@@ -49,6 +49,13 @@ class LeJEPA(Section):
     width: Positive = 64
 
 
+class SupCon(Section):
+    """As SimCLR, but what a crop has to find are all crops of its class (arXiv:2004.11362)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    width: Positive = 128
+
+
 class MethodSections(Section):
     """The part of the settings tree that belongs to methods: which one, and each one's own section."""
 
@@ -56,6 +63,7 @@ class MethodSections(Section):
     simclr: SimCLR = SimCLR()
     mocov3: MoCoV3 = MoCoV3()
     lejepa: LeJEPA = LeJEPA()
+    supcon: SupCon = SupCon()
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ METHODS: dict[str, MethodFacts] = {
     "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
     "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, forwards=4.0),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
+    "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
 

@@ -352,9 +352,7 @@ class Settings(MethodSections):
             "eval.hold_out": self.eval.hold_out,
         }
         if facts.command != "finetune" and (given := [key for key, is_set in for_classes.items() if is_set]):
-            raise ValueError(
-                f"{given[0]}: is for fine-tuning; method {self.method} trains without class labels"
-            )
+            raise ValueError(f"{given[0]}: is for fine-tuning; method {self.method} trains no class head")
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(
                 f"batch.chunk_images: method {self.method} compares the images of a chunk, so it needs 2 or "

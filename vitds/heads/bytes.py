@@ -123,15 +123,16 @@ def projector_bytes(widths: Sequence[int], crops: int, *, product: int, last_sca
     return Activations(crops * kept, crops * 3 * FLOAT * max(hidden))
 
 
-def contrast_bytes(pairs: int, crops: int, width: int) -> Activations:
+def contrast_bytes(pairs: int, crops: int, width: int, *, marks: int = 1) -> Activations:
     """Of a contrastive loss (contrast.py).
 
     Args:
         pairs: of crops that are compared.
         crops: of a micro batch.
         width: of what is compared.
+        marks: of each pair: whether it counts, whether it is wanted.
     """
-    # A similarity and whether it counts; what is compared, as it came and of length one.
-    kept = pairs * (FLOAT + 1) + 2 * FLOAT * crops * width
+    # A similarity and its marks; what is compared, as it came and of length one.
+    kept = pairs * (FLOAT + marks) + 2 * FLOAT * crops * width
     # While its gradient is made a similarity has three numbers more.
     return Activations(kept, pairs * 3 * FLOAT)

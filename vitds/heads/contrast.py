@@ -1,4 +1,5 @@
-"""Contrastive losses within chunks: a crop has to find another crop of its image among those of its chunk.
+"""Contrastive losses within chunks: a crop has to find others, of its image or of its class, among those of
+its chunk.
 
 Crops stand in the order (chunk, view, image), V views of K images. Padded crops are nobody's negative; their
 own loss is a finite number that the caller weighs with 0.
@@ -7,7 +8,7 @@ own loss is a finite number that the caller weighs with 0.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -35,6 +36,35 @@ def among_all_views(
     # Crops i and i + K are the two views of an image: rolling by K leads from either to the other.
     other_A = torch.arange(crops, device=z_MD.device).roll(-(crops // 2))
     return _cross_entropy(similarity_cAA, is_candidate_cAA, is_real_cA, other_A).flatten()
+
+
+def among_class(
+    z_MD: Float[Tensor, "M d"],
+    label_cA: Int[Tensor, "c A"],
+    is_real_cA: Bool[Tensor, "c A"],
+    temperature: float,
+) -> Float[Tensor, "M"]:
+    """Each crop's cross-entropy of finding another crop of its class among all other crops of its chunk, the
+    mean over those crops; 0 where there is none.
+
+    Args:
+        z_MD: not normalised yet.
+        label_cA: class of each of a chunk's A crops.
+        is_real_cA: False for padded crops.
+        temperature: what cosines are divided by.
+    Source: SupCon's L_out, arXiv:2004.11362, without the factor of its code.
+    """
+    z_cAD = normalize(z_MD, dim=1).unflatten(0, label_cA.shape)
+    similarity_cAA = z_cAD @ z_cAD.transpose(1, 2) / temperature
+    is_itself_AA = torch.eye(label_cA.shape[1], dtype=torch.bool, device=z_MD.device)
+    is_candidate_cAA = is_real_cA[:, None, :] & ~is_itself_AA
+    is_wanted_cAA = is_candidate_cAA & (label_cA[:, :, None] == label_cA[:, None, :])
+    # A padded crop keeps all candidates, or its softmax might have none, and so a gradient of NaN.
+    is_left_out_cAA = ~is_candidate_cAA & is_real_cA[..., None]
+    lse_cA = similarity_cAA.masked_fill(is_left_out_cAA, -torch.inf).logsumexp(2)
+    wanted_cA = is_wanted_cAA.sum(2)
+    own_cA = (similarity_cAA * is_wanted_cAA).sum(2) / wanted_cA.clamp_min(1)
+    return torch.where(is_real_cA & (wanted_cA > 0), lse_cA - own_cA, 0.0).flatten()
 
 
 def among_other_view(

@@ -77,16 +77,17 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
             "makes one)"
         )
     train = open_files(settings.data.train_files, "--data", "train")
-    needs_labels = method_class(settings.method).needs_labels
-    if needs_labels and (lack := _lack_of_classes(train)):
+    method = method_class(settings.method)
+    if method.needs_labels and (lack := _lack_of_classes(train)):
         raise DataError(
             f"{train.path} {lack}; training on labels needs two classes or more. Build it from a folder with "
-            "one folder a class (`vitds data build`), or train without labels (`vitds pretrain`)"
+            "one folder a class (`vitds data build`), or train without labels (`vitds pretrain --recipe "
+            f"{RECIPES_OF_PHOTOGRAPHS['pretrain']}`)"
         )
-    if needs_labels:
+    if method.needs_labels:
         train = _with_labels(train)
     if settings.data.test is None:
-        if needs_labels and settings.eval.every_epochs and not settings.eval.hold_out:
+        if method.leaves_class_head and settings.eval.every_epochs and not settings.eval.hold_out:
             raise SettingsError(
                 f"eval.every_epochs {settings.eval.every_epochs}: no images to measure accuracy on. "
                 "Give --test FILE.beton, or hold a part of the training images out (--set eval.hold_out=0.1)"
@@ -95,7 +96,11 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
     test = open_file(settings.data.test, "--test", "test")
     for file in (train, test):
         if lack := _lack_of_classes(file):
-            measured = "top-1 cannot be measured" if needs_labels else "nearest neighbours cannot be counted"
+            measured = (
+                "top-1 cannot be measured"
+                if method.leaves_class_head
+                else "nearest neighbours cannot be counted"
+            )
             raise DataError(
                 f"{file.path} {lack}, so {measured} on {test.path}. Leave --test (data.test) out: training "
                 "does not need it. Or build the file from a folder with one folder a class (`vitds data "
