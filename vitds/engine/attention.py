@@ -10,8 +10,8 @@ import torch
 from torch.backends import cuda
 
 from vitds import dist
+from vitds.engine.stages import AttentionShape
 from vitds.errors import ResourceError
-from vitds.plan.vit import Vit
 
 # What stays switched on beside the kernel that is wanted: for shapes and types that it does not take, such as
 # an evaluation in float32.
@@ -51,13 +51,19 @@ def attention_as_before() -> Iterator[None]:
 
 
 def resolve_attention(
-    wanted: str, vit: Vit | None, *, crops: int, precision: str, is_deterministic: bool, device: torch.device
+    wanted: str,
+    shape: AttentionShape | None,
+    *,
+    crops: int,
+    precision: str,
+    is_deterministic: bool,
+    device: torch.device,
 ) -> str:
     """A kernel for `auto`: the fastest by trial on a card, torch's own choice elsewhere.
 
     Args:
         wanted: `auto`, `torch` or a kernel.
-        vit: the backbone's sizes; None if it is no plain Vision Transformer.
+        shape: of the backbone's attention; None if it is no plain Vision Transformer.
         crops: M of a micro batch.
         precision: resolved.
         is_deterministic: torch's own choice then keeps to kernels that are.
@@ -70,12 +76,11 @@ def resolve_attention(
         )
     if wanted != "auto":
         return wanted
-    if device.type == "cpu" or vit is None or is_deterministic:
+    if device.type == "cpu" or shape is None or is_deterministic:
         return "torch"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    shape = (crops, vit.heads, vit.tokens, vit.width // vit.heads)
     with attention_as_before():
-        seconds = {kernel: _trial_s(kernel, shape, dtype, device) for kernel in TRIED}
+        seconds = {kernel: _trial_s(kernel, (crops, *shape), dtype, device) for kernel in TRIED}
     # Rank 0 decides: ranks must not round differently because one was busy.
     return str(dist.broadcast_object(fastest(seconds)))
 

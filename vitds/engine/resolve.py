@@ -16,8 +16,9 @@ from vitds.config.deepspeed import DsConfig
 from vitds.config.tree import Settings
 from vitds.data.order import accumulation_steps, steps_per_epoch
 from vitds.engine.attention import resolve_attention
-from vitds.engine.memory import largest_micro_on_gpu, module_sizes
+from vitds.engine.memory import largest_micro_on_gpu
 from vitds.engine.process import own_cores
+from vitds.engine.stages import attention_shape
 from vitds.errors import ResourceError
 from vitds.launcher import read_place
 from vitds.methods import method_class
@@ -107,7 +108,7 @@ def resolve_settings(
     micro = resolve_micro_images(resolved, backbone, ds, device, rows)
     attention = resolve_attention(
         engine.attention,
-        module_sizes(backbone, resolved).vit,
+        attention_shape(backbone, resolved),
         crops=micro * settings.views.count,
         precision=precision,
         is_deterministic=engine.deterministic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from timm.layers import Mlp, PatchEmbed
 from timm.models.pvt_v2 import OverlapPatchEmbed, PyramidVisionTransformerV2
@@ -26,6 +27,25 @@ def stages_of(backbone: nn.Module, settings: Settings) -> tuple[Stage, ...] | No
     if isinstance(backbone, PyramidVisionTransformerV2) and backbone.stages[0].blocks[0].attn.pool is None:
         return tuple(_pyramid_stages(backbone, settings.views.crop_px))
     return None
+
+
+class AttentionShape(NamedTuple):
+    """Of a block's attention, for one crop."""
+
+    heads: int
+    tokens: int
+    width: int
+
+
+def attention_shape(backbone: nn.Module, settings: Settings) -> AttentionShape | None:
+    """What the blocks of a Vision Transformer attend with, tokens as patch drop leaves them; None of another
+    model.
+    """
+    if not isinstance(backbone, VisionTransformer) or not all(map(_is_plain, backbone.blocks)):
+        return None
+    attention = backbone.blocks[0].attn
+    tokens = kept_patches(patch_count(backbone), settings.backbone.patch_drop) + backbone.num_prefix_tokens
+    return AttentionShape(attention.num_heads, tokens, attention.head_dim)
 
 
 def _is_plain(block: nn.Module) -> bool:
