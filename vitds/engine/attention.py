@@ -76,6 +76,7 @@ def resolve_attention(
     shape = (crops, vit.heads, vit.tokens, vit.width // vit.heads)
     with attention_as_before():
         seconds = {kernel: _trial_s(kernel, shape, dtype, device) for kernel in TRIED}
+    torch.cuda.empty_cache()
     # Rank 0 decides: ranks must not round differently because one was busy.
     return str(dist.broadcast_object(fastest(seconds)))
 
