@@ -120,7 +120,7 @@ def test_a_step_touches_and_makes_no_more_than_the_rows_in_play() -> None:
     features = features[:, :WIDTH].contiguous().requires_grad_()
     with Allocations() as made:
         head.head(features, targets, 0).sum().backward()
-        head.update(True, norm=head.gradient_norm(), step=0, loss_scale=1.0)
+        head.update(True, norm=float(head.gradient_norm()), step=0, loss_scale=1.0)
     assert max(made.numbers) <= 20_000  # how often each row counts is a number a row; nothing has (n, D)
     touched = (head.snapshot()["seen"] > before["seen"]).nonzero().squeeze(1)
     drawn = drawn_rows(20_000, 0, 20_000, rate=0.01, seed=0, step=0).nonzero().squeeze(1)
@@ -137,7 +137,7 @@ def test_a_step_that_is_called_off_leaves_nothing_behind() -> None:
     features, targets = make_rows(500)
     before = head.snapshot()["weight"].detach().clone()
     head.head(features[:, :WIDTH].contiguous().requires_grad_(), targets, 3).sum().backward()
-    head.update(False, norm=head.gradient_norm(), step=3, loss_scale=1.0)
+    head.update(False, norm=float(head.gradient_norm()), step=3, loss_scale=1.0)
     assert head.lazy.taken == [] and int(head.lazy.seen_n.max()) == 3
     # What differs is three steps' decay of the rows in play.
     torch.testing.assert_close(head.snapshot()["weight"].detach(), before, rtol=2e-4, atol=0)

@@ -130,7 +130,7 @@ def save_shard(root: str, kind: str) -> None:
     head = shard(kind)
     head.head.weight.grad = gradients(1)[0][head.head.first : head.head.last].clone()
     head.head.bias.grad = gradients(1)[0][head.head.first : head.head.last, 0].clone()
-    head.update(True, norm=head.gradient_norm(), step=0, loss_scale=1.0)
+    head.update(True, norm=float(head.gradient_norm()), step=0, loss_scale=1.0)
     write_checkpoint(Path(root), 1, {"head": head.snapshot()}, {"head_rows": head.ranges}, keep=1)
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +37,20 @@ class Asked(TorchFunctionMode):
         if func in self.NUMBER_OF and isinstance(args[0], FakeTensor):
             if args[0].device.type == "cuda":
                 self.asked.append(func.__name__)
-            ones = torch.ones(args[0].shape, device="cpu").tolist() if func is Tensor.tolist else 1.0
-            return {Tensor.__int__: 1, Tensor.__bool__: True}.get(func, ones)
+            answers = {Tensor.__int__: 1, Tensor.__bool__: True, Tensor.tolist: [1.0] * args[0].numel()}
+            return answers.get(func, 1.0)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def fake_card() -> Iterator[Asked]:
     """Inside, tensors on CARD are fake, and so is what is computed from real ones."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Asked() as asked:
+    # A fake tensor's own `tolist` asks for one number after the other, a real one's for all at once.
+    with (
+        patch.object(FakeTensor, "tolist", Tensor.tolist),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        Asked() as asked,
+    ):
         yield asked
 
 

@@ -24,6 +24,7 @@ from vitds.jobs.timed_steps import train_steps
 from vitds.methods import method_class
 from vitds.methods.base import SetSize
 from vitds.models.build import build_backbone, patch_count
+from vitds.models.patches import multiply_patches
 from vitds.models.precision import AUTOCAST
 from vitds.models.stochastic import StochasticDraws
 
@@ -84,6 +85,9 @@ def _bare_steps(
     backbone = build_backbone(settings.backbone, crop_px=crop_px, seed=0)
     method = method_class(settings.method)(settings, backbone, rows)
     module = torch.nn.ModuleList([method.module, *method.outside]).to(device).train()
+    if device.type == "cuda":
+        for part in method.backbones:
+            multiply_patches(part)
     if settings.engine.compile == "on":
         for part in method.backbones:
             part.compile()

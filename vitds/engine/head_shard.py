@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from vitds import dist
@@ -55,15 +56,18 @@ class HeadShard:
         # For the manifest: a resume on other ranks finds rows by it.
         self.ranges = [row_range(head.rows, rank, dist.world_size()) for rank in range(dist.world_size())]
 
-    def gradient_norm(self) -> float:
-        """The joint norm of all ranks' rows, loss scale included; called once after the backward passes."""
+    def gradient_norm(self) -> Float[Tensor, ""]:
+        """The joint norm of all ranks' rows, loss scale included, float64, on the device.
+
+        Called once after the backward passes.
+        """
         if self.lazy:
             self.rows_k, self.gradients = self.lazy.gradients()
         else:
             self.gradients = [parameter.grad for parameter in self.head.parameters()]
         # Each row is on one rank, so squares add up over ranks and nothing counts twice.
         own = total_norm(self.gradients)
-        return float(dist.all_reduce_sum(own.double() ** 2).sqrt())
+        return dist.all_reduce_sum(own.double() ** 2).sqrt()
 
     def update(self, may_step: bool, *, norm: float, step: int, loss_scale: float) -> None:
         """Step, with the engine, or drop the gradients.

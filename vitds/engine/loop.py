@@ -6,7 +6,6 @@ loss, already weighted, as one number a term; the parts of all ranks and micro s
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from vitds import dist, rng
 from vitds.batch import CropBatch
 from vitds.config.tree import Settings
 from vitds.data.loader import TrainLoader
+from vitds.engine.agreement import Agreed, agree
 from vitds.engine.live import Live
 from vitds.engine.peers import Peers
 from vitds.engine.probes import Probes
@@ -43,22 +43,6 @@ from vitds.schedule import LearningRate
 
 NONFINITE_IN_A_ROW = 10  # steps skipped for a loss or gradient that is not finite, before the run gives up
 LAST_STEPS = 10  # of a run, of which most must have changed the weights
-
-
-class Agreed(NamedTuple):
-    """What all ranks know at the end of a step.
-
-    Attributes:
-        terms: each term of the loss, over all ranks and micro steps.
-        is_sound: whether losses and gradients are finite everywhere.
-        wants_save: whether a checkpoint is due.
-        wants_stop: whether a rank was asked to stop.
-    """
-
-    terms: list[float]
-    is_sound: bool
-    wants_save: bool
-    wants_stop: bool
 
 
 class StepDone(NamedTuple):
@@ -233,11 +217,15 @@ class Trainer:
             # Parts of a sum, so they are added and never averaged.
             sums_T += terms_T.detach()
         # Agreement: all ranks learn whether the step is sound before any of them takes it.
-        norms = self.update.gradient_norms()
-        agreed = self._agree(sums_T, norms.are_finite, signals)
+        agreed = agree(
+            sums_T,
+            self.update.gradient_norms(),
+            is_due=dist.is_main() and self.clock.is_due_by_time(),
+            wants_stop=signals.noted is not None,
+        )
         # Update: engine and heads step together, or not at all.
         did_update, norm_line = self.update.apply(
-            agreed.is_sound, norms, step=step, updates=self.progress.updates
+            agreed.is_sound, agreed.norms, step=step, updates=self.progress.updates
         )
         self.progress = self.progress.after(did_update)
         # A teacher follows only weights that moved.
@@ -271,19 +259,6 @@ class Trainer:
             prepared = replace(prepared, images=prepared.images.to(dtype))
         return self.method.losses(self.update.engine, prepared, batch.step)
 
-    def _agree(self, sums_T: Float[Tensor, "T"], are_finite: bool, signals: StopSignals) -> Agreed:
-        """One all-reduce a step: the terms, whether all is finite everywhere, whether to save or stop."""
-        # Clocks differ, so rank 0's decides. Of the sums of flags any above 0 counts.
-        is_due = dist.is_main() and self.clock.is_due_by_time()
-        flags = [float(not are_finite), float(is_due), float(signals.noted is not None)]
-        shared = torch.cat([sums_T, torch.tensor(flags, dtype=torch.float64, device=self.device)])
-        *terms, unsound, due, stop = dist.all_reduce_sum(shared).tolist()
-        # The sums show what is not finite in a loss, `are_finite` what is not in a gradient.
-        is_sound = unsound == 0 and all(map(math.isfinite, terms))
-        # By steps every rank comes to the same answer by itself.
-        wants_save = due > 0 or self.clock.is_due_by_steps(self.progress.step + 1)
-        return Agreed(terms, is_sound, wants_save, stop > 0)
-
     def _probe(self) -> dict[str, float]:
         """probe/… numbers and their own time at the end of every eval.every_epochs-th epoch."""
         # Here progress counts the step just taken, so this is the end of an epoch and never step 0.
@@ -301,8 +276,10 @@ class Trainer:
     def _save_or_stop(self, agreed: Agreed, live: Live | None) -> None:
         """Raises: Stopped if a rank was asked to stop."""
         is_over = self.progress.step == self.total
+        # By steps every rank comes to the same answer by itself.
+        wants_save = agreed.is_due or self.clock.is_due_by_steps(self.progress.step)
         # Between skipped steps the weights may be the cause; a checkpoint of them would push out a good one.
-        if self.progress.skipped_in_a_row == 0 and (agreed.wants_save or agreed.wants_stop) or is_over:
+        if self.progress.skipped_in_a_row == 0 and (wants_save or agreed.wants_stop) or is_over:
             self.save(live)
         if agreed.wants_stop and not is_over:
             done = f"step {self.progress.step} of {self.total}"

@@ -5,11 +5,10 @@ Both step, or neither does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from jaxtyping import Float
 from torch import Tensor
@@ -18,25 +17,6 @@ from vitds import dist
 from vitds.engine.head_shard import HeadShard, total_norm
 from vitds.engine.state import EngineState
 from vitds.runs.checkpoint import CheckpointReader
-
-
-@dataclass(frozen=True)
-class Norms:
-    """Norms of the gradients that DeepSpeed does not look at itself, before clipping.
-
-    Attributes:
-        engine: of all of them at ZeRO stage 0 in fp32; None elsewhere, where DeepSpeed finds and skips what
-            is not finite.
-        heads: of each sharded head, with the loss scale still in it.
-    """
-
-    engine: float | None
-    heads: tuple[float, ...]
-
-    @property
-    def are_finite(self) -> bool:
-        """Whether nothing seen here stands against a step."""
-        return all(math.isfinite(norm) for norm in (self.engine or 0.0, *self.heads))
 
 
 class JointUpdate:
@@ -79,21 +59,25 @@ class JointUpdate:
         """Between two backward passes of one step."""
         self.engine.step()
 
-    def gradient_norms(self) -> Norms:
-        """Look at the gradients of the whole step; called once a step by every rank."""
+    def gradient_norms(self) -> Float[Tensor, "k"]:
+        """Of gradients that DeepSpeed does not look at itself, before clipping, float64, on the device.
+
+        At ZeRO stage 0 that of the engine's first, then that of each head, with the loss scale still in it.
+        Called once a step by every rank; the same on all of them.
+        """
         # A collective in each head, so no rank may leave it out.
-        heads = tuple(head.gradient_norm() for head in self.heads)
+        norms = [head.gradient_norm() for head in self.heads]
         # From stage 1 on gradients lie in DeepSpeed's own partitions, and it looks at them itself.
-        if self.state.stage:
-            return Norms(None, heads)
-        # Stage 0: the last backward pass averaged them over ranks, so every rank finds the same norm.
-        gradients = [
-            parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None
-        ]
-        return Norms(float(total_norm(gradients)), heads)
+        if self.state.stage == 0:
+            # The last backward pass averaged them over ranks, so every rank finds the same norm.
+            gradients = [
+                parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None
+            ]
+            norms.insert(0, total_norm(gradients).double())
+        return torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float64, device=self.engine.device)
 
     def apply(
-        self, is_sound: bool, norms: Norms, *, step: int, updates: int
+        self, is_sound: bool, norms: Sequence[float], *, step: int, updates: int
     ) -> tuple[bool, dict[str, float]]:
         """Step, or not.
 
@@ -105,6 +89,7 @@ class JointUpdate:
         Returns: whether the weights changed, which DeepSpeed may refuse too; the gradient norms for the
             metrics line.
         """
+        of_heads = norms if self.state.stage else norms[1:]
         # Both before the step, which counts on, and may change the scale that these gradients carry.
         before = self.engine.skipped_steps
         scale = self.loss_scale
@@ -114,10 +99,11 @@ class JointUpdate:
         # DeepSpeed may skip by itself, as fp16's loss scaling does, and says so by its counter only.
         did_update = is_sound and self.engine.skipped_steps == before
         # None where DeepSpeed computed no norm.
-        norm = float(self.engine.get_global_grad_norm() or 0.0) if norms.engine is None else norms.engine
-        found = {"grad_norm": norm}
+        found = {
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0) if self.state.stage else norms[0]
+        }
         # Heads follow the engine, whatever they found themselves: all parts step, or none.
-        for head, head_norm in zip(self.heads, norms.heads, strict=True):
+        for head, head_norm in zip(self.heads, of_heads, strict=True):
             head.update(did_update, norm=head_norm, step=step, loss_scale=scale)
             # Logged without the loss scale, to be compared with the engine's.
             found["grad_norm/head"] = head_norm / scale
