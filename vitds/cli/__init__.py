@@ -16,7 +16,7 @@ from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_
 from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.fit import fit
-from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
+from vitds.cli.plan import bench_augment, bench_gpu, bench_head, bench_loader, bench_step, plan
 from vitds.cli.report import report
 from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
@@ -59,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     "bench augment": bench_augment,
     "bench step": bench_step,
     "bench head": bench_head,
+    "bench gpu": bench_gpu,
 }
 
 
