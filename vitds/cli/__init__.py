@@ -17,7 +17,7 @@ from vitds.cli.data import data_build, data_info, data_list, data_preview, data_
 from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
 from vitds.cli.experiments import ablate, compare, reproduce, transfer
 from vitds.cli.fit import fit
-from vitds.cli.plan import bench_augment, bench_head, bench_loader, bench_step, plan
+from vitds.cli.plan import bench_augment, bench_gpu, bench_head, bench_loader, bench_step, plan
 from vitds.cli.report import report
 from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
@@ -64,6 +64,7 @@ COMMANDS: dict[str, Command] = {
     "bench augment": bench_augment,
     "bench step": bench_step,
     "bench head": bench_head,
+    "bench gpu": bench_gpu,
 }
 
 

@@ -147,3 +147,20 @@ def bench_head(
         keep_mb=keep_mb,
         as_json=json,
     )
+
+
+def bench_gpu(*, out: str, parts: str | None = None, data: str | None = None, toy: bool = False) -> None:
+    """Ten minutes on a GPU: whether its numbers are right, and what it takes beside what it could take.
+
+    Each part is a process with a time limit: a part that fails is a line, and the next one goes on. Every
+    result is a line of results.jsonl at once; at the end there are a table and summary.json.
+
+    Args:
+        out: folder of results.jsonl, summary.json, profile.txt, train-metrics.jsonl and log.txt
+        parts: some of machine,numbers,resume,speed,head,train,memory,resume_compiled (default all)
+        data: a folder or archive of images (default photographs in ../shared/data, else the embedded digits)
+        toy: the digits in small sizes, which also a CPU does in minutes
+    """
+    from vitds.bench.gpu import bench_gpu
+
+    bench_gpu(out=out, parts=parts, data=data, toy=toy)
