@@ -230,7 +230,7 @@ def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     text = refusal("finetune_digits")
     assert text.startswith("recipe finetune_digits is for `vitds finetune` (method supervised)")
     names = [
-        *("diet_deit_tiny", "diet_digits", "idmm_deit_tiny", "idmm_digits"),
+        *("diet_deit_tiny", "diet_digits", "dino_deit_tiny", "dino_digits", "idmm_deit_tiny", "idmm_digits"),
         *("idmm_vit_giant", "idmm_vit_huge", "idmm_vit_large", "lejepa_deit_tiny", "lejepa_digits"),
         *("mocov3_deit_tiny", "mocov3_digits", "photos_cpu", "simclr_deit_tiny", "simclr_digits"),
         *("supcon_deit_tiny", "supcon_digits"),
@@ -274,7 +274,8 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
         (
             "method=byol",
-            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa' or 'supcon', got 'byol'",
+            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa', 'supcon' or 'dino', "
+            "got 'byol'",
         ),
         (
             "batch.micro_images=many",

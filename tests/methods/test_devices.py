@@ -59,6 +59,7 @@ def on_card(batch: TrainBatch) -> TrainBatch:
         ("mocov3_digits", ["backbone.drop_path=0.1"]),
         ("lejepa_digits", []),
         ("supcon_digits", []),
+        ("dino_digits", ["backbone.drop_path=0.1"]),
     ],
     ids=str,
 )

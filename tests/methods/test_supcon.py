@@ -129,7 +129,9 @@ def test_the_methods_term_is_the_mean_over_all_crops_by_classes_times_the_author
     (term,) = method.losses(method.module, method.prepare(batch, settings, cpu), 0)
     plain = plain_batch(batch, settings.views, chunk_images=6, device=cpu)
     z = method.module.projector(method.module.backbone(plain.images)).unflatten(0, (2, 2, 6))
-    expected = supcon_losses(z.detach().double(), batch.label.view(2, 6), batch.is_real.view(2, 6), T).sum() / 22
+    expected = (
+        supcon_losses(z.detach().double(), batch.label.view(2, 6), batch.is_real.view(2, 6), T).sum() / 22
+    )
     assert term.item() == pytest.approx(T / 0.07 * expected.item(), rel=1e-5)
 
 
