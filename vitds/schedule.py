@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vitds.config.tree import Settings
+from vitds.config.tree import Optimizer, Settings
 
 
 def warmup_steps(warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:
@@ -53,3 +53,16 @@ def teacher_momentum(done: int, *, start: float, total: int) -> float:
     """The share of itself that a teacher keeps after update `done` (from 1); to 1 by a cosine."""
     # `start` at first, 1 at the end, where the teacher stands still.
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * done / total))
+
+
+def teacher_temperature(epoch: int, first: float, last: float, *, warmup_epochs: int) -> float:
+    """What a teacher's logits are divided by in an epoch: in a line from `first` to `last`, then that."""
+    return last if epoch >= warmup_epochs else first + (last - first) * epoch / warmup_epochs
+
+
+def weight_decay(settings: Optimizer, step: int, total: int) -> float:
+    """The weight decay of step 0..total-1: by a cosine to `weight_decay_end`, or the same throughout."""
+    start, end = settings.weight_decay, settings.weight_decay_end
+    if end is None:
+        return start
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / total))

@@ -68,6 +68,7 @@ RECIPES = {
     "mocov3": "mocov3_digits",
     "lejepa": "lejepa_digits",
     "supcon": "supcon_digits",
+    "dino": "dino_digits",
 }
 TWO_VIEWS = (
     "[{name: first, views: 1, scale: [0.3, 1.0]}, {name: second, views: 1, scale: [0.3, 1.0], solarise: 0.3}]"
@@ -97,6 +98,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "lejepa.directions": 32,
         "batch.global_images": 48,
         "batch.chunk_images": 8,
+        "optimizer.lr_peak": 1e-3,
+    },
+    "dino": {
+        "dino.prototypes": 32,
+        "dino.hidden": 24,
+        "dino.width": 16,
+        "dino.momentum": 0.6,
         "optimizer.lr_peak": 1e-3,
     },
     "supcon": {"views.groups": "[{name: views, views: 2, scale: [0.3, 1.0]}]", "supcon.width": 16},

@@ -97,3 +97,26 @@ def supcon_losses(z: Tensor, label: Tensor, is_real: Tensor, temperature: float)
             if own:
                 losses[chunk, view, image] = math.log(sum(map(math.exp, scores))) - sum(own) / len(own)
     return losses
+
+
+def dino_terms(
+    student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float
+) -> tuple[float, float]:
+    """Of one image, (V, outputs) and (G, outputs), the teacher centred: its mean entropy, and the mean cross-
+    entropy of all pairs of a global view and another view, less the entropy."""
+
+    def softmax(logits: Tensor) -> list[float]:
+        powers = [math.exp(float(logit - logits.max())) for logit in logits]
+        return [power / sum(powers) for power in powers]
+
+    choices = [softmax(row / teacher_temperature) for row in teacher]
+    answers = [softmax(row / student_temperature) for row in student]
+    entropies = [-sum(q * math.log(q) for q in choice) for choice in choices]
+    crossed = [
+        -sum(q * math.log(p) for q, p in zip(choice, answer, strict=True))
+        for g, choice in enumerate(choices)
+        for v, answer in enumerate(answers)
+        if v != g
+    ]
+    entropy = sum(entropies) / len(entropies)
+    return entropy, sum(crossed) / len(crossed) - entropy

@@ -98,6 +98,7 @@ class BareEngine(DeepSpeedEngine):
         ("mocov3_digits", ["backbone.drop_path=0.1"]),
         ("lejepa_digits", []),
         ("supcon_digits", []),
+        ("dino_digits", ["backbone.drop_path=0.1"]),
     ],
     ids=str,
 )

@@ -37,6 +37,8 @@ GRID = [
     ("lejepa", 3, 1, 16, {}),
     ("supcon", 2, 3, 4, {"engine__activation_checkpointing": "true"}),
     ("supcon", 3, 1, 8, {}),
+    ("dino", 2, 1, 4, {"engine__activation_checkpointing": "true"}),
+    ("dino", 3, 2, 8, {}),
     ("supervised", 2, 3, 4, {}),
     ("supervised", 3, 1, 8, {}),
 ]
@@ -84,6 +86,7 @@ def test_losses_do_not_depend_on_ranks_stage_or_accumulation(
         ("mocov3", 1, {"stage": 0, "precision": "bf16", "backbone": "resnet"}),
         ("lejepa", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 8}),
         ("supcon", 2, {"stage": 1, "precision": "bf16", "batch__micro_images": 4}),
+        ("dino", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 4}),
     ],
     ids=str,
 )
@@ -171,12 +174,50 @@ def test_a_momentum_of_one_leaves_the_teacher_as_it_was(rank_pool, digit_files, 
     assert all(torch.equal(first[name], last[name]) for name in first if name.startswith("teacher."))
 
 
+@pytest.fixture(scope="module")
+def dino_run(rank_pool, digit_files, tmp_path_factory) -> Path:
+    """Three epochs of two ranks, the prototypes held in the first; weight decay rises."""
+    run = tmp_path_factory.mktemp("dino") / "run"
+    options = {"method": "dino", "stage": 2, "batch__micro_images": 4, "optimizer__clip_norm": 3.0} | SAVES
+    rank_pool(2).run(small_run_path, str(run), digit_files, epochs=3, **options)
+    return run
+
+
+def test_prototypes_stay_to_the_bit_in_their_first_epoch_and_move_after_it(dino_run: Path) -> None:
+    steps = saved_weights(dino_run)
+    prototypes = [step["prototypes.weight"] for step in steps]
+    assert all(torch.equal(prototypes[0], value) for value in prototypes[:3])  # three steps an epoch
+    assert not torch.equal(prototypes[2], prototypes[3])
+    assert not torch.equal(steps[1]["projector.0.weight"], steps[2]["projector.0.weight"])
+
+
+def test_dinos_teacher_and_centre_follow_after_each_update_on_two_ranks(dino_run: Path) -> None:
+    steps = saved_weights(dino_run)
+    names = [name for name in steps[0] if name.startswith("teacher.")]
+    for done in range(2, len(steps) + 1):
+        momentum = teacher_momentum(done, start=0.6, total=len(steps))
+        before, now = steps[done - 2], steps[done - 1]
+        for name in names:
+            expected = momentum * before[name] + (1 - momentum) * now[name.removeprefix("teacher.")]
+            torch.testing.assert_close(now[name], expected, rtol=1e-6, atol=1e-7)
+        assert 0 < (now["centre"] - before["centre"]).abs().max() < 0.2  # a tenth of a mean of cosines
+    lines = read_metrics(dino_run / "metrics.jsonl")
+    assert all(0 < line["loss/entropy"] <= np.log(32) and line["loss/distance"] >= 0 for line in lines)
+
+
+def test_dinos_teacher_leaves_the_run(dino_run: Path) -> None:
+    result, last = load_file(dino_run / "backbone.safetensors"), saved_weights(dino_run)[-1]
+    assert all(torch.equal(value, last[f"teacher.backbone.{name}"]) for name, value in result.items())
+    assert any(not torch.equal(value, last[f"backbone.{name}"]) for name, value in result.items())
+
+
 def refusal(run: str, data: tuple[str, str], **options: Any) -> str:
     with pytest.raises(SettingsError) as caught:
         small_run(run, data, **options)
     return str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["mocov3", "dino"])
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -193,10 +234,10 @@ def refusal(run: str, data: tuple[str, str], **options: Any) -> str:
     ids=str,
 )
 def test_weights_that_a_teacher_cannot_follow_are_refused(
-    rank_pool, digit_files, tmp_path: Path, options: dict[str, Any], text: str
+    rank_pool, digit_files, tmp_path: Path, method: str, options: dict[str, Any], text: str
 ) -> None:
-    said = rank_pool(1).run(refusal, str(tmp_path / "run"), digit_files, method="mocov3", **options)[0]
-    assert said.startswith("method mocov3 has a teacher that ") and text in said
+    said = rank_pool(1).run(refusal, str(tmp_path / "run"), digit_files, method=method, **options)[0]
+    assert said.startswith(f"method {method} has a teacher that ") and text in said
 
 
 THREE_VIEWS = ({"views__groups": "[{name: a, views: 3}]"}, "takes 2 views of an image in all, got 3")
@@ -214,6 +255,7 @@ ONE_IMAGE = ({"batch__chunk_images": 1}, "compares the images of a chunk, so it 
         *(("mocov3", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
         *(("lejepa", wrong) for wrong in (ONE_VIEW, ONE_IMAGE)),
         *(("supcon", wrong) for wrong in (THREE_VIEWS, ONE_IMAGE)),
+        ("dino", ONE_VIEW),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value[0])),
 )
@@ -231,7 +273,7 @@ def probed(run: str, data: tuple[str, str], **options: Any) -> dict[str, float]:
     return read_metrics(small_run(run, data, eval__every_epochs=10, epochs=10, **options).metrics)[-1]
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon", "dino"])
 def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(
     rank_pool, digit_files, tmp_path: Path, method: str
 ) -> None:

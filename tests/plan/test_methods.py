@@ -19,6 +19,7 @@ from vitds.heads.contrast import among_all_views, among_class, among_other_view
 from vitds.heads.projector import Projector
 from vitds.jobs.plan import plan
 from vitds.methods import method_class
+from vitds.methods.dino import entropy_and_distance
 from vitds.methods.lejepa import sigreg
 from vitds.models.build import build_backbone
 from vitds.plan.case import Case, ModuleSizes, make_case
@@ -55,7 +56,7 @@ def numbers(module: nn.Module) -> int:
 # sizes
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon", "dino"])
 def test_sizes_are_those_of_the_module_that_the_method_builds(method: str) -> None:
     settings = settings_of(method)
     with torch.device("meta"):
@@ -147,6 +148,29 @@ def test_formula_counts_what_sigreg_keeps() -> None:
     assert counted == pytest.approx(kept, rel=0.1)
 
 
+def test_formula_counts_what_dinos_projector_and_choices_keep() -> None:
+    own = {"dino.prototypes": 512, "dino.hidden": 96, "dino.width": WIDTH, "batch.micro_images": IMAGES}
+    groups = "[{name: a, views: 2}, {name: b, views: 2}]"
+    settings = settings_of("dino", **own, **{"batch.chunk_images": IMAGES, "views.groups": groups})
+    with torch.device("meta"):
+        backbone = build_backbone(settings.backbone, crop_px=112, seed=0)
+        module = method_class("dino")(settings, backbone, 0).module.to_empty(device="cpu")
+    features = torch.randn(4 * IMAGES, 192, requires_grad=True)
+    module.backbone, module.teacher.backbone = nn.Identity(), nn.Identity()
+    student = module.projector(features)
+    weights = {shape for weight in module.parameters() for shape in (weight.shape, weight.shape[::-1])}
+    cosine, choice = (torch.randn(1, views, IMAGES, 512) for views in (4, 2))
+    kept = {
+        "activations of the projector": kept_bytes(lambda: module.projector(features), weights, None)
+        + 2 * student.nbytes,
+        "activations of the choices": kept_bytes(
+            lambda: entropy_and_distance(cosine.requires_grad_(), choice, 0.1), (), None
+        ),
+    }
+    counted = method_class("dino").loss_bytes(settings, 192, 4)
+    assert {name: part.kept for name, part in counted.items()} == pytest.approx(kept, rel=0.05)
+
+
 @pytest.mark.parametrize("method", ["simclr", "mocov3"])
 def test_similarities_grow_with_the_chunk_and_the_rest_with_the_crops(method: str) -> None:
     small, large = (bytes_by_name(case_of(method, 0, chunk_images=images)) for images in (64, 256))
@@ -181,6 +205,11 @@ def test_remedy_for_similarities_is_a_smaller_chunk() -> None:
         ),
         ("lejepa", {"projector"}, {"activations of the projector", "activations of the directions"}),
         ("supcon", {"projector"}, {"activations of the projector", "similarities"}),
+        (
+            "dino",
+            {"projector", "prototypes", "teacher"},
+            {"activations of the projector", "activations of the choices"},
+        ),
     ],
 )
 def test_plan_of_a_rivals_recipe_names_its_parts(

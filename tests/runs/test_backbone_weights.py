@@ -208,13 +208,17 @@ def test_bounds_in_buffers_may_be_infinite_but_not_nan() -> None:
         load_backbone(nn.BatchNorm1d(3), weights, "file")
 
 
-def test_of_our_checkpoints_the_backbone_that_the_method_evaluates_is_taken(tmp_path: Path) -> None:
-    """MoCo's student, though a teacher's weights lie beside it."""
+@pytest.mark.parametrize(
+    ("recipe", "prefix"), [("mocov3_digits", "backbone."), ("dino_digits", "teacher.backbone.")]
+)
+def test_of_our_checkpoints_the_backbone_that_the_method_evaluates_is_taken(
+    tmp_path: Path, recipe: str, prefix: str
+) -> None:
+    """MoCo's student, and DINO's teacher, though the other's weights lie beside it."""
     student, teacher = vit(32, seed=1).state_dict(), vit(32, seed=2).state_dict()
     module = prefixed("backbone.", student) | prefixed("teacher.backbone.", teacher)
     path = write_checkpoint(tmp_path / "checkpoints", 7, {"model": module}, {}, keep=1)
-    settings = load_settings(recipe="mocov3_digits", command=None, flags={})
-    save_settings(Run(tmp_path), settings)
+    save_settings(Run(tmp_path), load_settings(recipe=recipe, command=None, flags={}))
     weights = read_weights(path)
-    assert set(weights) == set(prefixed("backbone.", student))
-    assert torch.equal(weights["backbone.pos_embed"], student["pos_embed"])
+    assert set(weights) == set(prefixed(prefix, student))
+    assert torch.equal(weights[f"{prefix}pos_embed"], module[f"{prefix}pos_embed"])

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vitds.config.section import Positive, Probability, Section
+from vitds.config.section import Count, Positive, Probability, Section
 
-MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa", "supcon"]
+MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa", "supcon", "dino"]
 Command = Literal["pretrain", "finetune"]
 
 
@@ -56,6 +56,25 @@ class SupCon(Section):
     width: Positive = 128
 
 
+class DINO(Section):
+    """A student tells which prototypes a slowly moving teacher chooses for other views (arXiv:2104.14294).
+
+    hidden, width: of the projector's layers and of its output.
+    teacher_temperature: from the first value to the second in `temperature_epochs`.
+    frozen_epochs: in which the prototypes stay as they are.
+    """
+
+    prototypes: Positive = 4096
+    hidden: Positive = 2048
+    width: Positive = 256
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    teacher_temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.04, 0.04)
+    temperature_epochs: Count = 0
+    momentum: Probability = 0.996
+    centre_momentum: Probability = 0.9
+    frozen_epochs: Count = 1
+
+
 class MethodSections(Section):
     """The part of the settings tree that belongs to methods: which one, and each one's own section."""
 
@@ -64,6 +83,7 @@ class MethodSections(Section):
     mocov3: MoCoV3 = MoCoV3()
     lejepa: LeJEPA = LeJEPA()
     supcon: SupCon = SupCon()
+    dino: DINO = DINO()
 
 
 @dataclass(frozen=True)
@@ -104,6 +124,7 @@ METHODS: dict[str, MethodFacts] = {
     "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, forwards=4.0),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
     "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True),
+    "dino": MethodFacts("pretrain", ("dino",), least_views=2),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
 

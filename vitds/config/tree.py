@@ -207,12 +207,14 @@ class Batch(Section):
 class Optimizer(Section):
     """AdamW.
 
+    weight_decay_end: to which the weight decay goes by a cosine; None: it stays.
     decay: the weight decay is of all parameters, as in the paper's code, or of those with two dimensions and
         more.
     """
 
     lr_peak: Annotated[float, Field(gt=0, le=1e30)] = 5e-4  # float32 holds no step of more
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    weight_decay_end: Annotated[float, Field(ge=0)] | None = None
     decay: Literal["all", "matrices"] = "all"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -329,6 +331,15 @@ class Settings(MethodSections):
             raise ValueError(
                 f"eval.choose best: of {self.epochs} epochs none is measured with eval.every_epochs "
                 f"{self.eval.every_epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lazy_rows_decay_evenly(self) -> Settings:
+        if self.head.lazy and self.optimizer.weight_decay_end is not None:
+            raise ValueError(
+                "optimizer.weight_decay_end: rows that head.lazy leaves out make up for steps of one weight "
+                "decay; leave one of the two out"
             )
         return self
 

@@ -36,42 +36,57 @@ class SkippableAdamW(torch.optim.AdamW):
 
 
 def parameter_groups(
-    module: nn.Module, lr_scales: Mapping[str, float], *, weight_decay: float, decay: str
+    module: nn.Module,
+    lr_scales: Mapping[str, float],
+    held_epochs: Mapping[str, int],
+    *,
+    weight_decay: float,
+    decay: str,
 ) -> list[dict[str, Any]]:
     """What trains, in groups of one rate and one weight decay; a single group where nothing differs.
 
     Args:
         lr_scales: for parameters whose names begin so, what the loop multiplies their rate by.
+        held_epochs: for parameters whose names begin so, the epochs from the start in which it is 0.
         weight_decay: of those that decay.
         decay: `all` parameters, as in the paper's code, or `matrices`: those of two dimensions and more.
     """
     # ZeRO makes each group a flat tensor, so there are as few as possible.
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, int, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         # 1 for all that no prefix claims, such as the backbone.
         scale = next((value for prefix, value in lr_scales.items() if name.startswith(prefix)), 1.0)
+        held = next((value for prefix, value in held_epochs.items() if name.startswith(prefix)), 0)
         # `matrices`: biases and norms' scales have one dimension; position embeddings have more, and decay.
-        own_decay = weight_decay if decay == "all" or parameter.dim() > 1 else 0.0
-        group = {"params": [], "lr_scale": scale, "weight_decay": own_decay}
-        groups.setdefault((scale, own_decay), group)["params"].append(parameter)
+        decays = decay == "all" or parameter.dim() > 1
+        group = {"params": [], "lr_scale": scale, "held_epochs": held, "decays": decays}
+        group["weight_decay"] = weight_decay * decays
+        groups.setdefault((scale, held, decays), group)["params"].append(parameter)
     return list(groups.values())
 
 
 def build_optimizer(
-    module: nn.Module, settings: Optimizer, *, lr_scales: Mapping[str, float], on_host: bool = False
+    module: nn.Module,
+    settings: Optimizer,
+    *,
+    lr_scales: Mapping[str, float],
+    held_epochs: Mapping[str, int] = {},  # noqa: B006 (never written to)
+    on_host: bool = False,
 ) -> SkippableAdamW:
-    """AdamW; the loop multiplies the rate of each group by its `lr_scale`.
+    """AdamW; each step sets rate and weight decay of its groups anew (vitds/engine/update.py).
 
     Args:
         module: whose parameters it updates; those that need no gradient are left out.
         settings: peak rate, betas, eps, weight decay.
-        lr_scales: see `parameter_groups`.
+        lr_scales, held_epochs: see `parameter_groups`.
         on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam
             does, one vectorised pass over memory, and needs no compiler at the first start.
     """
-    groups = parameter_groups(module, lr_scales, weight_decay=settings.weight_decay, decay=settings.decay)
+    groups = parameter_groups(
+        module, lr_scales, held_epochs, weight_decay=settings.weight_decay, decay=settings.decay
+    )
     # fused=False written out would also turn off torch's foreach path, which a GPU needs: there it is one
     # launch a tensor.
     is_on_gpu = any(parameter.is_cuda for parameter in module.parameters())
@@ -128,7 +143,11 @@ def build_engine(
     module.to(device)
     # Ours and not DeepSpeed's, so that a step can be cancelled and nothing is compiled.
     optimizer = build_optimizer(
-        module, settings.optimizer, lr_scales=method.lr_scales, on_host=ds.offloads_optimizer
+        module,
+        settings.optimizer,
+        lr_scales=method.lr_scales,
+        held_epochs=method.held_epochs,
+        on_host=ds.offloads_optimizer,
     )
     try:
         engine = deepspeed.initialize(

@@ -43,7 +43,7 @@ class HeadShard:
         self.head = head.to(device)
         key = {"seed": settings.seed, "first_row": head.first}
         self.optimizer = build_row_optimizer(head, settings.head.optimizer, settings.optimizer, **key)
-        # Read by JointUpdate.set_rate, as in the engine's groups.
+        # Read by set_groups, as in the engine's groups.
         self.optimizer.param_groups[0]["lr_scale"] = settings.head.lr_scale
         self.lazy: LazyRows | None = None
         if settings.head.lazy:

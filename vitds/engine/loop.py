@@ -39,7 +39,7 @@ from vitds.runs import best
 from vitds.runs.checkpoint import CheckpointReader, write_checkpoint
 from vitds.runs.directory import Run
 from vitds.runs.lock import RunLock
-from vitds.schedule import LearningRate
+from vitds.schedule import LearningRate, weight_decay
 
 NONFINITE_IN_A_ROW = 10  # steps skipped for a loss or gradient that is not finite, before the run gives up
 LAST_STEPS = 10  # of a run, of which most must have changed the weights
@@ -200,7 +200,11 @@ class Trainer:
         started = time.perf_counter()
         step = self.progress.step
         rate = self.rate.at(step)
-        self.update.set_rate(rate)
+        self.update.set_schedule(
+            rate,
+            weight_decay(self.settings.optimizer, step, self.total),
+            step // self.loader.steps_per_epoch,
+        )
         sums_T = torch.zeros(len(self.method.terms), dtype=torch.float64, device=self.device)
         waited = 0.0
         # Forward and backward: A micro batches, whose gradients add up in the engine.

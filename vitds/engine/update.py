@@ -19,6 +19,19 @@ from vitds.engine.state import EngineState
 from vitds.runs.checkpoint import CheckpointReader
 
 
+def set_groups(optimizer: Any, *, rate: float, weight_decay: float, epoch: int) -> None:
+    """Give the parameter groups of an optimizer, or of DeepSpeed's around it, what a step has for them.
+
+    `lr_scale` multiplies a group's rate, which is 0 in its first `held_epochs` epochs: with it AdamW leaves
+    weights to the bit, where a gradient of 0 would leave its weight decay at work. A group that does not
+    `decay` has none.
+    """
+    for group in optimizer.param_groups:
+        is_held = epoch < group.get("held_epochs", 0)
+        group["lr"] = 0.0 if is_held else rate * group.get("lr_scale", 1.0)
+        group["weight_decay"] = weight_decay * group.get("decays", True)
+
+
 class JointUpdate:
     """Everything that an optimizer step changes.
 
@@ -38,12 +51,11 @@ class JointUpdate:
         """Whether the engine's weights are bfloat16 or float16, and so its inputs must be."""
         return self.engine.bfloat16_enabled() or self.engine.fp16_enabled()
 
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the step; a parameter group's `lr_scale` multiplies it."""
+    def set_schedule(self, rate: float, weight_decay: float, epoch: int) -> None:
+        """Learning rate and weight decay of the step, see `set_groups`."""
         # Set anew at each step: no scheduler, so a checkpoint has no schedule to save.
-        optimizers = (self.engine.optimizer, *(head.optimizer for head in self.heads))
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        for optimizer in (self.engine.optimizer, *(head.optimizer for head in self.heads)):
+            set_groups(optimizer, rate=rate, weight_decay=weight_decay, epoch=epoch)
 
     def backward(self, terms_T: Float[Tensor, "T"]) -> None:
         """The backward pass of this rank's part of the step's loss.

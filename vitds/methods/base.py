@@ -57,6 +57,8 @@ class Method(ABC):
         module: what the engine owns, built whole from the seed. Its `backbone` gets drop path and patch drop.
         outside: heads that train beside the engine, their rows spread over the ranks.
         lr_scales: for parameters whose names begin so, what their learning rate is multiplied by.
+        held_epochs: for parameters whose names begin so, the epochs from the start of the run in which they
+            stay as they are.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -68,6 +70,7 @@ class Method(ABC):
     module: nn.Module
     outside: tuple[ShardedHead, ...] = ()
     lr_scales: dict[str, float] = {}
+    held_epochs: dict[str, int] = {}
 
     @abstractmethod
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:

@@ -12,7 +12,6 @@ The authors' frozen patch projection is the setting `backbone.frozen: [patch_emb
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from vitds.heads.bytes import Activations, contrast_bytes, projector_bytes
 from vitds.heads.contrast import among_other_view
 from vitds.heads.projector import Projector
 from vitds.methods import base
-from vitds.models.stochastic import without_stochastic
+from vitds.methods.teacher import follow, teacher_of
 from vitds.rng import Purpose
 from vitds.schedule import teacher_momentum
 
@@ -52,9 +51,8 @@ class StudentAndTeacher(nn.Module):
         self.backbone = student.backbone
         self.projector = student.projector
         self.predictor = predictor
-        # A copy, so it starts equal; no gradient, so no optimizer has it, and no drop path: keys come from
-        # the whole net.
-        self.teacher = without_stochastic(copy.deepcopy(student)).requires_grad_(False)
+        # It drops no branch: keys come from the whole net.
+        self.teacher = teacher_of(student)
         self.temperature = temperature
         self.chunk_images = chunk_images
 
@@ -76,14 +74,6 @@ class StudentAndTeacher(nn.Module):
             losses_M = among_other_view(query_MD, key_MD, is_real_cVK, self.temperature)
         # The authors' loss: both directions added, each the mean over its queries times 2 T.
         return (4 * self.temperature * targets.part_of_mean(losses_M))[None]
-
-    @torch.no_grad()
-    def follow(self, momentum: float) -> None:
-        """teacher <- momentum · teacher + (1 - momentum) · student, for every parameter of the teacher."""
-        # By the student's names; the teacher's own `teacher.` and the predictor are not asked for.
-        student = dict(self.named_parameters())
-        for name, parameter in self.teacher.named_parameters():
-            parameter.lerp_(student[name], 1 - momentum)
 
 
 def _widths(settings: Settings, width: int) -> tuple[list[int], list[int]]:
@@ -150,7 +140,7 @@ class Method(base.Method):
     def after_update(self, done: int, total: int) -> None:
         """The teacher follows."""
         # With `done` from 1, the teacher of step t follows the weights that step t left behind.
-        self.module.follow(teacher_momentum(done, start=self.momentum, total=total))
+        follow(self.module.teacher, self.module, teacher_momentum(done, start=self.momentum, total=total))
 
     @property
     def about(self) -> str:
