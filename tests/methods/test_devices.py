@@ -115,7 +115,7 @@ def test_a_whole_step_stays_on_the_card(recipe: str, words: list[str]) -> None:
         engine = BareEngine(method.module.train(), settings, method.lr_scales)
         heads = [HeadShard(head, settings, CARD, rate) for head in method.outside]
         update = JointUpdate(engine, heads, settings.optimizer.average_decay)
-        update.set_rate(1e-3)
+        update.set_schedule(1e-3, 0.05, 0)
         prepared = method.prepare(batch, settings, CARD)
         draws.write(batch.draws.masks)
         terms = method.losses(engine, prepared, 0)
