@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.heads.reference import Allocations, lean_adamw
 from vitds.config.load import load_settings
 from vitds.config.tree import Head, Settings
-from vitds.engine.head_shard import HeadShard
+from vitds.engine.head_shard import HeadShard, total_norm
 from vitds.errors import RunError, SettingsError
 from vitds.heads.kind import head_reason, resolve_head
 from vitds.heads.optimizer import LeanAdamW, build_row_optimizer, rounded_by_chance
@@ -223,3 +223,10 @@ def test_what_needs_shards_and_dense_contradict_each_other(words: str) -> None:
         SettingsError, match=f"{words} is for a sharded head, got kind dense; set kind to sharded or auto"
     ):
         head_with("head.{}={}".format(*words.split()), "head.kind=dense")
+
+
+def test_the_norm_that_bfloat16_gradients_are_clipped_by_is_summed_in_float32() -> None:
+    gradients = [torch.full((4096, 8), 0.01, dtype=torch.bfloat16), torch.full((7,), 0.3)]
+    exact = torch.cat([gradient.double().flatten() for gradient in gradients]).norm()
+    assert total_norm(gradients).dtype == torch.float32
+    torch.testing.assert_close(total_norm(gradients).double(), exact, rtol=1e-5, atol=0.0)
