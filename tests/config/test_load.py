@@ -232,6 +232,7 @@ def test_recipe_of_the_other_command_is_refused_with_that_commands_name():
     names = [
         *("diet_deit_tiny", "diet_digits", "dino_deit_tiny", "dino_digits", "idmm_deit_tiny", "idmm_digits"),
         *("idmm_vit_giant", "idmm_vit_huge", "idmm_vit_large", "lejepa_deit_tiny", "lejepa_digits"),
+        *("mae_deit_tiny", "mae_digits"),
         *("mocov3_deit_tiny", "mocov3_digits", "photos_cpu", "simclr_deit_tiny", "simclr_digits"),
         *("supcon_deit_tiny", "supcon_digits"),
     ]
@@ -274,8 +275,8 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
         (
             "method=byol",
-            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa', 'supcon' or 'dino', "
-            "got 'byol'",
+            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa', 'supcon', 'dino' "
+            "or 'mae', got 'byol'",
         ),
         (
             "batch.micro_images=many",

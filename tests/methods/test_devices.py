@@ -60,6 +60,7 @@ def on_card(batch: TrainBatch) -> TrainBatch:
         ("lejepa_digits", []),
         ("supcon_digits", []),
         ("dino_digits", ["backbone.drop_path=0.1"]),
+        ("mae_digits", ["backbone.drop_path=0.1"]),
     ],
     ids=str,
 )
