@@ -271,8 +271,8 @@ def test_key_below_a_single_value_is_refused(recipe):
         ("mix.kind=cut", "mix.kind: must be 'none', 'cutmix', 'mixup' or 'alternate', got 'cut'"),
         (
             "method=byol",
-            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa', 'supcon' or 'dino', "
-            "got 'byol'",
+            "method: must be 'idmm', 'supervised', 'simclr', 'mocov3', 'lejepa', 'supcon', 'dino' "
+            "or 'mae', got 'byol'",
         ),
         (
             "batch.micro_images=many",

@@ -69,6 +69,7 @@ RECIPES = {
     "lejepa": "lejepa_digits",
     "supcon": "supcon_digits",
     "dino": "dino_digits",
+    "mae": "mae_digits",
 }
 TWO_VIEWS = (
     "[{name: first, views: 1, scale: [0.3, 1.0]}, {name: second, views: 1, scale: [0.3, 1.0], solarise: 0.3}]"
@@ -107,6 +108,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "dino.momentum": 0.6,
         "optimizer.lr_peak": 1e-3,
     },
+    # Two views, of which probes say how alike they are.
+    "mae": {"backbone.patch_drop": 0.5, "mae.width": 32, "views.groups": "[{name: view, views: 2}]"},
     "supcon": {"views.groups": "[{name: views, views: 2, scale: [0.3, 1.0]}]", "supcon.width": 16},
 }
 

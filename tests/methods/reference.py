@@ -120,3 +120,23 @@ def dino_terms(
     ]
     entropy = sum(entropies) / len(entropies)
     return entropy, sum(crossed) / len(crossed) - entropy
+
+
+def mae_losses(painted: Tensor, images: Tensor, kept: Tensor, patch_px: int, eps: float = 1e-6) -> Tensor:
+    """(M, L, p), (M, 3, S, S), (M, k) -> (M,): the mean squared error over the patches that were not kept, a
+    patch at a time; pixels of a patch row by row, its three channels together."""
+    crops, _, side_px, _ = images.shape
+    columns = side_px // patch_px
+    losses = torch.zeros(crops, dtype=images.dtype)
+    for crop in range(crops):
+        errors = []
+        for patch in set(range(columns**2)) - set(kept[crop].tolist()):
+            top, left = patch // columns * patch_px, patch % columns * patch_px
+            pixels = images[crop, :, top : top + patch_px, left : left + patch_px]
+            pixels = torch.stack(
+                [pixels[:, y, x] for y in range(patch_px) for x in range(patch_px)]
+            ).flatten()
+            normal = (pixels - pixels.mean()) / (pixels.var(unbiased=True) + eps).sqrt()
+            errors.append(((painted[crop, patch] - normal) ** 2).mean())
+        losses[crop] = sum(errors) / len(errors)
+    return losses

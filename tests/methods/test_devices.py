@@ -99,6 +99,7 @@ class BareEngine(DeepSpeedEngine):
         ("lejepa_digits", []),
         ("supcon_digits", []),
         ("dino_digits", ["backbone.drop_path=0.1"]),
+        ("mae_digits", ["backbone.drop_path=0.1"]),
     ],
     ids=str,
 )

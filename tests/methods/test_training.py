@@ -39,6 +39,8 @@ GRID = [
     ("supcon", 3, 1, 8, {}),
     ("dino", 2, 1, 4, {"engine__activation_checkpointing": "true"}),
     ("dino", 3, 2, 8, {}),
+    ("mae", 2, 3, 4, {"engine__activation_checkpointing": "true"}),
+    ("mae", 3, 1, 8, {}),
     ("supervised", 2, 3, 4, {}),
     ("supervised", 3, 1, 8, {}),
 ]
@@ -87,6 +89,7 @@ def test_losses_do_not_depend_on_ranks_stage_or_accumulation(
         ("lejepa", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 8}),
         ("supcon", 2, {"stage": 1, "precision": "bf16", "batch__micro_images": 4}),
         ("dino", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 4}),
+        ("mae", 2, {"stage": 2, "precision": "bf16", "batch__micro_images": 4}),
     ],
     ids=str,
 )
@@ -273,7 +276,7 @@ def probed(run: str, data: tuple[str, str], **options: Any) -> dict[str, float]:
     return read_metrics(small_run(run, data, eval__every_epochs=10, epochs=10, **options).metrics)[-1]
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon", "dino"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon", "dino", "mae"])
 def test_a_run_that_collapses_on_purpose_is_seen_in_the_probes(
     rank_pool, digit_files, tmp_path: Path, method: str
 ) -> None:

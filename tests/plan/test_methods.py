@@ -21,6 +21,7 @@ from vitds.jobs.plan import plan
 from vitds.methods import method_class
 from vitds.methods.dino import entropy_and_distance
 from vitds.methods.lejepa import sigreg
+from vitds.methods.mae import Decoder, patches_of, reconstruction
 from vitds.models.build import build_backbone
 from vitds.plan.case import Case, ModuleSizes, make_case
 from vitds.plan.memory import MOMENTS, memory_parts
@@ -56,7 +57,7 @@ def numbers(module: nn.Module) -> int:
 # sizes
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon", "dino"])
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "lejepa", "supcon", "dino", "mae"])
 def test_sizes_are_those_of_the_module_that_the_method_builds(method: str) -> None:
     settings = settings_of(method)
     with torch.device("meta"):
@@ -171,6 +172,25 @@ def test_formula_counts_what_dinos_projector_and_choices_keep() -> None:
     assert {name: part.kept for name, part in counted.items()} == pytest.approx(kept, rel=0.05)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+def test_formula_counts_what_maes_decoder_and_its_loss_keep(depth: int, autocast: torch.dtype | None) -> None:
+    own = {"mae.width": 64, "mae.depth": depth, "batch.micro_images": IMAGES}
+    settings = settings_of("mae", **own)
+    decoder = Decoder(width_in=192, width=64, depth=depth, side=14, prefix=1, pixels=192)
+    tokens, images = torch.randn(IMAGES, 50, 192, requires_grad=True), torch.randn(IMAGES, 3, 112, 112)
+    kept_Mk = torch.arange(49).expand(IMAGES, -1)
+    weights = {shape for weight in decoder.parameters() for shape in (weight.shape, weight.shape[::-1])}
+
+    def loss() -> torch.Tensor:
+        painted = decoder(tokens, kept_Mk).float()
+        return reconstruction(painted, patches_of(images, 8), kept_Mk)
+
+    kept = kept_bytes(loss, {*weights, kept_Mk.shape}, autocast)
+    counted = method_class("mae").loss_bytes(settings, 192, 4 if autocast is None else 2)
+    assert counted["activations of the decoder"].kept == pytest.approx(kept, rel=0.05)
+
+
 @pytest.mark.parametrize("method", ["simclr", "mocov3"])
 def test_similarities_grow_with_the_chunk_and_the_rest_with_the_crops(method: str) -> None:
     small, large = (bytes_by_name(case_of(method, 0, chunk_images=images)) for images in (64, 256))
@@ -205,6 +225,7 @@ def test_remedy_for_similarities_is_a_smaller_chunk() -> None:
         ),
         ("lejepa", {"projector"}, {"activations of the projector", "activations of the directions"}),
         ("supcon", {"projector"}, {"activations of the projector", "similarities"}),
+        ("mae", {"decoder"}, {"activations of the decoder"}),
         (
             "dino",
             {"projector", "prototypes", "teacher"},
@@ -222,6 +243,7 @@ def test_plan_of_a_rivals_recipe_names_its_parts(
     assert have_weights | {"teacher"} == {"backbone", "teacher", *beside}
     assert activations < parts.keys()
     assert "head at work" not in parts
-    assert found["parameters"] == 5_496_192  # of the backbone, as in other plans
+    # Of the backbone, as in other plans; MAE's recipe has smaller patches, and more of them.
+    assert found["parameters"] == (5_413_824 if method == "mae" else 5_496_192)
     text = capsys.readouterr().out
     assert all(name in text for name in (*activations, *(f"{part}: " for part in beside)))

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from vitds.config.section import Count, Positive, Probability, Section
 
-MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa", "supcon", "dino"]
+MethodName = Literal["idmm", "supervised", "simclr", "mocov3", "lejepa", "supcon", "dino", "mae"]
 Command = Literal["pretrain", "finetune"]
 
 
@@ -75,6 +75,16 @@ class DINO(Section):
     frozen_epochs: Count = 1
 
 
+class MAE(Section):
+    """A decoder paints the patches that backbone.patch_drop left out (arXiv:2111.06377).
+
+    width, depth: of the decoder.
+    """
+
+    width: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    depth: Positive = 1
+
+
 class MethodSections(Section):
     """The part of the settings tree that belongs to methods: which one, and each one's own section."""
 
@@ -84,6 +94,7 @@ class MethodSections(Section):
     lejepa: LeJEPA = LeJEPA()
     supcon: SupCon = SupCon()
     dino: DINO = DINO()
+    mae: MAE = MAE()
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,8 @@ class MethodFacts:
         views: how many views of an image it takes over all groups; None: any number.
         least_views: as many views of an image it needs.
         couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
-        forwards: what training on a view costs, in forward passes: one forward, two for the gradients, and
-            those of a teacher.
+        teacher_sees: the views that a teacher looks at too.
+        hides_patches: whether it needs patches that the backbone does not see.
     """
 
     command: Command
@@ -107,7 +118,8 @@ class MethodFacts:
     views: int | None = None
     least_views: int = 1
     couples: bool = False
-    forwards: float = 3.0
+    teacher_sees: Literal["nothing", "first group", "all"] = "nothing"
+    hides_patches: bool = False
 
 
 METHODS: dict[str, MethodFacts] = {
@@ -121,10 +133,11 @@ METHODS: dict[str, MethodFacts] = {
         groups=1,
     ),
     "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
-    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, forwards=4.0),
+    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, teacher_sees="all"),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
     "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True),
-    "dino": MethodFacts("pretrain", ("dino",), least_views=2),
+    "dino": MethodFacts("pretrain", ("dino",), least_views=2, teacher_sees="first group"),
+    "mae": MethodFacts("pretrain", ("mae",), hides_patches=True),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
 

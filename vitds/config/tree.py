@@ -364,6 +364,11 @@ class Settings(MethodSections):
         }
         if facts.command != "finetune" and (given := [key for key, is_set in for_classes.items() if is_set]):
             raise ValueError(f"{given[0]}: is for fine-tuning; method {self.method} trains no class head")
+        if facts.hides_patches and not self.backbone.patch_drop:
+            raise ValueError(
+                f"backbone.patch_drop: method {self.method} paints the patches that are left out, so it "
+                "needs more than 0, got 0; timm's vit_ and deit_ models take it"
+            )
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(
                 f"batch.chunk_images: method {self.method} compares the images of a chunk, so it needs 2 or "

@@ -208,9 +208,8 @@ class Method(base.Method):
         choices = FLOAT * own.prototypes
         return {
             "activations of the projector": Activations(kept, 2 * crops * own.hidden * FLOAT),
-            # Log-probabilities of the student, as they are and as the product takes them; probabilities of
-            # the teacher.
-            "activations of the choices": Activations((crops + 2 * seen) * choices, 2 * crops * choices),
+            # Log-probabilities of the student, and probabilities of the teacher.
+            "activations of the choices": Activations((crops + seen) * choices, 2 * crops * choices),
         }
 
     @property

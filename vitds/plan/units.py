@@ -11,6 +11,7 @@ from vitds.config.tree import Settings
 from vitds.data.order import steps_per_epoch
 
 UNIT_PX = 224 * 224
+STEP_FORWARDS = 3  # of training on a view: one forward pass, and two for the gradients
 
 
 def units_of_epoch(settings: Settings, images: int) -> float:
@@ -21,6 +22,7 @@ def units_of_epoch(settings: Settings, images: int) -> float:
         images: N, the images that it trains on.
     """
     batch, views = settings.batch, settings.views
-    seen = steps_per_epoch(images, batch.global_images) * batch.global_images * views.count
-    a_view = METHODS[settings.method].forwards * (1 - settings.backbone.patch_drop)
-    return seen * a_view * views.crop_px**2 / UNIT_PX
+    seen = steps_per_epoch(images, batch.global_images) * batch.global_images
+    taught = {"nothing": 0, "first group": views.groups[0].views, "all": views.count}
+    an_image = STEP_FORWARDS * views.count + taught[METHODS[settings.method].teacher_sees]
+    return seen * an_image * (1 - settings.backbone.patch_drop) * views.crop_px**2 / UNIT_PX
