@@ -79,6 +79,8 @@ class MethodFacts:
         couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
         forwards: what training on a view costs, in forward passes: one forward, two for the gradients, and
             those of a teacher.
+        temperature: key of the temperature in its softmax over images, by cosine; None: it has none, or has
+            rows instead.
     """
 
     command: Command
@@ -88,6 +90,7 @@ class MethodFacts:
     least_views: int = 1
     couples: bool = False
     forwards: float = 3.0
+    temperature: str | None = None
 
 
 METHODS: dict[str, MethodFacts] = {
@@ -100,10 +103,12 @@ METHODS: dict[str, MethodFacts] = {
         ),
         groups=1,
     ),
-    "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
-    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, forwards=4.0),
+    "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True, temperature="simclr.temperature"),
+    "mocov3": MethodFacts(
+        "pretrain", ("mocov3",), views=2, couples=True, forwards=4.0, temperature="mocov3.temperature"
+    ),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
-    "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True),
+    "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True, temperature="supcon.temperature"),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}
 
