@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tests.engine.training import SMALL, small_run
 from vitds.augment.mix import normalise
 from vitds.cli import main
-from vitds.config.methods import METHODS
+from vitds.config.methods import METHODS, readers
+from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.build import build_beton
 from vitds.data.loader import TrainLoader
@@ -64,18 +66,18 @@ def steps(run: Path) -> list[str]:
 
 @torch.inference_mode()
 def mean_features(run: Path) -> torch.Tensor:
-    """Of each image over its crops of the first epoch, one crop after the other."""
+    """Of each image over its crops of the first epochs, image by image."""
     model = open_model(steps(run)[-1])
     settings, backbone = model.settings, model.backbone.eval()
     file = open_beton(settings.data.train_files[0])
     loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=settings.batch.micro_images)
-    found: dict[int, list[torch.Tensor]] = {}
-    for batch in loader.batches(0, loader.steps_per_epoch):
+    found: dict[int, list[torch.Tensor]] = {image: [] for image in range(file.images)}
+    for batch in loader.batches(0, 12 // settings.views.count * loader.steps_per_epoch):
         for crops, index, is_real in zip(batch.crops, batch.index, batch.is_real, strict=True):
             if is_real:
-                rows = [backbone(normalise(crop[None], settings.views))[0] for crop in crops]
-                found[int(index)] = rows
-    return torch.stack([torch.stack(found[image]).mean(0) for image in range(file.images)])
+                found[int(index)] += backbone(normalise(crops, settings.views))
+    assert {len(rows) for rows in found.values()} == {12}
+    return torch.stack([torch.stack(rows).mean(0) for rows in found.values()])
 
 
 def test_rows_and_features_of_a_run_are_compared_image_by_image(runs: Path) -> None:
@@ -192,3 +194,10 @@ def test_rows_that_are_nowhere_are_asked_for(runs: Path, tmp_path: Path, capsys)
     assert f"{newest} does not hold the rows of the instance head; take another checkpoint" in said
     shutil.rmtree(run / "checkpoints")
     assert f"{run} has no checkpoint, and the rows of its instance head lie" in refusal(capsys, str(run))
+
+
+def test_a_methods_temperature_is_a_key_of_its_own_section() -> None:
+    keys = {name: facts.temperature for name, facts in METHODS.items() if facts.temperature}
+    assert len(keys) >= 3
+    for name, key in keys.items():
+        assert readers(key) == [name] and reduce(getattr, key.split("."), Settings()) > 0

@@ -38,6 +38,7 @@ from vitds.runs.directory import Run, known_inputs, write_atomic
 from vitds.terminal import say
 
 Score = dict[str, Any]
+CROPS = 12  # of an image in its mean feature, or a few more: whole epochs of crops are taken
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class Subject:
         model: with the weights of `checkpoint`.
         checkpoint: None where the run has none and no rows are needed.
         file: the run's training images.
-        has_rows: whether its method trains a row an image.
+        rows: weight and bias of its instance head; None of a method without one.
     """
 
     model: OpenModel
     checkpoint: Path | None
     file: BetonFile
-    has_rows: bool
+    rows: dict[str, Tensor] | None
 
 
 def theory(*models: str, data: str | None = None, as_json: bool = False) -> Score:
@@ -101,7 +102,8 @@ def _opened(name: str, data: str | None) -> Subject:
         )
     has_rows = method.rows(SetSize(file.images, len(file.manifest.classes))) > 0
     model, checkpoint = _at_checkpoint(name, run, has_rows)
-    return Subject(model, checkpoint, file, has_rows)
+    rows = instance_rows(checkpoint, file.images, has_bias=settings.head.bias) if has_rows else None
+    return Subject(model, checkpoint, file, rows)
 
 
 def _at_checkpoint(name: str, run: Run, has_rows: bool) -> tuple[OpenModel, Path | None]:
@@ -120,20 +122,20 @@ def _measured(subject: Subject) -> Score:
     """The figures; None where there is nothing to measure, and a line that says why."""
     model, file = subject.model, subject.file
     settings, notes = model.settings, []
-    crops_nVD, index_n = _features(model, file)
-    f_nD, images = crops_nVD.mean(1), len(index_n)
+    crops_nED, index_n = _features(model, file)
+    f_nD, images, views = crops_nED.mean(1), len(index_n), settings.views.count
+    # First and last view of one epoch, as the probes in training take them.
     found: Score = {
-        "alignment": alignment(crops_nVD[:, 0], crops_nVD[:, -1]) if settings.views.count > 1 else None,
-        "uniformity": uniformity(crops_nVD[:, 0]),
+        "alignment": alignment(crops_nED[:, 0], crops_nED[:, views - 1]) if views > 1 else None,
+        "uniformity": uniformity(crops_nED[:, 0]),
     }
     if images < file.images:
         notes.append(f"{file.images - images} images cannot be decoded and are left out")
     if images > PAIR_IMAGES:
         notes.append(f"pairs are those of {PAIR_IMAGES:,} of the {images:,} images, drawn by the run's seed")
     rows = None
-    if subject.has_rows:
-        held = instance_rows(subject.checkpoint, file.images, has_bias=settings.head.bias)
-        rows = {part: tensor[index_n] for part, tensor in held.items()}
+    if subject.rows is not None:
+        rows = {part: tensor[index_n] for part, tensor in subject.rows.items()}
         fidelity = prototype_fidelity(rows["weight"], f_nD)
         found |= {"prototype_cosine": fidelity.cosine, "own_row_first": fidelity.first}
         other_nD = rows["weight"]
@@ -157,9 +159,15 @@ def _measured(subject: Subject) -> Score:
     return {"theory": found, "blind": blind, "notes": notes}
 
 
-def _features(model: OpenModel, file: BetonFile) -> tuple[Float[Tensor, "n V D"], Int[Tensor, "n"]]:
+def epochs_of_crops(settings: Settings) -> int:
+    """How many epochs have CROPS crops of an image."""
+    return -(-CROPS // settings.views.count)
+
+
+def _features(model: OpenModel, file: BetonFile) -> tuple[Float[Tensor, "n E D"], Int[Tensor, "n"]]:
+    epochs = epochs_of_crops(model.settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return crop_features(model.settings, model.backbone, file, device)
+    return crop_features(model.settings, model.backbone, file, epochs, device)
 
 
 def _earlier_features(subject: Subject, notes: list[str]) -> Float[Tensor, "n D"] | None:
@@ -235,7 +243,7 @@ def _kept(subject: Subject, measured: Score) -> Score:
         "checkpoint": None if subject.checkpoint is None else subject.checkpoint.name,
         "data": str(subject.file.path),
         "images": subject.file.images,
-        "views": model.settings.views.count,
+        "crops": epochs_of_crops(model.settings) * model.settings.views.count,
         **measured,
         "data_hash": subject.file.manifest.content_hash,
         "weights": model.weights,

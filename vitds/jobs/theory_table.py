@@ -34,7 +34,7 @@ def print_theory(scores: list[dict[str, Any]]) -> None:
     """`blind` is what a figure is where features or rows know nothing, for the first model's images."""
     for number, score in enumerate(scores, 1):
         at = f" at {score['checkpoint']}" if score["checkpoint"] else ""
-        of = f"({score['images']:,} images, {score['views']} crops each)"
+        of = f"({score['images']:,} images, {score['crops']} crops each)"
         say(f"[{number}] theory of {score['model']}{at} on {score['data']} {of}")
     table = Table(box=None, pad_edge=False)
     for column in ("", "", *(f"[{number}]" for number in range(1, len(scores) + 1)), "blind"):
