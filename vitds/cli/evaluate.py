@@ -95,9 +95,9 @@ def eval_retrieval(*runs: str, data: str | None = None, bank: str | None = None,
 
 
 def eval_theory(*runs: str, data: str | None = None, json: bool = False) -> None:
-    """Whether instance discrimination did what the paper says: docs/theory.md has each figure.
+    """What the rows of the instance head became, and which images share probability.
 
-    Alignment, what the head's rows became, which images share probability. Measured on the run's training
+    docs/theory.md has each figure and what it shows of the paper's claim. Measured on the run's training
     images. Several checkpoints of a run give a column each.
 
     Args:
