@@ -181,7 +181,10 @@ def test_command_without_flags_says_so():
         (["pretrian"], "vitds: pretrian: unknown command; did you mean pretrain?"),
         (["data", "biuld"], "vitds: data biuld: unknown command; did you mean build?"),
         (["recipes", "shwo", "x"], "vitds: recipes shwo: unknown command; did you mean show?"),
-        (["eval"], "vitds: eval needs one of top1, knn, linear, fewshot, retrieval; see vitds eval --help"),
+        (
+            ["eval"],
+            "vitds: eval needs one of top1, knn, linear, fewshot, retrieval, theory; see vitds eval --help",
+        ),
         (["eval", "knn"], "vitds eval knn: RUN is missing; see vitds eval knn --help"),
         (["pretrain", "--epochz", "3"], "vitds pretrain: unknown flag --epochz; did you mean --epochs?"),
         (

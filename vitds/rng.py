@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     FEW_SHOT = 20
     HOLD_OUT = 21
     DIRECTIONS = 22
+    PAIRS = 23
 
 
 def _mix(word: Word) -> Word:

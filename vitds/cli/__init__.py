@@ -14,7 +14,14 @@ from vitds.cli.about import doctor, models, recipes, recipes_show
 from vitds.cli.chain import chain
 from vitds.cli.checkpoints import checkpoint_list, checkpoint_prune, checkpoint_verify
 from vitds.cli.data import data_build, data_info, data_list, data_preview, data_verify
-from vitds.cli.evaluate import eval_fewshot, eval_knn, eval_linear, eval_retrieval, eval_top1
+from vitds.cli.evaluate import (
+    eval_fewshot,
+    eval_knn,
+    eval_linear,
+    eval_retrieval,
+    eval_theory,
+    eval_top1,
+)
 from vitds.cli.experiments import ablate, compare, reproduce, transfer
 from vitds.cli.fit import fit
 from vitds.cli.plan import bench_augment, bench_gpu, bench_head, bench_loader, bench_step, plan
@@ -43,6 +50,7 @@ COMMANDS: dict[str, Command] = {
     "eval linear": eval_linear,
     "eval fewshot": eval_fewshot,
     "eval retrieval": eval_retrieval,
+    "eval theory": eval_theory,
     "predict": predict,
     "embed": embed,
     "similar": similar,

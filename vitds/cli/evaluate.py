@@ -92,3 +92,21 @@ def eval_retrieval(*runs: str, data: str | None = None, bank: str | None = None,
 
     with as_flags(eval_retrieval):
         evaluate("retrieval", *runs, data=data, bank=bank, as_json=json)
+
+
+def eval_theory(*runs: str, data: str | None = None, json: bool = False) -> None:
+    """What the rows of the instance head became, and which images share probability.
+
+    docs/theory.md has each figure and what it shows of the paper's claim. Measured on the run's training
+    images. Several checkpoints of a run give a column each.
+
+    Args:
+        runs: a pretraining's run directory (its newest checkpoint is taken), or one of its checkpoints
+        data: the run's training file, where it has moved
+        json: print one JSON object and nothing else
+    """
+    from vitds.jobs.as_flags import as_flags
+    from vitds.jobs.theory import theory
+
+    with as_flags(eval_theory):
+        theory(*runs, data=data, as_json=json)

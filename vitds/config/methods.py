@@ -110,6 +110,8 @@ class MethodFacts:
         couples: whether the images of a chunk see each other, so that a chunk of one image teaches nothing.
         teacher_sees: the views that a teacher looks at too.
         hides_patches: whether it needs patches that the backbone does not see.
+        temperature: key of the temperature in its softmax over images, by cosine; None: it has none, or has
+            rows instead.
     """
 
     command: Command
@@ -120,6 +122,7 @@ class MethodFacts:
     couples: bool = False
     teacher_sees: Literal["nothing", "first group", "all"] = "nothing"
     hides_patches: bool = False
+    temperature: str | None = None
 
 
 METHODS: dict[str, MethodFacts] = {
@@ -132,10 +135,17 @@ METHODS: dict[str, MethodFacts] = {
         ),
         groups=1,
     ),
-    "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True),
-    "mocov3": MethodFacts("pretrain", ("mocov3",), views=2, couples=True, teacher_sees="all"),
+    "simclr": MethodFacts("pretrain", ("simclr",), views=2, couples=True, temperature="simclr.temperature"),
+    "mocov3": MethodFacts(
+        "pretrain",
+        ("mocov3",),
+        views=2,
+        couples=True,
+        teacher_sees="all",
+        temperature="mocov3.temperature",
+    ),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
-    "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True),
+    "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True, temperature="supcon.temperature"),
     "dino": MethodFacts("pretrain", ("dino",), least_views=2, teacher_sees="first group"),
     "mae": MethodFacts("pretrain", ("mae",), hides_patches=True),
 }

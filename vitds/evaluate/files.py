@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitds import dist
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
-from vitds.data.loader import eval_batches
+from vitds.data.loader import EvalBatch, TrainLoader, eval_batches
 from vitds.evaluate.features import Features, ImageBatch, extract_features
 from vitds.models.precision import AUTOCAST
 
@@ -62,6 +62,34 @@ def own_features(
     )
     found = _extracted(settings, model, batches, device)
     return found.rows_MD, found.index_M
+
+
+def crop_features(
+    settings: Settings, model: nn.Module, file: BetonFile, epochs: int, device: torch.device
+) -> tuple[Float[Tensor, "n E D"], Int[Tensor, "n"]]:
+    """What a model says of the un-mixed training crops of the first epochs, and of which images.
+
+    Args:
+        settings: of the run: its views and its seed draw the crops, the same at every call.
+        file: its training images.
+        epochs: how many; each has V crops of an image, E in all, in the order of epochs and views.
+    Raises: DataError if an image cannot be decoded and data.damaged is fatal; where it is skipped, it is
+        missing.
+    """
+    loader = TrainLoader(file, settings, rank=0, ranks=1, micro_images=settings.batch.micro_images)
+    found = _extracted(settings, model, _view_by_view(loader, epochs), device)
+    # An image's crops come in their order, and stable sorting leaves them in it.
+    order = found.index_M.argsort(stable=True)
+    crops = epochs * settings.views.count
+    return found.rows_MD[order].unflatten(0, (-1, crops)), found.index_M[order][::crops]
+
+
+def _view_by_view(loader: TrainLoader, epochs: int) -> Iterator[EvalBatch]:
+    for batch in loader.batches(0, epochs * loader.steps_per_epoch):
+        for view in range(batch.crops.shape[1]):
+            is_real = batch.is_real
+            if is_real.any():  # a micro step of the last step may hold nothing but padding
+                yield EvalBatch(batch.crops[is_real, view], batch.index[is_real], batch.label[is_real])
 
 
 def _extracted(

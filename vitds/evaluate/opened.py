@@ -110,6 +110,23 @@ def class_head(model: OpenModel) -> tuple[tuple[str, ...] | None, nn.Linear]:
     return names, _linear({name.removeprefix("head."): reader.get(name) for name in own})
 
 
+def instance_rows(checkpoint: Path, rows: int, *, has_bias: bool) -> dict[str, Tensor]:
+    """`weight` (N, D), and `bias` (N,) where there is one, of the instance head, float32.
+
+    Args:
+        checkpoint: a sound one, whichever ranks wrote it.
+        rows: N.
+    Raises: RunError if the checkpoint does not hold them.
+    """
+    saved = Saved(checkpoint, read_json(checkpoint / "manifest.json"))
+    reader, names = CheckpointReader(saved), ("weight", "bias") if has_bias else ("weight",)
+    if saved.manifest.get("head_rows"):
+        return {name: reader.rows(name, 0, rows).float() for name in names}
+    if "head.weight" not in reader.names():
+        raise RunError(f"{checkpoint} does not hold the rows of the instance head; take another checkpoint")
+    return {name: reader.get(f"head.{name}").float() for name in names}
+
+
 def _linear(weights: dict[str, Tensor]) -> nn.Linear:
     linear = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0], bias="bias" in weights)
     linear.load_state_dict(weights)

@@ -114,10 +114,29 @@ def _labelled(argument: str, given: str | None, of_run: tuple[str, ...], half: s
 
     Raises: DataError if there is none, it cannot be read, or it has no labels.
     """
-    names = (given,) if given else of_run
-    if not names:
+    if not given and not of_run:
         what = "images to evaluate" if argument == "data" else "labelled images to learn from"
         raise DataError(f"no {what}: give `{argument}=FILE.beton`, for the run names none")
+    file = named_file(argument, given, of_run, half)
+    if not file.manifest.classes or not (file.labels >= 0).any():
+        raise DataError(
+            f"{file.path} has no labels, and an evaluation needs them: build it from a folder with one "
+            "folder a class"
+        )
+    return labelled(file)
+
+
+def named_file(argument: str, given: str | None, of_run: tuple[str, ...], half: str) -> BetonFile:
+    """The file that an argument names, or the run's own, which may be several.
+
+    Args:
+        argument: by which a person can say where the file is.
+        given: its value.
+        of_run: names in the run's settings.
+        half: train or test, of the embedded digits.
+    Raises: DataError if it is not there, or not sound.
+    """
+    names = (given,) if given else of_run
     paths = [os.path.expanduser(name) for name in names]
     gone = [path for path in paths if not Path(path).exists() and path != DIGITS]
     if given is None and gone:
@@ -126,13 +145,7 @@ def _labelled(argument: str, given: str | None, of_run: tuple[str, ...], half: s
             f"from. Say where it is now with `{argument}=FILE.beton`, or call from the folder that the run "
             "was started in"
         )
-    file = open_files(paths, f"`{argument}`", half)
-    if not file.manifest.classes or not (file.labels >= 0).any():
-        raise DataError(
-            f"{file.path} has no labels, and an evaluation needs them: build it from a folder with one "
-            "folder a class"
-        )
-    return labelled(file)
+    return open_files(paths, f"`{argument}`", half)
 
 
 def _kept(kind: str, task: Task, measured: Measured) -> Evaluation:
