@@ -116,7 +116,7 @@ def test_it_installs_without_a_network_and_trains(
         ),
         (
             ["--out", "new", "--there", "there.txt", "--with_data", "large.tar", "--max_mb", "1"],
-            "large.tar 2.",
+            "large.tar 2,",
         ),
     ],
 )

@@ -150,7 +150,7 @@ def bench_head(
 
 
 def bench_gpu(*, out: str, parts: str | None = None, data: str | None = None, toy: bool = False) -> None:
-    """Ten minutes on a GPU: whether its numbers are right, and what it takes beside what it could take.
+    """Ten minutes on a new GPU: are its numbers right, is it used as it should be.
 
     Each part is a process with a time limit: a part that fails is a line, and the next one goes on. Every
     result is a line of results.jsonl at once; at the end there are a table and summary.json.
