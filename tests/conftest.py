@@ -12,6 +12,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported a
 
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -41,6 +42,16 @@ def one_rank() -> Iterator[None]:
     yield
     left = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
     assert not left, f"the test left {left} in the environment"
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_linear() -> Iterator[None]:
+    """DeepSpeed puts its own in its place for ZeRO-3, in the whole process: a bench that is called here leaves
+    it behind.
+    """
+    linear = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = linear
 
 
 @pytest.fixture(scope="session")

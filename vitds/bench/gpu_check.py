@@ -63,7 +63,7 @@ class Check:
     toy: bool
 
     def found(
-        self, name: str, value: float | str | None, unit: str = "", *, goal: str = "", **more: Any
+        self, name: str, value: float | int | str | None, unit: str = "", *, goal: str = "", **more: Any
     ) -> None:
         """Keep a line.
 

@@ -101,6 +101,7 @@ def joined_ranks() -> Iterator[torch.device]:
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
     threads = torch.get_num_threads()
+    linear = torch.nn.functional.linear
     local_rank = os.environ.get("LOCAL_RANK")
     try:
         device = start_ranks()
@@ -112,6 +113,8 @@ def joined_ranks() -> Iterator[torch.device]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
         torch.utils.deterministic.fill_uninitialized_memory = fills
         torch.set_num_threads(threads)
+        # DeepSpeed puts its own there for ZeRO-3, which keeps other tensors for the backward pass.
+        torch.nn.functional.linear = linear
         if local_rank is None:
             os.environ.pop("LOCAL_RANK", None)
 
