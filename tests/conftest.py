@@ -46,8 +46,8 @@ def one_rank() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def torchs_own_linear() -> Iterator[None]:
-    """DeepSpeed puts its own in its place for ZeRO-3, in the whole process: a bench that is called here leaves
-    it behind.
+    """DeepSpeed puts its own in its place for ZeRO-3, in the whole process: a bench that is called here
+    leaves it behind.
     """
     linear = torch.nn.functional.linear
     yield
