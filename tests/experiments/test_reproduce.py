@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from vitds.cli import main
 from vitds.config.load import load_settings
+from vitds.config.methods import METHODS
 from vitds.data.catalogue import CATALOGUE
 from vitds.data.findings import Findings
 from vitds.data.published import published_images
@@ -168,7 +169,8 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
 def test_every_stored_row_names_recipes_and_settings_that_there_are(path: Path) -> None:
     row = read_row(path)
     for stage in row.stages:
-        load_settings(recipe=stage.recipe, command=stage.command, assignments=stage.set, flags={})
+        settings = load_settings(recipe=stage.recipe, command=stage.command, assignments=stage.set, flags={})
+        assert METHODS[settings.method].command == stage.command
 
 
 def test_a_file_that_is_no_row_is_named(tmp_path: Path) -> None:
