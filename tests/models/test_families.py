@@ -13,7 +13,7 @@ from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
 from vitds.jobs.models import print_models
 from vitds.models.facts import side_step
-from vitds.models.stochastic import KeyedDropPath
+from vitds.models.stochastic import KeyedDropPath, KeyedPatchDrop
 
 FAMILIES = {
     "test_vit": {},  # plain, of its side
@@ -42,7 +42,8 @@ def test_a_family_trains_and_drops_the_branches_of_whole_crops(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224", "t2t_vit_7"])
 def test_a_family_with_patch_drop_trains_on_half_the_patches(name: str) -> None:
-    train_once(Backbone(name=name, patch_drop=0.5, **FAMILIES[name]), 64)
+    backbone = train_once(Backbone(name=name, patch_drop=0.5, **FAMILIES[name]), 64)
+    assert any(isinstance(module, KeyedPatchDrop) for module in backbone.modules())
 
 
 @pytest.mark.parametrize(
