@@ -61,10 +61,15 @@ def made_run(folder: Path, name: str, crop_px: int, head: bool = True, **options
         }
     )
     backbone = build_backbone(settings.backbone, crop_px=crop_px, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in backbone.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1, generator=generator)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)
     save_settings(Run(folder), settings)
     save_weights(folder / "backbone.safetensors", backbone.state_dict())
     if head:
-        generator = torch.Generator().manual_seed(0)
         weight = torch.randn(len(CLASSES), backbone.facts.width, generator=generator)
         save_class_head(folder, {"weight": weight, "bias": torch.arange(4.0)}, CLASSES)
     return folder
@@ -283,11 +288,11 @@ def test_the_command_of_a_card_trains_the_same_run(exported, used_runs) -> None:
             24,
             {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "global_pool": "avg"},
         ),
-        ("resnet18", 32, {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}),
+        ("resnet18d", 32, {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}),
     ],
-    ids=["mean of tokens", "resnet"],
+    ids=["mean of tokens", "deep stem"],
 )
-def test_what_transformers_vit_is_not_goes_to_timm_and_onnx(
+def test_what_transformers_lacks_goes_to_timm_and_onnx(
     exported, name: str, crop_px: int, options: dict, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     exported("onnx", "supervised")
@@ -303,7 +308,30 @@ def test_what_transformers_vit_is_not_goes_to_timm_and_onnx(
     assert name in text and "`vitds export timm` and `vitds export onnx` take it" in text
     if "global_pool" in options:
         assert "pools its tokens by 'avg', and transformers' ViT has the class token alone" in text
+    else:
+        assert "transformers' ResNet differs in conv1.0.weight" in text
     assert not (tmp_path / "hf").exists() and not list(tmp_path.glob("*writing*"))
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["classes", "features"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_transformers_has_the_resnets_numbers(
+    name: str, head: bool, tmp_path: Path, digit_files, monkeypatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {"layers": [1, 2, 1, 1], "channels": [8, 8, 16, 24]}
+    run = open_model(str(made_run(tmp_path / "run", name, 32, head, **small)))
+    folder = Path(export("hf", str(tmp_path / "run"), out=str(tmp_path / "hf")))
+    crops, features, logits = rows_of(run, digit_files[1])
+    with torch.inference_mode():
+        if head:
+            model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+            assert_close(model(crops).logits, logits, 1e-5)
+            assert tuple(model.config.id2label.values()) == CLASSES
+        else:
+            model = transformers.AutoModel.from_pretrained(folder).eval()
+            assert_close(model(crops).pooler_output.flatten(1), features, 1e-5)
+    assert len(use(folder, monkeypatch)["probabilities" if head else "features"][0]) == logits.shape[1]
 
 
 REFUSED_BY_HF = {

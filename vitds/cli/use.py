@@ -93,8 +93,8 @@ def export_timm(run: str, *, out: str) -> None:
 def export_hf(run: str, *, out: str) -> None:
     """Write a folder that Hugging Face's transformers loads.
 
-    For backbones that are its ViT: vit_* and deit_* of timm that pool by the class token. With an image
-    processor and a model card.
+    For backbones that are its ViT (vit_* and deit_* of timm that pool by the class token) or its ResNet. With
+    an image processor and a model card.
 
     Args:
         run: a run directory, or one of its checkpoints
