@@ -97,7 +97,9 @@ def test_a_folder_of_sound_images_is_said_without_more(
     assert capsys.readouterr().out == f"{out}: 20 images, 24 features each\n"
 
 
-def test_what_is_no_run_and_no_model_is_named(photos: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_what_is_no_run_and_no_model_is_named(
+    used_runs, photos: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name, text in (
@@ -107,7 +109,11 @@ def test_what_is_no_run_and_no_model_is_named(photos: Path, tmp_path: Path, caps
             "runs/gone",
             "runs/gone does not exist; name a run directory, one of its checkpoints, or a timm model",
         ),
-        (str(photos), f"{photos} is no run directory: it has no settings.yaml"),
+        (str(photos), f"{photos} is no run directory: it has no settings.yaml\n"),
+        (
+            str(Path(used_runs["idmm"]).parent),
+            f"it has no settings.yaml; did you mean {used_runs['idmm']}",
+        ),
     ):
         assert text in refusal(capsys, "embed", name, photos, "--out", tmp_path / "f.npz")
 

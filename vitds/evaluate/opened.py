@@ -16,7 +16,7 @@ from vitds.models.build import build_backbone
 from vitds.models.create import check_name
 from vitds.runs.backbone import load_backbone, read_class_names, read_weights
 from vitds.runs.checkpoint import CheckpointReader, Saved
-from vitds.runs.directory import Run, content_of_weights, read_json
+from vitds.runs.directory import Run, content_of_weights, no_run, read_json
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_of(path: Path) -> Path:
 def check_timm_name(name: str) -> None:
     """Raises: RunError for the path of something that is no run; SettingsError for a name unknown to timm."""
     if Path(name).exists():
-        raise RunError(f"{name} is no run directory: it has no settings.yaml")
+        raise no_run(name)
     if "/" in name:
         raise RunError(
             f"{name} does not exist; name a run directory, one of its checkpoints, or a timm model"

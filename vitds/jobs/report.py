@@ -15,7 +15,7 @@ from vitds.jobs.compare import group_of
 from vitds.jobs.gallery import Files, gallery
 from vitds.report.overview import result, settings_leaves, shown
 from vitds.report.page import ResultTable, page_of_experiment, page_of_run, page_of_runs
-from vitds.runs.directory import Run, write_atomic
+from vitds.runs.directory import Run, no_run, write_atomic
 from vitds.terminal import say
 
 PAGE = "report.html"
@@ -93,7 +93,7 @@ def _opened(name: str) -> Run:
     """Raises: RunError if there is no finished run."""
     run = Run(Path(os.path.expanduser(name)))
     if not (run.path / "settings.yaml").exists():
-        raise RunError(f"{name} is no run directory: it has no settings.yaml")
+        raise no_run(name)
     if not run.is_finished:
         raise RunError(
             f"{name} has no analysis yet, as it is not finished: let the command that started it go on to "

@@ -75,6 +75,17 @@ class Run:
         return self.path / "metrics.jsonl"
 
 
+def no_run(name: str) -> RunError:
+    """What to raise for the path of something that is no run; names the runs that lie in it, as in a fit's.
+
+    Args:
+        name: of the path, as it was given.
+    """
+    inside = sorted(str(path.parent) for path in Path(name).expanduser().glob("*/settings.yaml"))
+    hint = f"; did you mean {' or '.join(inside[-3:])}?" if inside else ""
+    return RunError(f"{name} is no run directory: it has no settings.yaml{hint}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
