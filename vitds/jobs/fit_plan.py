@@ -65,8 +65,8 @@ def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
         why = "a GPU: the paper's recipe, a half of the time for each stage (not measured on a GPU yet)"
         return Choice("idmm_deit_tiny", "finetune_deit_tiny_224", 0.5, settings, why)
     why = (
-        "no GPU: all of the time trains a ResNet-18 on the labels, which in minutes of a processor gives "
-        "more than pretraining (docs/results.md)"
+        "no GPU: all of the time trains a narrow ResNet-18 on the labels, which in minutes of a processor "
+        "gives more than pretraining (docs/results.md)"
     )
     if file.manifest.unlabelled:
         why += f"; the {file.manifest.unlabelled:,} images without a label are left out"
