@@ -88,8 +88,8 @@ def test_slurm_transfer_calls_the_command_with_each_run_and_each_target() -> Non
     [command] = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
     assert command == (
         "+ srun --nodes=1 --ntasks=1 --cpus-per-task=1 vitds transfer runs/a runs/b "
-        "--to=/in/pets-train.beton --to=/in/dtd-train.beton --out=runs/transfer --recipe=finetune_deit_tiny_224 --epochs=3 "
-        "--set head.bias=true"
+        "--to=/in/pets-train.beton --to=/in/dtd-train.beton --out=runs/transfer "
+        "--recipe=finetune_deit_tiny_224 --epochs=3 --set head.bias=true"
     )
 
 
