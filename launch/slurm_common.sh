@@ -50,7 +50,7 @@ read_options() {
             *) fail "unexpected word $1" ;;
         esac
     done
-    for name in recipe epochs; do
+    for name in recipe epochs; do # of a script without --init nothing is refused
         refuse_idle $name init \
             "it is of the pretraining, which is left out; of the fine-tuning there is --finetune_$name"
     done
@@ -127,7 +127,7 @@ flags() { # FLAG=OPTION...: into words, the flags whose options have a value
         value=${option[${pair#*=}]}
         [[ -z $value ]] || words+=("--${pair%%=*}=$value")
     done
-    [[ -z ${option[model]} ]] || words+=(--set "backbone.name=${option[model]}")
+    [[ -z ${option[model]:-} ]] || words+=(--set "backbone.name=${option[model]}")
     words+=("${sets[@]}")
 }
 

@@ -408,12 +408,14 @@ def test_module_is_the_command():
 
 
 def test_functions_of_the_package_are_the_jobs():
-    import vitds.evaluate.knn  # noqa: F401  a package of the function's name
-    from vitds.jobs import evaluate, train
+    import vitds.evaluate.knn  # packages of the functions' names
+    import vitds.report.page  # noqa: F401
+    from vitds.jobs import evaluate, report, train
 
     assert vitds.pretrain is train.pretrain
     assert vitds.finetune is train.finetune
     assert vitds.evaluate is evaluate.evaluate
+    assert vitds.report is report.report
 
 
 def test_python_is_spoken_to_of_arguments_and_the_command_line_of_flags(printed):
@@ -426,7 +428,7 @@ def test_python_is_spoken_to_of_arguments_and_the_command_line_of_flags(printed)
 
 
 def test_package_has_a_version_and_no_other_names():
-    assert dir(vitds) == ["__version__", "evaluate", "finetune", "fit", "open_model", "pretrain"]
+    assert dir(vitds) == ["__version__", "evaluate", "finetune", "fit", "open_model", "pretrain", "report"]
     assert vitds.__version__ == "0.1.0" or vitds.__version__.count(".") == 2
     with pytest.raises(AttributeError, match="module 'vitds' has no attribute 'train'"):
         vitds.train  # noqa: B018

@@ -283,7 +283,7 @@ HOSTILE = 'it\'s a "run"; touch gone; $(touch gone) `touch gone` | touch gone & 
             "slurm_imagenet.sh",
             ["--folders", HOSTILE, "--run", HOSTILE, "--init", HOSTILE, "--local", HOSTILE],
         ),
-        ("slurm_transfer.sh", ["--run", HOSTILE, "--init", HOSTILE, "--folder", HOSTILE, "--model", HOSTILE]),
+        ("slurm_transfer.sh", ["--runs", HOSTILE, "--out", HOSTILE, "--folder", HOSTILE, "--set", HOSTILE]),
         ("single_node.sh", ["--ranks", "1", "pretrain", "--run", HOSTILE, "--set", f"views.flip={HOSTILE}"]),
     ],
 )

@@ -1,9 +1,9 @@
 """Train Vision Transformers from scratch on the images you have.
 
-`vitds.fit(...)` makes a model of a folder of images. `vitds.pretrain(...)`, `vitds.finetune(...)` and
-`vitds.evaluate(...)` are the functions that the command line calls. `vitds.open_model(...)` opens a trained
-run to classify images. Each is imported when it is first used, so that `import vitds` loads neither torch nor
-DeepSpeed.
+`vitds.fit(...)` makes a model of a folder of images. `vitds.pretrain(...)`, `vitds.finetune(...)`,
+`vitds.evaluate(...)` and `vitds.report(...)` are the functions that the command line calls.
+`vitds.open_model(...)` opens a trained run to classify images. Each is imported when it is first used, so
+that `import vitds` loads neither torch nor DeepSpeed.
 """
 
 import importlib as _importlib
@@ -14,17 +14,19 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from vitds.jobs.evaluate import evaluate
     from vitds.jobs.fit import fit
+    from vitds.jobs.report import report
     from vitds.jobs.train import finetune, pretrain
     from vitds.use.model import open_model
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "finetune", "fit", "open_model", "pretrain"]
+__all__ = ["evaluate", "finetune", "fit", "open_model", "pretrain", "report"]
 _MODULES = {
     "evaluate": "vitds.jobs.evaluate",
     "finetune": "vitds.jobs.train",
     "fit": "vitds.jobs.fit",
     "open_model": "vitds.use.model",
     "pretrain": "vitds.jobs.train",
+    "report": "vitds.jobs.report",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -19,12 +18,12 @@ def ran() -> Iterator[list[str]]:
     each would take its start of seconds."""
     runs: list[str] = []
 
-    def run(command: Sequence[str]) -> SimpleNamespace:
+    def status(command: Sequence[str]) -> int:
         assert list(command[1:3]) == ["-m", "vitds"]
         runs.append(command[-1])
-        return SimpleNamespace(returncode=main(command[3:]))
+        return main(command[3:])
 
-    with mock.patch.object(chain, "subprocess", SimpleNamespace(run=run)):
+    with mock.patch.object(chain, "_status", status):
         yield runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_a_failed_stage_ends_the_chain_with_its_status(tmp_path: Path, capsys) -
 def test_a_stage_that_leaves_its_run_unfinished_fails(tmp_path: Path, capsys) -> None:
     assert main(["chain", stages_file(tmp_path, ("a", python(tmp_path, "idle.py", "pass")))]) == 1
     assert "stage 1 (a) ended with status 0" in capsys.readouterr().err
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+os.kill(os.getppid(), signal.SIGUSR1)
+time.sleep(60)
+"""
+
+
+def test_a_signal_to_the_chain_reaches_the_stage_which_saves(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    assert main(["chain", stages_file(tmp_path, ("a", python(tmp_path, "saves.py", SAVES)))]) == 75
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_stage_that_a_signal_ends_has_the_status_that_a_shell_says(tmp_path: Path) -> None:
+    ends = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"
+    assert main(["chain", stages_file(tmp_path, ("a", python(tmp_path, "ends.py", ends)))]) == 138
 
 
 def test_a_log_is_named_where_there_is_one(tmp_path: Path, capsys) -> None:

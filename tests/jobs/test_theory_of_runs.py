@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import vitds
 from tests.engine.training import SMALL, small_run
 from vitds.augment.mix import normalise
 from vitds.cli import main
@@ -21,6 +22,7 @@ from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.build import build_beton
 from vitds.data.loader import TrainLoader
+from vitds.errors import UsageError
 from vitds.evaluate.opened import open_model
 from vitds.evaluate.theory import prototype_fidelity, semantic_mass, similarity_transfer
 from vitds.jobs.theory import theory
@@ -148,6 +150,16 @@ def test_without_a_softmax_over_images_item_4_is_left_out(runs: Path, monkeypatc
     score = theory(str(runs / "bank"))
     assert "mass_ratio" not in score["theory"]
     assert "the method has no softmax over images: item 4 is left out" in score["notes"]
+
+
+def test_from_python_it_is_an_evaluation_like_the_others(runs: Path) -> None:
+    run = str(runs / "rows")
+    assert vitds.evaluate("theory", run) == theory(run)
+    assert len(vitds.evaluate("theory", run, steps(runs / "rows")[0])["runs"]) == 2
+    with pytest.raises(UsageError, match="`bank` does nothing for theory, which is of the training images"):
+        vitds.evaluate("theory", run, bank="x.beton")
+    with pytest.raises(UsageError, match="rows is given 2 times; leave one"):
+        vitds.evaluate("theory", run, f"{run}/")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

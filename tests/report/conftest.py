@@ -16,6 +16,7 @@ from tests.engine import training
 from tests.engine.training import small_run_path
 from tests.report import browser as chromium
 from vitds.cli import main
+from vitds.runs.checkpoint import list_checkpoints
 
 # As a class: it ends a script, an attribute and an element, and is longer than a phone is wide.
 HOSTILE = """</script><img src=x onerror=alert(1)>"'&{{ 7*7 }} """ + "x" * 60
@@ -54,12 +55,12 @@ def hostile_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def runs(rank_pool: Callable, digit_files, hostile_files, tmp_path_factory) -> dict[str, Path]:
-    """By name: pretrained with probes; fine-tuned with two seeds and with hostile names; a ResNet; one of
-    images without a test half."""
+    """By name: pretrained with probes and checkpoints; fine-tuned with two seeds and with hostile names; a
+    ResNet; one of images without a test half."""
     folder = tmp_path_factory.mktemp("runs")
     alone = (digit_files[0], None)
     kinds = {
-        "pre": (digit_files, "idmm", {"eval__every_epochs": 1}),
+        "pre": (digit_files, "idmm", {"eval__every_epochs": 1, "checkpoint__every_epochs": 1}),
         "fine-seed0": (digit_files, "supervised", {}),
         "fine-seed1": (digit_files, "supervised", {"seed": 1}),
         "hostile": (hostile_files, "supervised", {}),
@@ -74,7 +75,8 @@ def runs(rank_pool: Callable, digit_files, hostile_files, tmp_path_factory) -> d
 
 @pytest.fixture(scope="session")
 def pages(runs: dict[str, Path], tmp_path_factory) -> dict[str, Path]:
-    """A page of each run, and one of three."""
+    """A page of each run, `pre` with the figures of its theory along training, and one of three."""
+    assert main(["eval", "theory", *map(str, list_checkpoints(runs["pre"] / "checkpoints"))]) == 0
     for run in runs.values():
         assert main(["report", str(run)]) == 0
     several = tmp_path_factory.mktemp("several") / "page.html"

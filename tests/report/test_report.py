@@ -20,7 +20,8 @@ from vitds.evaluate.files import own_features
 from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
 from vitds.jobs.gallery import gallery
-from vitds.jobs.report import write_report
+from vitds.jobs.report import report
+from vitds.report.lines import number
 from vitds.runs.directory import Run, read_json
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def test_the_command_on_the_page_gives_the_settings_of_the_run(runs, pages) -> N
 def test_the_command_of_a_run_on_several_ranks_has_their_number_and_stage(own_run: Path) -> None:
     environment = read_json(own_run / "environment.json") | {"ranks": 4, "zero_stage": 2}
     (own_run / "environment.json").write_text(json.dumps(environment))
-    write_report(str(own_run))
+    report(str(own_run))
     command = re.search(r"<pre><code>(.*)</code>", (own_run / "report.html").read_text())[1]
     assert command.startswith("deepspeed --num_gpus 4 launch/finetune.py --recipe ")
     assert command.endswith("--ds_config zero2")
@@ -105,14 +106,14 @@ def test_photographs_are_named_below_their_source_wherever_that_lies(runs, pages
 
 
 def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
-    write_report(str(own_run))
+    report(str(own_run))
     assert "none was noted" in (own_run / "report.html").read_text()
     shown = kept(own_run)
     text = "looks almost like an image of the training file (~): the test is easier than it seems"
     found = {"kind": "near_duplicate", "text": text, "count": 3, "names": ["a.png ~ b.png"]}
     shown["data"]["test"]["findings"].append(found)
     (own_run / "analysis" / "page.json").write_text(json.dumps(shown))
-    write_report(str(own_run))
+    report(str(own_run))
     text = (own_run / "report.html").read_text()
     assert "3 test images look almost like a training image" in text and "a.png ~ b.png" in text
 
@@ -120,13 +121,37 @@ def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
 def test_every_evaluation_that_lies_in_the_run_stands_on_the_page(own_run: Path) -> None:
     for kind in ("linear", "fewshot", "retrieval", "knn"):
         assert main(["eval", kind, str(own_run)]) == 0
-    write_report(str(own_run))
+    report(str(own_run))
     rows = re.findall(r'<th scope="row">([^<]*)</th><td>([\d.]+)</td>', (own_run / "report.html").read_text())
     found = dict(rows)
     assert set(found) >= {"class head, top-1", "kNN, k = 5", "linear classifier", "retrieval, mAP"}
     assert {f"few-shot, {shots} a class" for shots in (1, 2, 5, 10)} <= set(found)
     score = read_json(own_run / "analysis" / "retrieval.json")["map"]
     assert found["retrieval, mAP"] == f"{score:.1f}"
+
+
+def test_what_theory_found_is_a_column_a_checkpoint_and_a_curve_a_figure(runs, pages) -> None:
+    scores = [read_json(path) for path in sorted((runs["pre"] / "analysis").glob("step-*/theory.json"))]
+    section = re.search(r'<h2 id="theory">.*?<h2', pages["pre"].read_text(), re.DOTALL)[0]
+    assert re.findall(r'<th scope="col">(epoch \d|blind)', section) == ["epoch 1", "epoch 2", "blind"]
+    for key, words in (("alignment", "alignment: distance of two crops"), ("rows_auc", "rows alone: AUC")):
+        values = [score["theory"][key] for score in scores] + [scores[0]["blind"][key]]
+        row = re.search(f'<th scope="row">{words}</th><td>\\d</td>(.*?)</tr>', section)[1]
+        assert re.findall(r"<td>([\d.]+)</td>", row) == [f"{value:.3f}" for value in values]
+        assert re.search(
+            f'aria-label="{words}: measured: {number(values[0])} to {number(values[1])}', section
+        )
+    assert section.count("<svg") == section.count("<h3>") > 8
+    assert 'id="theory"' not in pages["alone"].read_text()
+
+
+def test_a_run_alone_whose_theory_was_measured_once_has_no_curve(runs, own_run: Path) -> None:
+    step = next((runs["pre"] / "analysis").glob("step-*/theory.json"))
+    score = read_json(step) | {"checkpoint": None}
+    (own_run / "analysis" / "theory.json").write_text(json.dumps(score))
+    report(str(own_run))
+    section = re.search(r'<h2 id="theory">.*?<h2', (own_run / "report.html").read_text(), re.DOTALL)[0]
+    assert '<th scope="col">epoch 2</th><th scope="col">blind' in section and "<svg" not in section
 
 
 def test_a_run_without_test_images_shows_its_training_images_and_never_the_image_itself(runs, pages) -> None:
@@ -147,36 +172,36 @@ def test_a_vit_is_shown_by_attention_and_a_resnet_by_gradients(runs, pages) -> N
 
 
 def test_pictures_are_made_once_for_weights_and_data(own_run: Path) -> None:
-    write_report(str(own_run))
+    report(str(own_run))
     before = (own_run / "analysis" / "page.json").stat().st_mtime_ns
-    write_report(str(own_run))
+    report(str(own_run))
     assert (own_run / "analysis" / "page.json").stat().st_mtime_ns == before
     inputs = read_json(own_run / "inputs.json")
     changed = kept(own_run) | {"made_of": {"weights": "others"}}
     (own_run / "analysis" / "page.json").write_text(json.dumps(changed))
-    write_report(str(own_run))
+    report(str(own_run))
     assert kept(own_run)["made_of"]["inputs"] == inputs
 
 
 def test_the_page_stands_from_what_is_kept_where_the_images_have_moved(own_run: Path) -> None:
-    write_report(str(own_run))
+    report(str(own_run))
     whole = (own_run / "report.html").read_text()
     move_data(own_run)
-    write_report(str(own_run))
+    report(str(own_run))
     assert (own_run / "report.html").read_text().count("<img") == whole.count("<img") > 20
 
 
 def test_a_run_that_cannot_be_written_to_has_a_page_elsewhere(own_run: Path, tmp_path: Path, capsys) -> None:
     shutil.rmtree(own_run / "analysis")
     (own_run / "analysis").write_text("in the way")
-    write_report(str(own_run), out=tmp_path / "page.html")
+    report(str(own_run), out=tmp_path / "page.html")
     assert "<img" in (tmp_path / "page.html").read_text()
     assert "the pictures were not kept, the next page makes them again" in capsys.readouterr().out
 
 
 def test_without_images_their_sections_say_so_and_the_rest_stands(own_run: Path) -> None:
     move_data(own_run)
-    write_report(str(own_run))
+    report(str(own_run))
     text = (own_run / "report.html").read_text()
     assert text.count("Not shown here, as the images are not at hand: gone/train.beton") >= 4
     assert "Each class" in text and "<b>" in text and "<img" not in text
@@ -187,7 +212,7 @@ def test_images_of_another_content_are_not_taken_for_the_runs_own(own_run: Path)
     (own_run / "inputs.json").write_text(
         json.dumps({"data.train": "sha256:other", "data.test": "sha256:other"})
     )
-    write_report(str(own_run))
+    report(str(own_run))
     assert "holds other images than those the run was started with" in (own_run / "report.html").read_text()
 
 

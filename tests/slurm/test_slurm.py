@@ -204,34 +204,31 @@ def test_slurm_job_that_is_cancelled_stays_so(
 
 
 @at_length
-def test_slurm_array_fine_tunes_each_target_and_requeues_only_the_one_signalled(
+def test_slurm_transfer_that_is_signalled_saves_and_goes_on_to_its_matrix(
     slurm: Cluster, whole: tuple[Path, str], digit_files: tuple[str, str], tmp_path: Path
 ) -> None:
     for target in ("first", "second"):
         for half, source in zip(("train", "test"), digit_files, strict=True):
             for suffix in ("", ".json"):
                 shutil.copy(source + suffix, tmp_path / f"{target}-{half}.beton{suffix}")
+    # A link, for a list of runs has blanks between.
+    (tmp_path / "pre").symlink_to(whole[0] / "pretrain")
     flags = {
-        "init": whole[0] / "pretrain",
+        "runs": tmp_path / "pre",
         "folder": tmp_path,
-        "run": tmp_path / "runs",
-        "finetune_recipe": "finetune_digits",
+        "out": tmp_path / "out",
+        "recipe": "finetune_digits",
     }
-    flags |= {"targets": "first second", "finetune_epochs": 12, "local": tmp_path / "local disk"}
+    flags |= {"targets": "first second", "epochs": 12, "seeds": 1}
     words = [f"--{name}={value}" for name, value in flags.items()]
-    array = slurm.submit(tmp_path / "log-%a", "--array=0-1", "launch/slurm_transfer.sh", *words, *WORDS)
-    jobs, logs = (
-        [f"{array}_{number}" for number in range(2)],
-        [tmp_path / f"log-{number}" for number in range(2)],
-    )
-    slurm.wait_for_lines(jobs[1], tmp_path / "runs/second/finetune", 3, logs[1])
-    slurm.call("scancel", "--signal=USR1", jobs[1])
-    facts = [slurm.wait_for(job, "COMPLETED", log=log) for job, log in zip(jobs, logs, strict=True)]
-    assert [each["Restarts"] for each in facts] == ["0", "1"]
-    assert "is there and sound" in logs[1].read_text()
-    for target in ("first", "second"):
-        summary = json.loads((tmp_path / "runs" / target / "finetune/summary.json").read_text())
-        assert summary["steps"] == 60 and 0 <= summary["top1"] <= 100
+    log = tmp_path / "log"
+    job = slurm.submit(log, "launch/slurm_transfer.sh", *words, *WORDS)
+    slurm.wait_for_lines(job, tmp_path / "out/1-pre--first/finetune-seed0", 3, log)
+    slurm.call("scancel", "--signal=USR1", job)
+    facts = slurm.wait_for(job, "COMPLETED", log=log)
+    assert facts["Restarts"] == "1" and "stopped by a signal after step" in log.read_text()
+    matrix = json.loads((tmp_path / "out/transfer.json").read_text())
+    assert matrix["targets"] == ["first", "second"] and len(matrix["cells"]) == 4
 
 
 RECIPE = """

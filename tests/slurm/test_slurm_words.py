@@ -81,6 +81,18 @@ def test_slurm_imagenet_from_a_run_on_a_subset_is_not_pretrained() -> None:
     )
 
 
+def test_slurm_transfer_calls_the_command_with_each_run_and_each_target() -> None:
+    words = ("--runs", "runs/a runs/b", "--targets=pets dtd", "--epochs", "3", "--set", "head.bias=true")
+    done = dry("slurm_transfer.sh", *words, VITDS_FOLDER="/in")
+    assert done.returncode == 0, done.stderr
+    [command] = [line for line in done.stdout.splitlines() if line.startswith("+ ")]
+    assert command == (
+        "+ srun --nodes=1 --ntasks=1 --cpus-per-task=1 vitds transfer runs/a runs/b "
+        "--to=/in/pets-train.beton --to=/in/dtd-train.beton --out=runs/transfer "
+        "--recipe=finetune_deit_tiny_224 --epochs=3 --set head.bias=true"
+    )
+
+
 @pytest.mark.parametrize(
     ("script", "words", "refusal"),
     [
@@ -108,16 +120,12 @@ def test_slurm_imagenet_from_a_run_on_a_subset_is_not_pretrained() -> None:
             ["--data", "gone.beton"],
             "gone-train.beton is not there: --root FOLDER names ImageNet to build it from",
         ),
-        ("slurm_transfer.sh", [], "--init RUN names the pretrained run"),
-        (
-            "slurm_transfer.sh",
-            ["--init", "r", "--targets", "a"],
-            "there are 1 targets, so submit with --array=0-0; this is number 1",
-        ),
+        ("slurm_transfer.sh", [], '--runs "RUN ..." names the pretrained runs'),
+        ("slurm_transfer.sh", ["--runs", "r"], "one run trains at a time, as one task; leave --ntasks out"),
     ],
 )
 def test_slurm_scripts_refuse_wrong_words(script: str, words: list[str], refusal: str) -> None:
-    done = dry(script, *words, SLURM_ARRAY_TASK_ID="1")
+    done = dry(script, *words, SLURM_NTASKS="2")
     assert done.returncode == 2 and refusal in done.stderr
 
 

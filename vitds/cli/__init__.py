@@ -25,7 +25,7 @@ from vitds.cli.evaluate import (
 from vitds.cli.experiments import ablate, compare, reproduce, transfer
 from vitds.cli.fit import fit
 from vitds.cli.plan import bench_augment, bench_gpu, bench_head, bench_loader, bench_step, plan
-from vitds.cli.report import report
+from vitds.cli.report import report_runs
 from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
 from vitds.cli.use import embed, export_hf, export_onnx, export_timm, predict, similar
@@ -58,7 +58,7 @@ COMMANDS: dict[str, Command] = {
     "export hf": export_hf,
     "export onnx": export_onnx,
     "runs": runs,
-    "report": report,
+    "report": report_runs,
     "chain": chain,
     "ablate": ablate,
     "compare": compare,

@@ -106,7 +106,7 @@ def eval_theory(*runs: str, data: str | None = None, json: bool = False) -> None
         json: print one JSON object and nothing else
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.theory import theory
+    from vitds.jobs.evaluate import evaluate
 
     with as_flags(eval_theory):
-        theory(*runs, data=data, as_json=json)
+        evaluate("theory", *runs, data=data, as_json=json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def report(*runs: str, out: str | None = None) -> None:
+def report_runs(*runs: str, out: str | None = None) -> None:
     """Write a page of a run, or of several beside each other, to look at.
 
     It is one HTML file that needs nothing else and no network: result, data, curves, crops, neighbours,
@@ -16,7 +16,7 @@ def report(*runs: str, out: str | None = None) -> None:
         out: the file to write (default report.html in the run)
     """
     from vitds.jobs.as_flags import as_flags
-    from vitds.jobs.report import write_report
+    from vitds.jobs.report import report
 
-    with as_flags(report):
-        write_report(*runs, out=out)
+    with as_flags(report_runs):
+        report(*runs, out=out)

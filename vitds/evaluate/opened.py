@@ -16,7 +16,7 @@ from vitds.models.build import build_backbone
 from vitds.models.create import check_name
 from vitds.runs.backbone import load_backbone, read_class_names, read_weights
 from vitds.runs.checkpoint import CheckpointReader, Saved
-from vitds.runs.directory import Run, content_of_weights, no_run, read_json
+from vitds.runs.directory import Run, content_of_weights, no_run, read_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class OpenModel:
             return None
         folder = self.run.path / "analysis"
         return folder if self.source == self.run.path else folder / self.source.absolute().name
+
+    def keep(self, files: dict[str, bytes]) -> list[str]:
+        """Write files by name into `analysis`, which is there; returns why it could not be, if so."""
+        try:
+            self.analysis.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                write_atomic(self.analysis / name, content)
+        except (OSError, ResourceError) as error:
+            return [f"what was found is not kept in the run: {error}"]
+        return []
 
 
 def open_model(name: str) -> OpenModel:

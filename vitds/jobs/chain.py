@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from vitds.runs.directory import Run
 
 TRAINING_SCRIPTS = {"pretrain.py": "pretrain", "finetune.py": "finetune"}  # of launch/, under a launcher
 DIGITS = "digits"
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's, which may come to this process alone
 
 # Words of `vitds` and the run directories of the stages before -> nothing, or an error.
 CheckWords = Callable[[Sequence[str], Sequence[Path]], None]
@@ -74,7 +77,7 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
             command = [*stage.command, "--run", str(stage.run)]
             print(f"stage {number}/{len(stages)}: {shlex.join(command)}", flush=True)
             started = time.perf_counter()
-            status = subprocess.run(command).returncode
+            status = _status(command)
             seconds = time.perf_counter() - started
             if status or not run.is_finished:
                 log = stage.run / "log.txt"
@@ -82,10 +85,32 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
                     f"its message stands above, more in {log}" if log.exists() else "its message stands above"
                 )
                 error = VitdsError(f"stage {number} ({stage.run}) ended with status {status}; {where}")
-                error.exit_code = status if status > 0 else 1
+                error.exit_code = status or 1
                 raise error
         results.append(StageResult(run, round(seconds, 1)))
     return results
+
+
+def _status(command: Sequence[str]) -> int:
+    """Run a stage. What asks this process to stop is passed on, for a training saves then, and says 75.
+
+    Returns: its status as a shell says it: 138 where USR1 ended it.
+    """
+    with subprocess.Popen(command) as stage:
+        is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
+        before = {
+            number: signal.signal(number, lambda number, _: stage.send_signal(number))
+            for number in (PASSED_ON if is_main else ())
+        }
+        try:
+            status = stage.wait()
+        except BaseException:  # Ctrl-C, of which the terminal told the stage too
+            stage.kill()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
 
 
 def read_stages(path: Path) -> list[Stage]:

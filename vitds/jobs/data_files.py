@@ -55,6 +55,28 @@ def open_files(names: Sequence[str], flag: str, half: str) -> BetonFile:
     return join([open_file(name, flag, half) for name in names])
 
 
+def named_file(argument: str, given: str | None, of_run: tuple[str, ...], half: str) -> BetonFile:
+    """The file that an argument names, or the run's own, which may be several.
+
+    Args:
+        argument: by which a person can say where the file is.
+        given: its value.
+        of_run: names in the run's settings.
+        half: train or test, of the embedded digits.
+    Raises: DataError if it is not there, or not sound.
+    """
+    names = (given,) if given else of_run
+    paths = [os.path.expanduser(name) for name in names]
+    gone = [path for path in paths if not Path(path).exists() and path != DIGITS]
+    if given is None and gone:
+        raise DataError(
+            f"{gone[0]}, which the run names, is not there, seen from {Path.cwd()}, the folder you call "
+            f"from. Say where it is now with `{argument}=FILE.beton`, or call from the folder that the run "
+            "was started in"
+        )
+    return open_files(paths, f"`{argument}`", half)
+
+
 def _digits() -> tuple[Path, Path]:
     """The embedded set, built here, or, where nothing can be written, in the temporary folder."""
     try:

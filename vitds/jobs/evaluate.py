@@ -13,18 +13,20 @@ from safetensors.numpy import save
 
 from vitds import dist
 from vitds.data.beton import BetonFile, labelled, require_same_classes
-from vitds.errors import DataError, ResourceError, UsageError
+from vitds.errors import DataError, UsageError
 from vitds.evaluate.answers import Answers
-from vitds.evaluate.opened import OpenModel, open_model
+from vitds.evaluate.opened import open_model
 from vitds.jobs.compare import Evaluation, compared
-from vitds.jobs.data_files import DIGITS, open_files
+from vitds.jobs.data_files import named_file
 from vitds.jobs.eval_kinds import Measured, Task, measure
 from vitds.jobs.eval_tables import print_comparison, print_evaluation
-from vitds.runs.directory import Run, known_inputs, write_atomic
+from vitds.jobs.theory import theory
+from vitds.runs.directory import Run, known_inputs
 from vitds.terminal import say
 
 Score = dict[str, Any]
-KINDS = ("top1", "knn", "linear", "fewshot", "retrieval")
+KINDS = ("top1", "knn", "linear", "fewshot", "retrieval")  # of accuracy; beside them stands theory
+WITHOUT_BANK = {"top1": "whose classes are in the run", "theory": "which is of the training images alone"}
 
 
 def evaluate(
@@ -38,25 +40,30 @@ def evaluate(
     """Evaluate, print a table or one JSON object, and keep what was found in RUN/analysis.
 
     Args:
-        kind: top1, knn, linear, fewshot or retrieval.
+        kind: top1, knn, linear, fewshot, retrieval or theory.
         model: a run directory, one of its checkpoints, or a timm model's name (with its published weights).
         more: others to compare with; those whose names differ in a seed alone (`a-seed0`, `a-seed1`) are a
             group.
-        data: the images to be classified; by default the run's test file.
-        bank: labelled images that all kinds but top1 learn from; by default the run's training file.
+        data: the images to be classified; by default the run's test file. Of theory the training file, where
+            it is no longer where the run found it.
+        bank: labelled images that all kinds but top1 and theory learn from; by default the run's training
+            file.
         as_json: print one JSON object and nothing else.
-    Returns: the printed numbers, in percent; docs/evaluation.md has their names.
+    Returns: the printed numbers, in percent; docs/evaluation.md and docs/theory.md have their names.
     Raises: DataError if a file has no labels or their classes differ; RunError if the run cannot be read;
         UsageError for another kind, an argument that does nothing, or a model that is given twice.
     """
-    if kind not in KINDS:
-        raise UsageError(f"eval {kind}: there is no such evaluation; take one of {', '.join(KINDS)}")
-    if kind == "top1" and bank is not None:
-        raise UsageError("`bank` does nothing for top1, whose classes are in the run: leave it out")
+    kinds = (*KINDS, "theory")
+    if kind not in kinds:
+        raise UsageError(f"eval {kind}: there is no such evaluation; take one of {', '.join(kinds)}")
+    if kind in WITHOUT_BANK and bank is not None:
+        raise UsageError(f"`bank` does nothing for {kind}, {WITHOUT_BANK[kind]}: leave it out")
     names = [os.path.expanduser(name) for name in (model, *more)]
     paths = [str(Path(name)) for name in names]  # runs/a/ is runs/a
     if twice := [name for name in paths if paths.count(name) > 1]:
         raise UsageError(f"{twice[0]} is given {paths.count(twice[0])} times; leave one")
+    if kind == "theory":
+        return theory(*names, data=data, as_json=as_json)
     evaluations = [evaluated(kind, name, data, bank) for name in names]
     if more:
         result = compared(kind, evaluations)
@@ -126,28 +133,6 @@ def _labelled(argument: str, given: str | None, of_run: tuple[str, ...], half: s
     return labelled(file)
 
 
-def named_file(argument: str, given: str | None, of_run: tuple[str, ...], half: str) -> BetonFile:
-    """The file that an argument names, or the run's own, which may be several.
-
-    Args:
-        argument: by which a person can say where the file is.
-        given: its value.
-        of_run: names in the run's settings.
-        half: train or test, of the embedded digits.
-    Raises: DataError if it is not there, or not sound.
-    """
-    names = (given,) if given else of_run
-    paths = [os.path.expanduser(name) for name in names]
-    gone = [path for path in paths if not Path(path).exists() and path != DIGITS]
-    if given is None and gone:
-        raise DataError(
-            f"{gone[0]}, which the run names, is not there, seen from {Path.cwd()}, the folder you call "
-            f"from. Say where it is now with `{argument}=FILE.beton`, or call from the folder that the run "
-            "was started in"
-        )
-    return open_files(paths, f"`{argument}`", half)
-
-
 def _kept(kind: str, task: Task, measured: Measured) -> Evaluation:
     """What was found, written into the run's analysis where there is a run."""
     model, query, bank = task.model, task.query, task.bank
@@ -171,7 +156,7 @@ def _kept(kind: str, task: Task, measured: Measured) -> Evaluation:
         files = {f"{name}.json": json.dumps(score, ensure_ascii=False, allow_nan=False).encode()}
         if measured.answers is not None:
             files[f"{name}-images.safetensors"] = _image_by_image(measured.answers, score, query)
-        task.notes.extend(_written(model, files))
+        task.notes.extend(model.keep(files))
     return Evaluation(score, measured.lines)
 
 
@@ -182,17 +167,6 @@ def _suffix(task: Task) -> str:
     hashes = {key: file.manifest.content_hash for key, file in used.items() if file is not None}
     is_own = all(known.get(key, content) == content for key, content in hashes.items())
     return "" if is_own else "".join(f"-{content[-12:]}" for content in hashes.values())
-
-
-def _written(model: OpenModel, files: dict[str, bytes]) -> list[str]:
-    """Write into the model's analysis; returns why it could not be, if so."""
-    try:
-        model.analysis.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_atomic(model.analysis / name, content)
-    except (OSError, ResourceError) as error:
-        return [f"what was found is not kept in the run: {error}"]
-    return []
 
 
 def _image_by_image(answers: Answers, score: Score, query: BetonFile) -> bytes:

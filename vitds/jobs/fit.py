@@ -30,7 +30,7 @@ from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import build, named_set, print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
 from vitds.jobs.fit_result import SCRATCH, Result, print_result
-from vitds.jobs.report import write_report
+from vitds.jobs.report import report
 from vitds.runs.directory import Run, read_json, write_json
 from vitds.terminal import say
 
@@ -73,7 +73,7 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         say(f"nothing was trained; leave --plan out and {out} goes on from here")
         return Result(out)
     result = Result(out)
-    write_report(str(result.run.path), out=result.report)
+    report(str(result.run.path), out=result.report)
     print_result(result, list(sources))
     return result
 

@@ -23,8 +23,8 @@ PAGE = "report.html"
 OF_NO_RESULT = ("data.workers", "checkpoint.", "log.", "eval.", "batch.micro_images")
 
 
-def write_report(run: str, *more: str, out: str | Path | None = None) -> Path:
-    """Write the page.
+def report(run: str, *more: str, out: str | Path | None = None) -> Path:
+    """Write the page of a run, or of several beside each other.
 
     Args:
         run: a finished run directory.

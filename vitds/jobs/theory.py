@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from vitds.config.methods import METHODS
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, labelled
-from vitds.errors import DataError, ResourceError, RunError
+from vitds.errors import DataError, RunError
 from vitds.evaluate.files import crop_features
 from vitds.evaluate.opened import OpenModel, check_timm_name, instance_rows, open_model, run_of
 from vitds.evaluate.probes import alignment, uniformity
@@ -29,12 +28,12 @@ from vitds.evaluate.theory import (
     semantic_mass,
     similarity_transfer,
 )
-from vitds.jobs.evaluate import named_file
+from vitds.jobs.data_files import named_file
 from vitds.jobs.theory_table import print_theory
 from vitds.methods import method_class
 from vitds.methods.base import SetSize
 from vitds.runs.checkpoint import list_checkpoints, newest_sound, verify_checkpoint
-from vitds.runs.directory import Run, known_inputs, write_atomic
+from vitds.runs.directory import Run, known_inputs
 from vitds.terminal import say
 
 Score = dict[str, Any]
@@ -59,17 +58,15 @@ class Subject:
 
 
 def theory(*models: str, data: str | None = None, as_json: bool = False) -> Score:
-    """Measure, print a table or one JSON object, and keep what was found in RUN/analysis.
+    """See `vitds.jobs.evaluate.evaluate`, of the kind theory.
 
     Args:
         models: pretraining runs, which are measured at their newest checkpoint, or checkpoints.
-        data: the training file, where it is no longer where the run found it.
-        as_json: print one JSON object and nothing else.
-    Returns: the printed numbers; docs/theory.md has their names. Of several models: {"kind", "runs"}.
+    Returns: of several models {"kind", "runs"}.
     Raises: RunError if there is nothing to measure; DataError if the training images are not there, or are
         others.
     """
-    subjects = [_opened(os.path.expanduser(name), data) for name in models]
+    subjects = [_opened(name, data) for name in models]
     scores = [_kept(subject, _measured(subject)) for subject in subjects]
     result = scores[0] if len(scores) == 1 else {"kind": "theory", "runs": scores}
     if as_json:
@@ -248,10 +245,6 @@ def _kept(subject: Subject, measured: Score) -> Score:
         "data_hash": subject.file.manifest.content_hash,
         "weights": model.weights,
     }
-    try:
-        model.analysis.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(score, ensure_ascii=False, allow_nan=False)
-        write_atomic(model.analysis / "theory.json", text.encode())
-    except (OSError, ResourceError) as error:
-        score["notes"].append(f"what was found is not kept in the run: {error}")
+    text = json.dumps(score, ensure_ascii=False, allow_nan=False)
+    score["notes"].extend(model.keep({"theory.json": text.encode()}))
     return score

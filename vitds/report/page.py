@@ -15,12 +15,15 @@ from vitds.report.curves import charts
 from vitds.report.lines import legend_mark
 from vitds.report.overview import overview
 from vitds.report.scatter import class_marks, scatter, together
+from vitds.report.theory import theory_of_run
 from vitds.runs.directory import Run
 
+# Of one run; theory only where it was measured.
 SECTIONS = {
     "result": "Result",
     "data": "Data and split",
     "curves": "Curves",
+    "theory": "Alignment and similarities",
     "crops": "What the network saw",
     "neighbours": "Nearest neighbours",
     "classes": "Classes and confusions",
@@ -40,7 +43,7 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
         pictures: of jobs/gallery.py.
     Raises: RunError if a file of the run cannot be read.
     """
-    facts = overview(run, pictures)
+    facts, theory = overview(run, pictures), theory_of_run(run)
     found = pictures.get("map")
     drawing, points = scatter(found) if found else (None, None)
     test = facts["data"].get("test") if facts["data"] else None
@@ -50,10 +53,11 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
     return _rendered(
         f"{run.path.name}: {facts['command_name']}",
         [run],
-        SECTIONS,
+        {id: name for id, name in SECTIONS.items() if id != "theory" or theory},
         several=None,
         result=None,
         run=facts,
+        theory=theory,
         pictures=dict.fromkeys(PICTURES) | pictures,
         missing=f"Not shown here, as the images are not at hand: {pictures.get('missing')}.",
         leaks=leaks,
