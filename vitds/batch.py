@@ -9,13 +9,28 @@ crop side. K images a chunk, G images a step; a step is G / K chunks, cut in ord
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+
+R = TypeVar("R")
+
+
+def each_tensor(record: R, change: Callable[[Tensor], Tensor]) -> R:
+    """A record like this one, each tensor in it, and in what it holds, changed."""
+    if isinstance(record, Tensor):
+        return change(record)
+    if isinstance(record, tuple):
+        return tuple(each_tensor(part, change) for part in record)
+    if is_dataclass(record):
+        parts = {field.name: getattr(record, field.name) for field in fields(record)}
+        return replace(record, **{name: each_tensor(part, change) for name, part in parts.items()})
+    return record  # a name, a number
 
 
 @dataclass(frozen=True)
@@ -34,17 +49,20 @@ class CutMixBox:
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the crops of a micro batch are mixed; arrays are (chunks, V·K), rows in the order (view, image).
+    """How the M crops of a micro batch are mixed; rows stand in the order (chunk, view, image).
 
     Attributes:
         kind: none, cutmix or mixup.
-        partner: each row's partner within its chunk.
-        box: the same for all rows of a chunk and group; empty, with lambda 1, where nothing is cut.
+        partner: the row of each row's partner, in the same chunk.
+        box: top, bottom, left and right of what comes from the partner, the same for all rows of a chunk and
+            group; empty where nothing is cut.
+        lam: the share of the own image; 1 where nothing is mixed.
     """
 
     kind: str
-    partner: Int[np.ndarray, "chunks rows"]
-    box: CutMixBox
+    partner: Int[Tensor, "M"]
+    box: Int[Tensor, "4 M"]
+    lam: Float[Tensor, "M"]
 
 
 @dataclass(frozen=True)
@@ -56,25 +74,24 @@ class Masks:
         kept: of each layer with patch drop, the patches of each crop that stay, in the order of the image.
     """
 
-    factors: tuple[Float[np.ndarray, "M"], ...]
-    kept: tuple[Int[np.ndarray, "M kept"], ...]
+    factors: tuple[Float[Tensor, "M"], ...]
+    kept: tuple[Int[Tensor, "M kept"], ...]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is drawn for a micro batch beside its crops."""
+    """What a step needs to know of a micro batch beside its crops, all known before any pixel is."""
 
     mixing: Mixing
+    targets: Targets
     masks: Masks
-
-
-# (is_real (B,), epoch, step, first_chunk) of a micro batch -> its draws; any thread may call it.
-Drawing = Callable[[NDArray[np.bool_], int, int, int], Draws]
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """What the loader delivers for one micro step of one rank, on the host.
+    """What the loader delivers for one micro step of one rank.
+
+    It lies on the host; a loader that copies ahead has brought crops and draws to the card that trains.
 
     Attributes:
         crops: uint8 RGB planes, views in group order.
@@ -85,6 +102,7 @@ class CropBatch:
         first_chunk: number of the batch's first chunk within that step.
         real_images: real images in the whole step, over all ranks.
         draws: made with the crops, ahead of the step; None: whoever needs them draws.
+        sheet: the memory in which all draws lie, one after the other.
     """
 
     crops: UInt8[Tensor, "B V 3 S S"]
@@ -96,6 +114,11 @@ class CropBatch:
     first_chunk: int
     real_images: int
     draws: Draws | None = None
+    sheet: UInt8[Tensor, "bytes"] | None = None
+
+
+# A batch without draws -> its draws, on the host; any thread may call it.
+Drawing = Callable[[CropBatch], Draws]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ asks for a real card, so `backward` walks the graph itself.
 
 from __future__ import annotations
 
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CARD = torch.device("cuda", 0)
 
@@ -40,6 +42,30 @@ class Asked(TorchFunctionMode):
             answers = {Tensor.__int__: 1, Tensor.__bool__: True, Tensor.tolist: [1.0] * args[0].numel()}
             return answers.get(func, 1.0)
         return func(*args, **(kwargs or {}))
+
+
+class Brought(TorchDispatchMode):
+    """Notes what is copied from the host to the card, each by where in the program it was asked for.
+
+    The host waits for such a copy unless its memory is pinned, and memory made in a step is not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.brought: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        source = {"aten::_to_copy": 0, "aten::copy_": 1}.get(func._schema.name)
+        if source is not None and made.device == CARD and args[source].device.type == "cpu":
+            self.brought.append(_place())
+        return made
+
+
+def _place() -> str:
+    """The line of vitds that is running."""
+    frames = [frame for frame in traceback.extract_stack() if "/vitds/" in frame.filename]
+    return f"{frames[-1].filename.split('/vitds/')[-1]}: {frames[-1].line}" if frames else "?"
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor, nn
 
-from tests.methods.fake_card import CARD, backward, fake_card, move
+from tests.methods.fake_card import CARD, Brought, backward, fake_card, move
 from vitds.batch import CropBatch
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
+from vitds.data.sheet import HostMemory, from_copy, on_sheet
 from vitds.engine.agreement import agree
 from vitds.engine.build import build_optimizer
 from vitds.engine.draws import drawing_of
@@ -28,6 +32,9 @@ from vitds.runs.checkpoint import CheckpointReader
 from vitds.schedule import LearningRate
 
 ROWS = 50
+# What comes to the card in a step beside crops and sheet: the classes' weights in a run's first step, and
+# directions.
+COPIED = {"finetune_digits": ["methods/supervised.py"], "lejepa_digits": ["methods/lejepa.py"]}
 
 
 def built(recipe: str, words: list[str]) -> tuple[Settings, Method, StochasticDraws]:
@@ -40,21 +47,32 @@ def built(recipe: str, words: list[str]) -> tuple[Settings, Method, StochasticDr
     return settings, method_type(settings, backbone, ROWS), draws
 
 
-def micro_batch(settings: Settings, stochastic: StochasticDraws) -> CropBatch:
-    """As the loader gives it, on the host: two chunks, the last image only padding."""
+def micro_batch(settings: Settings, stochastic: StochasticDraws, **others: Any) -> CropBatch:
+    """As the loader gives it, on the host: two chunks, the last image only padding.
+
+    Args:
+        others: fields that are to be different.
+    """
     images, side = 2 * settings.batch.chunk_images, settings.views.crop_px
-    is_real = np.arange(images) < images - 1
-    return CropBatch(
+    batch = CropBatch(
         crops=torch.zeros(images, settings.views.count, 3, side, side, dtype=torch.uint8),
         index=torch.arange(images) % ROWS,
         label=torch.arange(images) % 10,
-        is_real=torch.from_numpy(is_real),
+        is_real=torch.arange(images) < images - 1,
         epoch=0,
         step=0,
         first_chunk=0,
         real_images=images - 1,
-        draws=drawing_of(settings, method_class(settings.method), stochastic)(is_real, 0, 0, 0),
     )
+    batch = replace(batch, **others)
+    draws = drawing_of(settings, method_class(settings.method), stochastic)(batch)
+    packed, sheet = on_sheet(draws, HostMemory(is_pinned=False))
+    return replace(batch, draws=packed, sheet=sheet)
+
+
+def on_card(batch: CropBatch) -> CropBatch:
+    """As copied_ahead brings it."""
+    return replace(batch, crops=batch.crops.to(CARD), draws=from_copy(batch.draws, batch.sheet.to(CARD)))
 
 
 class BareEngine(DeepSpeedEngine):
@@ -117,16 +135,20 @@ def test_a_whole_step_stays_on_the_card(recipe: str, words: list[str]) -> None:
         heads = [HeadShard(head, settings, CARD, rate) for head in method.outside]
         update = JointUpdate(engine, heads, settings.optimizer.average_decay)
         update.set_schedule(1e-3, 0.05, 0)
-        prepared = method.prepare(batch, settings, CARD)
-        draws.write(batch.draws.masks)
-        terms = method.losses(engine, prepared, 0)
-        assert terms.device == CARD and terms.shape == (len(method.terms),) and terms.dtype == torch.float64
-        update.backward(terms)
-        # So far the host has only given work.
-        assert card.asked == []
-        agreed = agree(torch.zeros_like(terms), update.gradient_norms(), is_due=False, wants_stop=False)
-        update.apply(True, agreed.norms, step=0, updates=0)
-        method.after_update(1, 10)
+        there = on_card(batch)
+        with Brought() as copies:
+            prepared = method.prepare(there, settings, CARD)
+            draws.write(there.draws.masks)
+            terms = method.losses(engine, prepared, 0)
+            assert (terms.device, terms.dtype) == (CARD, torch.float64) and terms.shape == (
+                len(method.terms),
+            )
+            update.backward(terms)
+            # So far the host has only given work.
+            assert card.asked == []
+            agreed = agree(torch.zeros_like(terms), update.gradient_norms(), is_due=False, wants_stop=False)
+            update.apply(True, agreed.norms, step=0, updates=0)
+            method.after_update(1, 10)
     states = [update.state.inner.state, *(head.optimizer.state for head in heads)]
     for parameter, state in ((key, value) for each in states for key, value in each.items()):
         assert (
@@ -134,6 +156,7 @@ def test_a_whole_step_stays_on_the_card(recipe: str, words: list[str]) -> None:
         )
     # The one question of a step: losses, flags and norms at once.
     assert card.asked == ["tolist"]
+    assert [line.partition(":")[0] for line in copies.brought] == COPIED.get(recipe, [])
 
 
 class Kept(CheckpointReader):

@@ -6,6 +6,8 @@ group): so the mixing is the same however chunks are spread over ranks and micro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitds import rng
-from vitds.batch import CropBatch, CutMixBox, Mixing, Targets, TrainBatch
+from vitds.batch import CropBatch, CutMixBox, Mixing, Targets, TrainBatch, each_tensor
 from vitds.config.tree import Mix, Views
 from vitds.rng import Purpose
 
@@ -87,8 +89,8 @@ def mix_batch(
     """Mix each chunk and group of a micro batch, and normalise.
 
     Args:
-        batch: uint8 crops (B, V, 3, S, S) on the host; B is a multiple of chunk_images. Its draws, where it
-            has them, are of this `mix` and `seed`.
+        batch: uint8 crops (B, V, 3, S, S); B is a multiple of chunk_images. Its draws, where it has them, are
+            of these `labels`, this `mix` and `seed`.
         labels: the target of each image: its instance in pretraining, its class in fine-tuning.
         mix: kind `none` leaves every row its own, as methods that mix nothing want it.
         chunk_images: K, the images that share a draw.
@@ -100,28 +102,22 @@ def mix_batch(
         batch.crops.to(device, non_blocking=True).unflatten(0, (-1, chunk_images)).transpose(1, 2)
     )  # chunk, view, image
     crops = crops.reshape(-1, 3, side_px, side_px)
-    # Draws on the host, as small tables (chunks, V·K); pixels follow on the device.
-    mixing = batch.draws.mixing if batch.draws else None
-    # Draws are made ahead as the method's `mix` says; a method that mixes otherwise draws here.
-    if mixing is None or mixing.kind != kind_in_epoch(mix, batch.epoch):
-        place = (batch.epoch, batch.step, batch.first_chunk)
-        mixing = draw_mixing(batch.is_real.numpy(), *place, views, mix, chunk_images=chunk_images, seed=seed)
-    partner, box = mixing.partner, mixing.box
-    # Box and lambda are known before any pixel is touched, and targets need nothing else.
-    targets = _targets(batch, labels, views, partner, box.lam, device)
+    # Made ahead in a run, and then on the device already.
+    drawn = (
+        (batch.draws.mixing, batch.draws.targets)
+        if batch.draws
+        else draw_mixed(batch, labels, views, mix, chunk_images=chunk_images, seed=seed)
+    )
+    mixing, targets = each_tensor(drawn, lambda table: table.to(device, non_blocking=True))
     if mixing.kind == "none":
         return TrainBatch(normalise(crops, views), targets)
-    chunks, rows = partner.shape
-    # From places within a chunk to places among all M rows.
-    others = torch.from_numpy((partner + rows * np.arange(chunks)[:, None]).reshape(-1)).to(device)
     if mixing.kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
-        crops = torch.where(_inside(box, side_px, device), crops[others], crops)
+        crops = torch.where(_inside(mixing.box, side_px), crops[mixing.partner], crops)
     # Both kinds commute with it: normalising is affine and per channel.
     images = normalise(crops, views)
     if mixing.kind == "mixup":
-        lam = torch.from_numpy(box.lam.astype(np.float32).reshape(-1, 1, 1, 1)).to(device)
         # others + lam · (images - others): lam of the own image.
-        images = torch.lerp(images[others], images, lam)
+        images = torch.lerp(images[mixing.partner], images, mixing.lam.view(-1, 1, 1, 1))
     return TrainBatch(images, targets)
 
 
@@ -138,6 +134,18 @@ def plain_batch(
     labels = batch.index if labels is None else labels
     # No draw is made for kind none, so any seed does.
     return mix_batch(batch, labels, views, NO_MIX, chunk_images=chunk_images, seed=0, device=device)
+
+
+def draw_mixed(
+    batch: CropBatch, labels: Int[Tensor, "B"], views: Views, mix: Mix, *, chunk_images: int, seed: int
+) -> tuple[Mixing, Targets]:
+    """How a batch is mixed, and its targets: on the host, for neither asks for pixels.
+
+    Args: see `mix_batch`.
+    """
+    place = (batch.epoch, batch.step, batch.first_chunk)
+    mixing = draw_mixing(batch.is_real.numpy(), *place, views, mix, chunk_images=chunk_images, seed=seed)
+    return mixing, _targets(batch, labels, views, mixing, len(labels) // chunk_images)
 
 
 def draw_mixing(
@@ -184,17 +192,17 @@ def draw_mixing(
         lam[:, own] = box.lam
         for edge, drawn in zip(edges, (box.top, box.bottom, box.left, box.right), strict=True):
             edge[:, own] = drawn
-    return Mixing(kind, partner, CutMixBox(*edges, lam))
+    # From places within a chunk to places among all M rows.
+    partner += rows * np.arange(chunks)[:, None]
+    columns = (partner.reshape(-1), np.reshape(edges, (4, -1)), lam.astype(np.float32).reshape(-1))
+    return Mixing(kind, *map(torch.from_numpy, columns))
 
 
-def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, "M 1 S S"]:
+def _inside(box: Int[Tensor, "4 M"], side_px: int) -> Bool[Tensor, "M 1 S S"]:
     """Which pixels of each row lie in its box."""
-    top, bottom, left, right = (
-        torch.from_numpy(edge.reshape(-1, 1)).to(device)
-        for edge in (box.top, box.bottom, box.left, box.right)
-    )
     # (M, 1) against (S,) gives (M, S) for each axis; their outer product (M, 1, S, S) is the box.
-    place = torch.arange(side_px, device=device)
+    top, bottom, left, right = box[:, :, None]
+    place = torch.arange(side_px, device=box.device)
     in_y, in_x = (place >= top) & (place < bottom), (place >= left) & (place < right)
     return (in_y[:, :, None] & in_x[:, None, :])[:, None]
 
@@ -202,20 +210,23 @@ def _inside(box: CutMixBox, side_px: int, device: torch.device) -> Bool[Tensor, 
 def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M 3 S S"]:
     """uint8 pixels -> float32, (pixel / 255 - mean) / std a channel."""
     # One multiplication and one addition a pixel; the two factors are made in float64.
-    mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (views.mean, views.std))
-    scale, shift = ((1 / (255 * std)).float().to(crops.device), (-mean / std).float().to(crops.device))
+    scale = _of_channels([1 / (255 * std) for std in views.std], crops.device)
+    shift = _of_channels([-mean / std for mean, std in zip(views.mean, views.std, strict=True)], crops.device)
     return crops.float().mul_(scale).add_(shift)
+
+
+def _of_channels(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    # Filled there and not copied: a copy of so little would let the host wait for the card.
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def _targets(
     batch: CropBatch,
     labels: Int[Tensor, "B"],
     views: Views,
-    partner: NDArray[np.int64],
-    lam: NDArray[np.float64],
-    device: torch.device,
+    mixing: Mixing,
+    chunks: int,
 ) -> Targets:
-    chunks = partner.shape[0]
     # (B,) -> (chunks, V·K): each view has its image's label.
     per_row = labels.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(chunks, -1)
     # View number -> group number, then for each of the M rows.
@@ -227,13 +238,6 @@ def _targets(
     is_real = batch.is_real.view(chunks, 1, -1).expand(-1, views.count, -1).reshape(-1)
     # 1 / (v · real images of the step): rows of a group weigh 1 together, over all ranks and micro steps.
     weight = is_real.float() / (views_in_group * batch.real_images)
+    label = per_row.reshape(-1)
     # The partner's label; with lambda 1 it counts for nothing.
-    other = per_row.gather(1, torch.from_numpy(partner))
-    columns = (
-        per_row.reshape(-1),
-        other.reshape(-1),
-        torch.from_numpy(lam).float().reshape(-1),
-        weight,
-        group,
-    )
-    return Targets(*(column.to(device, non_blocking=True) for column in columns), groups=len(views.groups))
+    return Targets(label, label[mixing.partner], mixing.lam, weight, group, groups=len(views.groups))

@@ -49,7 +49,7 @@ class MadeBatch(NamedTuple):
         batch: what was asked for.
         pixels: (B, V, 3, S, S).
         status: (B,) 0 where an image is sound, else the kernels' error code.
-        beside: what RunLoader's `beside` made of batch and status.
+        beside: what RunLoader's `beside` made of them.
     """
 
     batch: MicroBatch
@@ -74,10 +74,13 @@ class RunLoader(ffcv.Loader):
         *,
         batch_images: int,
         workers: int,
-        beside: Callable[[MicroBatch, NDArray[np.int32]], Any] = lambda batch, status: None,
+        beside: Callable[[MicroBatch, NDArray[np.uint8], NDArray[np.int32]], Any] = lambda *made: None,
+        copied_on: torch.cuda.Stream | None = None,
     ) -> None:
-        # What the workers make of each batch beside its pixels.
+        # What the workers make of each batch, its pixels and its status.
         self.beside = beside
+        # The stream on which a batch is copied to a card; None: the consumer's current one.
+        self.copied_on = copied_on
         # These are the attributes that FFCV's generate_code and EpochIterator read.
         self.file = file
         self.batch_size = batch_images
@@ -217,7 +220,7 @@ class RunIterator(EpochIterator):
         except ValueError as error:
             # Compiled code can only say that something failed; the operation keeps what it was.
             raise self.loader.operation.failure or error from None
-        return MadeBatch(batch, pixels, status, self.loader.beside(batch, status))
+        return MadeBatch(batch, pixels, status, self.loader.beside(batch, pixels, status))
 
     def _hand_over(self, item: Future[MadeBatch] | None) -> bool:
         """Put an item where the consumer takes it; False if the iterator was closed meanwhile."""
@@ -237,7 +240,7 @@ class RunIterator(EpochIterator):
             )
         if self._given and IS_CUDA:  # the slot may be written again when copies from it are done
             self._copied[(self._given - 1) % self._slots] = torch.cuda.Event()
-            self._copied[(self._given - 1) % self._slots].record()
+            self._copied[(self._given - 1) % self._slots].record(self.loader.copied_on)
         item = self.output_queue.get()
         if item is None:
             self.close()

@@ -7,9 +7,9 @@ CropBatch or an EvalBatch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,11 +18,11 @@ from jaxtyping import Int, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitds.batch import CropBatch, Drawing, Draws
+from vitds.batch import CropBatch, Drawing
 from vitds.config.tree import Settings, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import centre_views, draw_views
-from vitds.data.executor import RunLoader
+from vitds.data.executor import MadeBatch, RunLoader
 from vitds.data.operation import CutViews
 from vitds.data.order import (
     MicroBatch,
@@ -33,6 +33,7 @@ from vitds.data.order import (
     steps_per_epoch,
     training_batches,
 )
+from vitds.data.sheet import HostMemory, copied_ahead, on_sheet
 from vitds.errors import DataError
 from vitds.kernels.views import error_text
 
@@ -62,6 +63,8 @@ class TrainLoader:
         settings: of the run (data, views, batch, seed).
         micro_images: B, images of one micro step of one rank.
         drawing: makes the draws of each batch, in the threads that make its crops; None: nobody does.
+        device: that trains. A card gets crops and draws ahead of the step; this takes a `drawing`. None:
+            batches stay on the host.
 
     Attributes:
         steps_per_epoch: optimizer steps in which each image comes once.
@@ -81,6 +84,7 @@ class TrainLoader:
         ranks: int,
         micro_images: int,
         drawing: Drawing | None = None,
+        device: torch.device | None = None,
     ) -> None:
         batch, views = settings.batch, settings.views
         self.accumulation = accumulation_steps(
@@ -94,19 +98,27 @@ class TrainLoader:
         self._ranks = ranks
         self._micro_images = micro_images
         self._drawing = drawing
+        self._device = device
+        self._copies = torch.cuda.Stream(device) if device and device.type == "cuda" else None
+        self._memory = HostMemory(is_pinned=self._copies is not None)
         # The operation asks for draws by image and epoch: it needs no order, and any thread may run it.
         operation = CutViews(file, self._specs_of, views=views.count, crop_px=views.crop_px)
         self._loader = RunLoader(
-            file, operation, batch_images=micro_images, workers=settings.data.threads, beside=self._draws
+            file,
+            operation,
+            batch_images=micro_images,
+            workers=settings.data.threads,
+            beside=self._crop_batch,
+            copied_on=self._copies,
         )
 
     def batches(self, start_step: int, stop_step: int) -> Generator[CropBatch, None, None]:
         """`accumulation` batches for each step start_step .. stop_step - 1 of the run.
 
         They come in order, across epochs, and their crops lie in a ring of buffers: **a batch is valid until
-        the next one is asked for**; copy what is kept longer. A copy to a GPU that was begun on the current
-        stream is waited for. Closing the generator, or any exception, ends its thread; starting another one
-        ends the one before.
+        the next one is asked for**; copy what is kept longer. Where this loader does not copy to the card
+        itself, a copy that was begun on the current stream is waited for. Closing the generator, or any
+        exception, ends its thread; starting another one ends the one before.
 
         Raises: DataError if an image cannot be decoded (names file and image) and data.damaged is fatal.
         """
@@ -123,16 +135,15 @@ class TrainLoader:
         )
         # However this ends, by an exception or by a consumer that leaves, the threads end too.
         with closing(self._loader.run(order)) as running:
-            for made in running:
-                yield self._crop_batch(*made)
+            batches = self._noting_damaged(running)
+            if self._copies is not None:
+                batches = copied_ahead(batches, self._device, self._copies)
+            yield from batches
 
-    def _draws(self, batch: MicroBatch, status: NDArray[np.int32]) -> Draws | None:
-        if self._drawing is None:
-            return None
-        # A damaged image is no partner, like one that pads.
-        return self._drawing(
-            batch.is_real & (status == 0), batch.epoch, batch.step, self._first_chunk(batch.micro_step)
-        )
+    def _noting_damaged(self, running: Iterator[MadeBatch]) -> Iterator[CropBatch]:
+        for made in running:
+            self._note_damaged(made.batch.images, made.status)
+            yield made.beside
 
     def _first_chunk(self, micro_step: int) -> int:
         """Chunks of the ranks before, then of this rank's micro steps before."""
@@ -140,27 +151,28 @@ class TrainLoader:
         return (self._rank * self.accumulation + micro_step) * chunks
 
     def _crop_batch(
-        self,
-        batch: MicroBatch,
-        pixels: UInt8[np.ndarray, "B V 3 S S"],
-        status: NDArray[np.int32],
-        draws: Draws | None,
+        self, batch: MicroBatch, pixels: UInt8[np.ndarray, "B V 3 S S"], status: NDArray[np.int32]
     ) -> CropBatch:
+        """In a thread that makes crops."""
         sizes = self._settings.batch
         seen = batch.step % self.steps_per_epoch * sizes.global_images  # in this epoch, before this step
-        return CropBatch(
+        made = CropBatch(
             # No copy: a view of the ring's slot, hence valid until the next batch.
             crops=torch.from_numpy(pixels),
             index=torch.from_numpy(batch.images.copy()),
             label=torch.from_numpy(self._file.labels[batch.images]),
-            is_real=torch.from_numpy(batch.is_real & self._note_damaged(batch.images, status)),
+            # A damaged image weighs nothing and is no partner, like one that pads.
+            is_real=torch.from_numpy(batch.is_real & (status == 0)),
             epoch=batch.epoch,
             step=batch.step,
             first_chunk=self._first_chunk(batch.micro_step),
             # The last step of an epoch has what is left. From the order alone, so no rank has to ask another.
             real_images=min(sizes.global_images, self._file.images - seen),
-            draws=draws,
         )
+        if self._drawing is None:
+            return made
+        draws, sheet = on_sheet(self._drawing(made), self._memory)
+        return replace(made, draws=draws, sheet=sheet)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._settings.data.order == "pages":
@@ -175,8 +187,8 @@ class TrainLoader:
             self._settings.views, heights, widths, seed=self._settings.seed, epoch=epochs, images=images
         )
 
-    def _note_damaged(self, images: NDArray[np.int64], status: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """(B,) False where an image is left out; each is reported once.
+    def _note_damaged(self, images: NDArray[np.int64], status: NDArray[np.int32]) -> None:
+        """Report each image that is left out once.
 
         Raises: DataError if one is and data.damaged is fatal.
         """
@@ -189,7 +201,6 @@ class TrainLoader:
                 self.damaged[image] = text
                 count, which = len(self.damaged), self._file.describe(int(images[row]))
                 _log.warning("%s: %s is left out: %s (%d so far)", self._file.path, which, text, count)
-        return status == 0
 
 
 def eval_batches(

@@ -47,8 +47,9 @@ def agree(
     """
     is_unsound = (~norms_k.isfinite().all()).double()[None]
     # Of the sums of flags any above 0 counts.
-    flags = torch.tensor([float(is_due), float(wants_stop)], dtype=torch.float64).to(sums_T.device)
-    shared = dist.all_reduce_sum(torch.cat([sums_T, is_unsound, flags]))
+    # Filled on the device and not copied there: a copy of so little would let the host wait.
+    flags = [sums_T.new_full((1,), float(flag)) for flag in (is_due, wants_stop)]
+    shared = dist.all_reduce_sum(torch.cat([sums_T, is_unsound, *flags]))
     numbers = torch.cat([shared, norms_k]).tolist()
     terms, norms = numbers[: len(sums_T)], numbers[len(shared) :]
     unsound, due, stop = numbers[len(sums_T) : len(shared)]

@@ -232,6 +232,7 @@ def build_trainer(
         ranks=dist.world_size(),
         micro_images=settings.batch.micro_images,
         drawing=drawing_of(settings, method_class(settings.method), draws),
+        device=device,
     )
     rate = LearningRate.of(settings, loader.steps_per_epoch)
     method = method_class(settings.method)(settings, backbone, rows)

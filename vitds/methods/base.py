@@ -49,7 +49,8 @@ class Method(ABC):
     """One method, built for one run on one rank.
 
     Attributes:
-        needs_labels: whether the training file must have class labels.
+        needs_labels: whether the target of a crop is its image's class, so that the training file must have
+            class labels; else it is the image's number.
         leaves_class_head: whether `module.head` classifies into the file's classes and is saved with the run.
         has_teacher: whether a frozen copy in `module` follows the weights that train.
         weights_prefix: of the weights in `module` that are evaluated and leave the run.

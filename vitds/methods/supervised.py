@@ -71,8 +71,11 @@ class Method(base.Method):
 
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """Mixed, smoothed cross-entropy, each target weighing as much as its class."""
-        targets = weighted(batch.targets, self.class_weight_C) if self.is_balanced else batch.targets
-        return forward(batch.images, targets)
+        if not self.is_balanced:
+            return forward(batch.images, batch.targets)
+        # Copied there once: a copy in each step would let the host wait for the card.
+        self.class_weight_C = self.class_weight_C.to(batch.device)
+        return forward(batch.images, weighted(batch.targets, self.class_weight_C))
 
     @property
     def about(self) -> str:

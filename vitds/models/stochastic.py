@@ -129,21 +129,21 @@ class StochasticDraws:
         share = rng.uniform(Purpose.DROP_PATH, self.seed, step, chunk, layer, row)
         # Kept crops are scaled by 1 / (1 - rate), so that the mean of a branch stays.
         factors = tuple(
-            ((drawn >= module.rate) / (1 - module.rate)).astype(np.float32).reshape(-1)
+            torch.from_numpy(((drawn >= module.rate) / (1 - module.rate)).astype(np.float32).reshape(-1))
             for drawn, module in zip(share, self.drop_paths, strict=True)
         )
         return Masks(factors, tuple(self._kept(module, step, chunk, row) for module in self.patch_drops))
 
     def _kept(
         self, module: KeyedPatchDrop, step: int, chunk: NDArray[np.int64], row: NDArray[np.int64]
-    ) -> Int[np.ndarray, "M kept"]:
+    ) -> Int[Tensor, "M kept"]:
         # (chunks, rows, patches)
         words = rng.words(
             Purpose.PATCH_DROP, self.seed, step, chunk[:, :, None], row[:, None], np.arange(self.patches)
         )
         keep = kept_patches(self.patches, module.rate)
         # The patches with the smallest words stay, in the order in which they lie in the image.
-        return np.sort(np.argsort(words, axis=-1)[..., :keep], axis=-1).reshape(-1, keep)
+        return torch.from_numpy(np.sort(np.argsort(words, axis=-1)[..., :keep], axis=-1).reshape(-1, keep))
 
     def write(self, masks: Masks) -> None:
         """Put the masks where the next forward pass reads them."""
@@ -157,11 +157,11 @@ class StochasticDraws:
         self.write(self.draw(step, first_chunk, chunks))
 
 
-def _write(module: nn.Module, name: str, values: np.ndarray) -> None:
+def _write(module: nn.Module, name: str, values: Tensor) -> None:
     """Copy into the module's buffer; only a new shape makes a new one: a compiled model keeps addresses."""
     buffer = getattr(module, name)
     if buffer.shape != values.shape:
         # Assigned to a registered name it remains a buffer, and moves with the module.
         buffer = torch.empty(values.shape, dtype=buffer.dtype, device=buffer.device)
         setattr(module, name, buffer)
-    buffer.copy_(torch.from_numpy(values))
+    buffer.copy_(values)
