@@ -51,7 +51,7 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
         each["count"] for each in (test or {"findings": ()})["findings"] if each["kind"] == "near_duplicate"
     )
     return _rendered(
-        f"{run.path.name}: {facts['command_name']}",
+        f"{'/'.join(run.path.absolute().parts[-2:])}: {facts['command_name']}",
         [run],
         {id: name for id, name in SECTIONS.items() if id != "theory" or theory},
         several=None,
