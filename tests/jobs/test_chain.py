@@ -61,16 +61,27 @@ def test_a_stage_that_leaves_its_run_unfinished_fails(tmp_path: Path, capsys) ->
 
 SAVES = """
 import os, pathlib, signal, sys, time
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-os.kill(os.getppid(), signal.SIGUSR1)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: (pathlib.Path("told").write_text(str(int(number))), sys.exit(75)))
+os.kill(os.getppid(), {number})
 time.sleep(60)
 """
 
 
-def test_a_signal_to_the_chain_reaches_the_stage_which_saves(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    assert main(["chain", stages_file(tmp_path, ("a", python(tmp_path, "saves.py", SAVES)))]) == 75
-    assert signal.getsignal(signal.SIGUSR1) == before
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGUSR1, signal.SIGUSR1),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),  # a Ctrl-C does not end a stage before it has saved
+    ],
+)
+def test_a_signal_to_the_chain_reaches_the_stage_which_saves(tmp_path: Path, number: int, told: int) -> None:
+    before = signal.getsignal(number)
+    saves = SAVES.format(number=int(number))
+    assert main(["chain", stages_file(tmp_path, ("a", python(tmp_path, "saves.py", saves)))]) == 75
+    assert (tmp_path / "told").read_text() == str(int(told))
+    assert signal.getsignal(number) == before
 
 
 def test_a_stage_that_a_signal_ends_has_the_status_that_a_shell_says(tmp_path: Path) -> None:

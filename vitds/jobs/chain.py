@@ -29,7 +29,14 @@ from vitds.runs.directory import Run
 
 TRAINING_SCRIPTS = {"pretrain.py": "pretrain", "finetune.py": "finetune"}  # of launch/, under a launcher
 DIGITS = "digits"
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's, which may come to this process alone
+# What asks this process to stop -> what it tells the stage. TERM and USR1 are SLURM's, and may come here
+# alone. Of Ctrl-C the terminal tells the stage too, which takes TERM as the same wish, and a second INT as
+# "at once".
+PASSED_ON = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGTERM,
+}
 
 # Words of `vitds` and the run directories of the stages before -> nothing, or an error.
 CheckWords = Callable[[Sequence[str], Sequence[Path]], None]
@@ -99,14 +106,11 @@ def _status(command: Sequence[str]) -> int:
     with subprocess.Popen(command) as stage:
         is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
         before = {
-            number: signal.signal(number, lambda number, _: stage.send_signal(number))
+            number: signal.signal(number, lambda number, _: stage.send_signal(PASSED_ON[number]))
             for number in (PASSED_ON if is_main else ())
         }
         try:
             status = stage.wait()
-        except BaseException:  # Ctrl-C, of which the terminal told the stage too
-            stage.kill()
-            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
