@@ -33,6 +33,7 @@ class Method(base.Method):
         self.lr_scales = {"head.": settings.head.lr_scale}
         self.is_balanced = settings.head.class_weight == "balanced"
         self.class_weight_C = torch.ones(rows)
+        self.about = f"dense head of {rows:,} classes"
 
     def learn_labels(self, label_N: NDArray[np.int64]) -> None:
         """With head.class_weight balanced an image of class c weighs N / (C · n_c): on average 1.
@@ -73,10 +74,6 @@ class Method(base.Method):
         """Mixed, smoothed cross-entropy, each target weighing as much as its class."""
         targets = weighted(batch.targets, self.class_weight_C) if self.is_balanced else batch.targets
         return forward(batch.images, targets)
-
-    @property
-    def about(self) -> str:
-        return f"dense head of {self.module.head.last:,} classes"
 
 
 def weighted(targets: Targets, class_weight_C: Float[Tensor, "C"]) -> Targets:
