@@ -196,6 +196,8 @@ def test_a_python_snippet_of_the_pages_runs(
 ) -> None:
     monkeypatch.chdir(folder)
     if "vitds.pretrain(" in code or "vitds.fit(" in code:  # of the paper's length, or of an hour
-        compile(code, page, "exec")
+        assert compile(code, page, "exec").co_names
         return
-    exec(compile(code, page, "exec"), {"__name__": page})
+    names = {"__name__": page}
+    exec(compile(code, page, "exec"), names)
+    assert names.keys() > {"__name__", "__builtins__"}  # it came to its end, and made something

@@ -120,58 +120,20 @@ def sound(rank_pool, digit_files: tuple[str, str], tmp_path_factory: pytest.Temp
 
 def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
     """The commands that read a file of the folder, as words."""
-    train, test, pre, fine, images = (
-        str(folder / name) for name in ("train.beton", "test.beton", "pre", "fine", "images")
-    )
-    new = ["--run", str(folder / "new"), "--data", train, "--test", test, "--epochs", "1"]
-    resume = [
-        "pretrain",
-        *DIGITS,
-        "--run",
-        pre,
-        "--data",
-        train,
-        "--test",
-        test,
-        "--epochs",
-        "1",
-        *SETS,
-        "--set",
-        "head.kind=sharded",
-    ]
     build = ["data", "build", "--out", str(folder / "built.beton")]
-    preview = ["data", "preview", "--out", str(folder / "preview.png")]
     top = file.relative_to(folder).parts[0]
-    checkpoint = str(max((folder / "pre/checkpoints").iterdir()))
     if (name := NAMED_SETS.get(str(file.relative_to(folder)))) is not None:
         return [[*build, name, "--root", str(folder), "--split", split] for split in ("train", "test")]
     if ".beton" in top:
-        beton = str(file).removesuffix(".json")
-        of_data = [
-            ["data", "info", beton],
-            ["data", "verify", beton],
-            [*preview, beton, *DIGITS],
-            [*build, images, "--classes_from", beton],
-        ]
-        of_data += [["eval", kind, fine, "--data", test, "--bank", train] for kind in ("knn", "linear")]
-        return [
-            *of_data,
-            resume,
-            *(["bench", kind, "--data", beton] for kind in ("loader", "augment", "step")),
-        ]
+        return commands_on_a_beton(file, folder, build)
+    if top in ("pre", "fine"):
+        return commands_on_a_run(folder)[top]
+    train, images = str(folder / "train.beton"), str(folder / "images")
+    new = new_run(folder)
     return {
-        "pre": [["checkpoint", "list", pre], ["checkpoint", "verify", pre], resume]
-        + [["eval", "knn", checkpoint], ["finetune", *new, *FINE_DIGITS, "--init", checkpoint, *FINE_SETS]],
-        "fine": [
-            ["eval", "top1", fine],
-            ["eval", "knn", fine],
-            ["eval", "linear", fine],
-            ["chain", str(folder / "chain.yaml")],
-        ]
-        + [["finetune", *new, *FINE_DIGITS, "--init", fine, *FINE_SETS]],
         "recipe.yaml": [
             ["pretrain", *new, "--recipe", str(file)],
-            [*preview, train, "--recipe", str(file)],
+            [*preview(folder), train, "--recipe", str(file)],
             ["recipes", "show", str(file)],
             ["plan", "--rows", "100", "--recipe", str(file), "--set", "head.kind=dense"],
             *(["bench", kind, "--data", train, "--recipe", str(file)] for kind in ("loader", "step")),
@@ -179,8 +141,8 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
         "ds.json": [
             ["pretrain", *new, *DIGITS, "--ds_config", str(file), *SETS],
             ["plan", "--rows", "100", "--ds_config", str(file)],
-        ]
-        + [["bench", "step", "--ds_config", str(file)]],
+            ["bench", "step", "--ds_config", str(file)],
+        ],
         "chain.yaml": [["chain", str(file)]],
         "weights.safetensors": [["pretrain", *new, *DIGITS, "--init", str(file), *SETS]],
         "weights.pth": [["pretrain", *new, *DIGITS, "--init", str(file), *SETS]],
@@ -188,6 +150,58 @@ def commands_that_read(file: Path, folder: Path) -> list[list[str]]:
         "images.tar": [[*build, str(file)]],
         "images.tar.gz": [[*build, str(file)]],
     }[top]
+
+
+def new_run(folder: Path, name: str = "new") -> list[str]:
+    """Flags of a training of one epoch on the folder's files."""
+    train, test = str(folder / "train.beton"), str(folder / "test.beton")
+    return ["--run", str(folder / name), "--data", train, "--test", test, "--epochs", "1"]
+
+
+def resume(folder: Path) -> list[str]:
+    """The words that the folder's pretraining began with."""
+    return ["pretrain", *DIGITS, *new_run(folder, "pre"), *SETS, "--set", "head.kind=sharded"]
+
+
+def preview(folder: Path) -> list[str]:
+    """Draw crops."""
+    return ["data", "preview", "--out", str(folder / "preview.png")]
+
+
+def commands_on_a_beton(file: Path, folder: Path, build: list[str]) -> list[list[str]]:
+    """Those that read a .beton, or its manifest."""
+    beton, fine = str(file).removesuffix(".json"), str(folder / "fine")
+    train, test = str(folder / "train.beton"), str(folder / "test.beton")
+    return [
+        ["data", "info", beton],
+        ["data", "verify", beton],
+        [*preview(folder), beton, *DIGITS],
+        [*build, str(folder / "images"), "--classes_from", beton],
+        *(["eval", kind, fine, "--data", test, "--bank", train] for kind in ("knn", "linear")),
+        resume(folder),
+        *(["bench", kind, "--data", beton] for kind in ("loader", "augment", "step")),
+    ]
+
+
+def commands_on_a_run(folder: Path) -> dict[str, list[list[str]]]:
+    """Those that read the folder's pretraining, and its fine-tuning."""
+    pre, fine = str(folder / "pre"), str(folder / "fine")
+    checkpoint = str(max((folder / "pre/checkpoints").iterdir()))
+    tuning = ["finetune", *new_run(folder), *FINE_DIGITS]
+    return {
+        "pre": [
+            ["checkpoint", "list", pre],
+            ["checkpoint", "verify", pre],
+            resume(folder),
+            ["eval", "knn", checkpoint],
+            [*tuning, "--init", checkpoint, *FINE_SETS],
+        ],
+        "fine": [
+            *(["eval", kind, fine] for kind in ("top1", "knn", "linear")),
+            ["chain", str(folder / "chain.yaml")],
+            [*tuning, "--init", fine, *FINE_SETS],
+        ],
+    }
 
 
 def plant(file: Path, content: bytes) -> None:

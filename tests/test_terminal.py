@@ -88,10 +88,13 @@ def test_saying_ends_no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     os.close(read)
     with open(write, "w", closefd=True) as broken, open(tmp_path / "closed", "w") as closed:
         closed.close()
+        gone_on_after = []
         for stream in (broken, closed, None):
             monkeypatch.setattr(sys, "stdout", stream)
             say("nobody hears this")
             say("nor this")
+            gone_on_after.append(stream)
+    assert gone_on_after == [broken, closed, None]
 
 
 def test_a_table_is_drawn_in_an_encoding_without_its_lines(

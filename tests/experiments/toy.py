@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from vitds.cli import main
 
 # Of a pretraining and of a fine-tuning.
 TINY = (
@@ -17,3 +22,11 @@ def flagged(flags: Mapping[str, str], settings: Sequence[str] = TINY) -> list[st
     return words + [
         word for flag in ("--set", "--finetune_set") for setting in settings for word in (flag, setting)
     ]
+
+
+def refusal(words: Sequence[str], out: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Status and line of a command that is refused before anything lies in its folder."""
+    status = main(words)
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1 and not out.exists()
+    return status, error

@@ -85,11 +85,16 @@ def dense(rows: int, kept: bool, **options: Any) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy() for name, value in found.items()}
 
 
-def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5, atol=1e-5)
-    for name in found.keys() - {"losses"}:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-6, err_msg=name)
+def differing(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
+    """Names of losses and gradients that are not the same to rounding, or stand on one side alone."""
+
+    def is_same(name: str) -> bool:
+        ours, theirs = found[name], expected[name]
+        rtol, atol = (1e-5, 1e-5) if name == "losses" else (1e-7, 1e-6)
+        return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=rtol, atol=atol)
+
+    one_sided = found.keys() ^ expected.keys()
+    return sorted(one_sided | {name for name in found.keys() & expected.keys() if not is_same(name)})
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,7 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("rows", [50, 3])
 def test_dense_head_equals_cross_entropy(options: dict[str, Any], kept: bool, rows: int) -> None:
-    check(dense(rows, kept, **options), reference(rows, **options))
+    assert differing(dense(rows, kept, **options), reference(rows, **options)) == []
 
 
 @pytest.mark.parametrize("head_of", [DenseHead, ShardedHead])
@@ -159,7 +164,8 @@ def whole(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def test_sharded_head_equals_cross_entropy_on_real_ranks(
     rank_pool, ranks: int, rows: int, options: dict[str, Any]
 ) -> None:
-    check(whole(rank_pool(ranks).run(sharded_on_a_rank, rows, options)), reference(rows, **options))
+    found = whole(rank_pool(ranks).run(sharded_on_a_rank, rows, options))
+    assert differing(found, reference(rows, **options)) == []
 
 
 @pytest.mark.parametrize("temperature", [None, 0.2])

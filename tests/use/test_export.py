@@ -374,6 +374,17 @@ def test_a_model_that_timm_alone_lacks_is_refused_before_anything_is_written(tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
+def test_onnx_takes_a_t2t_vit(name: str, tmp_path: Path, capsys) -> None:
+    """The export compares onnxruntime's numbers with the run's."""
+    for library in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(library)
+    run = made_run(tmp_path / "run", name, 32, depth=1)
+    folder = export("onnx", str(run), out=str(tmp_path / "out"))
+    assert (folder / "model.onnx").exists()
+    assert "model.onnx: its numbers differ from the run's by at most" in capsys.readouterr().out
+
+
 def test_an_export_takes_a_checkpoint(used_runs, tmp_path: Path) -> None:
     newest = max((Path(used_runs["supervised"]) / "checkpoints").glob("step-*"))
     folder = export("timm", str(newest), out=str(tmp_path / "out"))

@@ -270,10 +270,12 @@ def _resampling(file: BetonFile) -> list[Row]:
         planes = [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in pictures]
 
         def pil(opened=opened, boxes=boxes, resample=resample):
+            """Cut and resized at once."""
             for picture, (top, left, height, width) in zip(opened, boxes, strict=True):
                 picture.resize(_SIZE, resample, (left, top, left + width, top + height))
 
         def torchvision(planes=planes, boxes=boxes, mode=name):
+            """Cut, then resized as torchvision does it."""
             for picture, (top, left, height, width) in zip(planes, boxes, strict=True):
                 interpolate(
                     picture[:, :, top : top + height, left : left + width], _SIZE, mode=mode, antialias=True

@@ -37,10 +37,12 @@ class Choice(NamedTuple):
 
     @property
     def settings(self) -> Settings:
+        """As `vitds pretrain` reads them."""
         return load_settings(recipe=self.recipe, command="pretrain", assignments=self.words, flags={})
 
     @property
     def flags(self) -> list[str]:
+        """Words of `vitds pretrain`."""
         return ["--recipe", self.recipe, *(flag for word in self.words for flag in ("--set", word))]
 
 
@@ -76,6 +78,7 @@ class Check:
         self.write({"name": name, "value": value, "unit": unit, "goal": goal, **more})
 
     def write(self, line: dict[str, Any]) -> None:
+        """Add a line to the results, which is kept at once."""
         with (self.out / RESULTS).open("a") as results:
             results.write(json.dumps({"part": self.part, **line}) + "\n")
 

@@ -76,6 +76,7 @@ def _compare(check: Check, *, compiled: str) -> None:
     file = _step_images(check)
 
     def start(name: str) -> subprocess.Popen:
+        """A training in a run directory of this name, or one that goes on there."""
         run = check.work / f"{name}-{compiled}"
         words = (*choice.flags, "--data", str(file), "--epochs", str(EPOCHS), "--run", str(run))
         return subprocess.Popen([sys.executable, "-m", "vitds", "pretrain", *words])

@@ -12,9 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from vitds.bench.gpu_check import Check
-from vitds.bench.head import _best_seconds, bench_head
+from vitds.bench.head import bench_head, best_seconds
 from vitds.bench.loader import IMAGES, first_images, measure, pipelines
-from vitds.bench.step import _bare_steps
+from vitds.bench.step import bare_steps
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, open_beton
@@ -83,7 +83,7 @@ def _ceilings(check: Check) -> None:
         pinned = host.pin_memory()
         steps["pinned host to device, GB/s"] = lambda: there.copy_(pinned, non_blocking=True)
     work = {"GB/s": number / 1e9, "TFLOP/s": 2 * side**3 / 1e12}
-    for name, seconds in _best_seconds(steps, [], 3 if check.toy else 20, device).items():
+    for name, seconds in best_seconds(steps, [], 3 if check.toy else 20, device).items():
         what, _, unit = name.rpartition(", ")
         check.found(what, (2 if "written" in what else 1) * work[unit] / seconds, unit)
 
@@ -146,7 +146,7 @@ def _why_not(backend: SDPBackend, device: torch.device, precision: str) -> str |
 
 def _fixed_ms(settings: Settings, file: BetonFile, device: torch.device, steps: int) -> float:
     """Milliseconds of a step with its optimizer, without loader and engine; the first quarter warms up."""
-    _, seconds = _bare_steps(settings, file.images, steps, 1, device)
+    _, seconds = bare_steps(settings, file.images, steps, 1, device)
     return 1000 * statistics.median(seconds[steps // 4 :])
 
 

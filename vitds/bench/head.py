@@ -170,7 +170,7 @@ def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
         gradient = contender.makes_gradient * dense.weight.numel() * dense.weight.element_size()
         extra = _extra_bytes(contender.step, [features, dense.weight], device)
         found[contender.name] = {"extra_mb": extra and max(extra - gradient, 0), "sent_mb": 0}
-    for name, seconds in _best_seconds(steps, [features, dense.weight], case.rounds, device).items():
+    for name, seconds in best_seconds(steps, [features, dense.weight], case.rounds, device).items():
         found[name]["ms"] = 1000 * seconds
     return found
 
@@ -189,6 +189,8 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
     rows, device = len(weight), features.device.type
 
     def backward_of(loss: Callable[[], Tensor]) -> Callable[[], None]:
+        """A step: the loss under the case's autocast, and its gradients."""
+
         def step() -> None:
             with torch.autocast(device, dtype, enabled=dtype is not None):
                 value = loss()
@@ -247,6 +249,7 @@ def _bare_products(features: Tensor, weight: Tensor, dtype: torch.dtype) -> Call
     logits, g_x_MD, g_w_ND = x_MD.new_zeros(len(x_MD), block), torch.zeros_like(x_MD), torch.zeros_like(w_ND)
 
     def step(number: int) -> None:
+        """So many products, the last two of them those of the backward pass."""
         for first in range(0, len(w_ND), block):
             rows = w_ND[first : first + block]
             part = logits.flatten()[: len(x_MD) * len(rows)].view(len(x_MD), len(rows))
@@ -266,6 +269,7 @@ def _checkpointed(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """Tiles of rows, each one's logits made again in the backward pass."""
 
     def part(rows: Tensor) -> Tensor:
+        """Log-sum-exp over a tile's rows."""
         return nn.functional.linear(features, rows).float().logsumexp(1)
 
     parts = [checkpoint(part, rows, use_reentrant=False) for rows in weight.split(TILE_ROWS)]
@@ -286,6 +290,7 @@ def _refusal(reason: str) -> Callable[..., Tensor]:
     """In the place of a function that shall not be measured."""
 
     def refused(*_: Any, **__: Any) -> Tensor:
+        """Takes what that function takes."""
         raise NotImplementedError(reason)
 
     return refused
@@ -355,6 +360,7 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
     dtype = AUTOCAST.get(case.precision)
 
     def step() -> None:
+        """Losses of all ranks' features, and this rank's gradients."""
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             loss = head(features, targets).sum()
         loss.backward()
@@ -363,13 +369,13 @@ def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -
     # The memory of its gradient stays with the head, so it is no part of this.
     extra = _extra_bytes(step, [features, head.weight], device)
     dist.barrier()
-    answer.send((_best_seconds({"": step}, [features, head.weight], case.rounds, device)[""], extra))
+    answer.send((best_seconds({"": step}, [features, head.weight], case.rounds, device)[""], extra))
 
 
 # Measuring -----------------------------------------------------------------------------------------------
 
 
-def _best_seconds(
+def best_seconds(
     steps: dict[str, Callable[[], None]], leaves: list[Tensor], rounds: int, device: torch.device
 ) -> dict[str, float]:
     """The best of the rounds, all taking turns.

@@ -180,6 +180,7 @@ def torch_kernel(file: BetonFile, settings: Settings) -> Iterator[None]:
     out = torch.empty(BATCH_IMAGES, views.count, 3, views.crop_px, views.crop_px, dtype=torch.uint8)
 
     def cut(image: int, epoch: int) -> None:
+        """All crops of one image of a batch, into their place."""
         height, width = int(file.heights[image]), int(file.widths[image])
         pixels = mapped[file.offsets[image] : file.offsets[image] + file.sizes[image]]
         if file.is_jpeg[image]:

@@ -60,7 +60,7 @@ def bench_step(
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         ours = train_steps(settings, ds, file, rows, device)
-        bare, with_optimizer = _bare_steps(ours.settings, rows, len(ours.whole_s), ours.accumulation, device)
+        bare, with_optimizer = bare_steps(ours.settings, rows, len(ours.whole_s), ours.accumulation, device)
         times["step"] += ours.whole_s[1:]  # the first one warms up
         times["step, outside forward and backward"] += ours.outside_s[1:]
         times["bare forward and backward"] += bare[1:]
@@ -75,7 +75,7 @@ def bench_step(
     return found
 
 
-def _bare_steps(
+def bare_steps(
     settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step without and with AdamW: no loader, no engine, no metrics, the same tensors each

@@ -42,7 +42,7 @@ def reproduce(name: str, flags: ReproduceFlags) -> None:
 
     Builds the data, runs the row's stages with each seed, evaluates the last step on the official test
     images, and prints the result beside the stored row. Says what it needs and, after a few steps, when it
-    will be done. The same command goes on where it was stopped.
+    will be done. The same command goes on where it was stopped; with --plan it stops when the data are built.
 
     Args:
         name: of the result: flowers

@@ -32,6 +32,7 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuses a key that stands twice, of which PyYAML takes the last."""
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
             keys = [self.construct_object(key) for key, _ in node.value]
@@ -48,6 +49,7 @@ class Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict = {}
 
     def represent_list(self, values: list) -> yaml.SequenceNode:
+        """In one line, unless it holds mappings."""
         return self.represent_sequence(
             "tag:yaml.org,2002:seq", values, flow_style=not any(isinstance(v, dict) for v in values)
         )

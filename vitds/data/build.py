@@ -88,6 +88,7 @@ class BuildOptions:
 
     @property
     def is_split(self) -> bool:
+        """Whether several files are written."""
         return self.test_fraction is not None or self.folds is not None
 
 
@@ -247,6 +248,7 @@ class _Seen:
         self.names: list[str] = []
 
     def is_double(self, digest: bytes, name: str, findings: Findings) -> bool:
+        """Whether these pixels came before; notes it if so."""
         first = self.digests.setdefault(digest, name)
         if first is not name:
             findings.add("duplicate", f"{name} = {first}")
@@ -272,8 +274,7 @@ def _write(
 ) -> Manifest:
     chosen = [images.images[i] for i in part.chosen]
     label_of = {name: label for label, name in enumerate(images.classes)}
-    totals, names, looks, looking = _Totals(), [], [], []  # names of all images, and of those with looks
-    content = hashlib.sha256()  # over all samples in index order
+    totals, looks, looking = _Totals(), [], []  # looks, and the names of the images that have them
     store = functools.partial(store_image, storing=storing)
     results = work_through(
         store,
@@ -293,18 +294,15 @@ def _write(
             looking.append(image.name)
         label = label_of[image.class_name] if image.class_name is not None else -1
         writer.add(stored.data, is_jpeg=stored.is_jpeg, height=stored.height, width=stored.width, label=label)
-        content.update(hash_entry(stored.digest, label))
-        totals.add(stored, label)
-        names.append(image.name)
+        totals.add(image.name, stored, label)
     if not totals.images:
         first = next((names[0] for names in findings.names.values()), "")
         raise DataError(
             f"{part.out}: none of the {len(chosen)} images can be used, the first: {first}. Nothing was "
             "written."
         )
-    for name in sorted(
-        {image.class_name for image in chosen} - {images.classes[i] for i in totals.labels if i >= 0} - {None}
-    ):
+    asked_for = {image.class_name for image in chosen} - {None}
+    for name in sorted(asked_for - {images.classes[label] for label in totals.labels if label >= 0}):
         findings.add("class_lost", name)
     seen.add_file(looks, looking, findings)
     return Manifest(
@@ -315,12 +313,11 @@ def _write(
         storage=storing.storage,
         side_px=storing.side_px,
         quality=storing.quality,
-        content_hash=f"sha256:{content.hexdigest()}",
         sources=images.sources,
         split=part.split,
         findings=findings.as_record(),
         unlabelled=totals.labels[-1] if images.classes else 0,
-        names="\n".join(_below_source(name, images.sources) for name in names),
+        names="\n".join(_below_source(name, images.sources) for name in totals.names),
     )
 
 
@@ -333,8 +330,13 @@ class _Totals:
         self.widths: set[int] = set()
         self.heights: set[int] = set()
         self.labels: Counter[int] = Counter()
+        self.names: list[str] = []
+        self.content = hashlib.sha256()  # over all samples in index order
 
-    def add(self, stored: Stored, label: int) -> None:
+    def add(self, name: str, stored: Stored, label: int) -> None:
+        """The next sample."""
+        self.names.append(name)
+        self.content.update(hash_entry(stored.digest, label))
         self.images += 1
         self.pixels += stored.height * stored.width
         self.sums = [
@@ -354,6 +356,7 @@ class _Totals:
             "height_px": (min(self.heights), max(self.heights)),
             "mean": mean,
             "std": std,
+            "content_hash": f"sha256:{self.content.hexdigest()}",
         }
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

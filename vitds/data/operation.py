@@ -76,6 +76,7 @@ class CutViews(Operation):
 
         @no_type_check  # numba cannot compile the checks that the tests' import hook adds
         def decode(batch_indices, destination, metadata, storage_state):
+            """All views of a batch, into the slot that FFCV gives."""
             count = len(batch_indices)
             pixels, status = destination
             failed = cut(

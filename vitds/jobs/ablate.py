@@ -18,11 +18,8 @@ from vitds.jobs.experiment import (
     Arm,
     Json,
     Training,
-    asked_for,
-    begun_or_new,
-    carry_out,
+    carried_out,
     planned_training,
-    print_plan,
     with_backbone,
     with_epochs,
 )
@@ -53,12 +50,9 @@ def run_ablation(flags: AblateFlags) -> Json | None:
         a budget below one epoch; RunError if `out` holds something else.
     """
     train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
-    asked = asked_for(flags, [train, test])
-    experiment = begun_or_new("ablation", flags.out, flags.seeds, asked, lambda: _arms(flags))
-    if flags.plan:
-        print_plan(experiment)
+    experiment = carried_out("ablation", flags, [train, test], lambda: _arms(flags))
+    if experiment is None:
         return None
-    carry_out(experiment)
     counts = CATALOGUE[FLOWERS].counts
     is_flowers = (train.images, test.images) == (counts["train"], counts["test"])
     result = result_of(experiment, (KNN, FINETUNED))

@@ -20,11 +20,8 @@ from vitds.jobs.experiment import (
     Arm,
     Json,
     Training,
-    asked_for,
-    begun_or_new,
-    carry_out,
+    carried_out,
     planned_training,
-    print_plan,
     training_speed,
     with_epochs,
 )
@@ -55,12 +52,9 @@ def run_comparison(flags: CompareFlags) -> Json | None:
     if flags.budget == "epochs" and not flags.amount.is_integer():
         raise UsageError(f"`amount={flags.amount:g}`: of epochs it must be a whole number.")
     train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
-    asked = asked_for(flags, [train, test])
-    experiment = begun_or_new("comparison", flags.out, flags.seeds, asked, lambda: _arms(flags, train, test))
-    if flags.plan:
-        print_plan(experiment)
+    experiment = carried_out("comparison", flags, [train, test], lambda: _arms(flags, train, test))
+    if experiment is None:
         return None
-    carry_out(experiment)
     result = result_of(experiment, (KNN, LINEAR, FINETUNED))
     report(experiment, result, f"Methods at equal {flags.budget}")
     return result

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from vitds.config.experiment_flags import TrainingsFlags
 from vitds.config.load import dump_settings, read_settings
 from vitds.config.methods import METHODS
 from vitds.config.tree import Settings
@@ -240,6 +241,21 @@ def write_plan(experiment: Experiment) -> None:
                 recipe = experiment.recipe(arm, training)
                 write_atomic(recipe, dump_settings(training.settings).encode())
         write_json(out / RECORD, _record(experiment))
+
+
+def carried_out(
+    kind: str, flags: TrainingsFlags, files: Sequence[BetonFile], make_arms: Callable[[], Sequence[Arm]]
+) -> Experiment | None:
+    """The experiment that flags ask for, with all its runs finished; None of a plan, which is printed.
+
+    Raises: as `begun_or_new` and `carry_out`.
+    """
+    experiment = begun_or_new(kind, flags.out, flags.seeds, asked_for(flags, files), make_arms)
+    if flags.plan:
+        print_plan(experiment)
+        return None
+    carry_out(experiment)
+    return experiment
 
 
 def carry_out(experiment: Experiment) -> None:

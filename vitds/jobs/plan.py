@@ -70,23 +70,14 @@ def plan(
         backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=0)
     sizes = module_sizes(backbone, given)
     choices = micro_choices(given, gpus)
-    settings = _resolve(given, ds, sizes, head_rows, choices[0])
-    case = make_case(settings, ds, sizes, rows=head_rows, ranks=gpus, on_gpu=True)
-    # For its errors alone: a run with this JSON and this recipe would end with them.
-    resolve_ds_config(
-        ds,
-        settings,
-        micro_images=case.images,
-        accumulation=case.accumulation,
-        ranks=gpus,
-        precision=settings.engine.precision,
-    )
+    case = _case(_resolve(given, ds, sizes, head_rows, choices[0]), ds, sizes, head_rows, gpus)
     memory = plan_memory(case)
-    peaks = {str(images): _peak(settings, ds, sizes, head_rows, gpus, images) for images in choices}
     found = {
         **_facts(case, rows),
         **_bytes(memory),
-        "micro_batches": peaks,
+        "micro_batches": {
+            str(images): _peak(case.settings, ds, sizes, head_rows, gpus, images) for images in choices
+        },
         "traffic_bytes": step_traffic(case),
         **_time(given, ds, rows, gpus, images_per_s, hours),
     }
@@ -97,8 +88,25 @@ def plan(
     return found
 
 
+def _case(settings: Settings, ds: DsConfig, sizes: ModuleSizes, rows: int, gpus: int) -> Case:
+    """What is planned.
+
+    Raises: SettingsError as a run with this JSON and this recipe would.
+    """
+    case = make_case(settings, ds, sizes, rows=rows, ranks=gpus, on_gpu=True)
+    resolve_ds_config(
+        ds,
+        settings,
+        micro_images=case.images,
+        accumulation=case.accumulation,
+        ranks=gpus,
+        precision=settings.engine.precision,
+    )
+    return case
+
+
 def _facts(case: Case, rows: int) -> dict[str, Any]:
-    """What is planned."""
+    """Of what is planned, in a few words and numbers."""
     settings, sizes = case.settings, case.sizes
     # Without a classifier: what the method trains, or copies, beside the backbone.
     others = ", ".join(part for part in sizes.trained | sizes.frozen if part != "backbone")

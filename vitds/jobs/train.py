@@ -211,29 +211,11 @@ def build_trainer(
     Raises: SettingsError for what does not fit together; RunError if the checkpoint is of other data or
         another model.
     """
-    # Set before anything is computed. Scratch memory that is filled with NaN first would cost a pass over it
-    # each step.
-    torch.use_deterministic_algorithms(settings.engine.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    use_attention(settings.engine.attention)
+    _set_torch(settings)
     facts = {"rows": rows, "content_hash": file.manifest.content_hash}
     if saved is not None:
         _check_same_data(run, saved, file, facts)
-    draws = StochasticDraws(
-        backbone,
-        seed=settings.seed,
-        rows_per_chunk=settings.views.count * settings.batch.chunk_images,
-        patches=patch_count(backbone),
-    )
-    loader = TrainLoader(
-        file,
-        settings,
-        rank=dist.rank(),
-        ranks=dist.world_size(),
-        micro_images=settings.batch.micro_images,
-        drawing=drawing_of(settings, method_class(settings.method), draws),
-        device=device,
-    )
+    draws, loader = _draws_and_loader(settings, file, backbone, device)
     rate = LearningRate.of(settings, loader.steps_per_epoch)
     method = method_class(settings.method)(settings, backbone, rows)
     method.learn_labels(file.labels)
@@ -250,6 +232,36 @@ def build_trainer(
     if saved is not None:
         trainer.resume(CheckpointReader(saved))
     return trainer
+
+
+def _set_torch(settings: Settings) -> None:
+    """Before anything is computed."""
+    torch.use_deterministic_algorithms(settings.engine.deterministic)
+    # Scratch memory that is filled with NaN first would cost a pass over it each step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    use_attention(settings.engine.attention)
+
+
+def _draws_and_loader(
+    settings: Settings, file: BetonFile, backbone: nn.Module, device: torch.device
+) -> tuple[StochasticDraws, TrainLoader]:
+    """The draws of the backbone's layers, and the loader that makes them beside its crops."""
+    draws = StochasticDraws(
+        backbone,
+        seed=settings.seed,
+        rows_per_chunk=settings.views.count * settings.batch.chunk_images,
+        patches=patch_count(backbone),
+    )
+    loader = TrainLoader(
+        file,
+        settings,
+        rank=dist.rank(),
+        ranks=dist.world_size(),
+        micro_images=settings.batch.micro_images,
+        drawing=drawing_of(settings, method_class(settings.method), draws),
+        device=device,
+    )
+    return draws, loader
 
 
 def _check_same_data(run: Run, saved: Saved, file: BetonFile, facts: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -24,11 +25,13 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitds.augment.mix import NO_MIX
+from vitds import rng
+from vitds.augment.mix import NO_MIX, plain_batch
 from vitds.batch import CropBatch, TrainBatch
 from vitds.config.tree import Mix, Settings
 from vitds.heads import ShardedHead
 from vitds.heads.bytes import Activations
+from vitds.rng import Purpose
 
 Forward = Callable[..., Tensor]  # the engine around `module`: called like the module's own forward
 
@@ -43,6 +46,12 @@ class SetSize(NamedTuple):
 
     images: int
     classes: int
+
+
+def added_parts(settings: Settings) -> AbstractContextManager[None]:
+    """Inside, torch draws first weights for what a method adds to the backbone, as a function of the seed."""
+    # With 0 it is the backbone, with 1 a head's rows.
+    return rng.seeded_torch(Purpose.INIT, settings.seed, 2)
 
 
 class Method(ABC):
@@ -60,6 +69,7 @@ class Method(ABC):
         lr_scales: for parameters whose names begin so, what their learning rate is multiplied by.
         held_epochs: for parameters whose names begin so, the epochs from the start of the run in which they
             stay as they are.
+        about: what trains beside the backbone, in a few words for the line at a run's start.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -72,10 +82,11 @@ class Method(ABC):
     outside: tuple[ShardedHead, ...] = ()
     lr_scales: dict[str, float] = {}
     held_epochs: dict[str, int] = {}
+    about: str
 
     @abstractmethod
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
-        """Build `module`.
+        """Build `module` and say what it is in `about`.
 
         Args:
             settings: resolved; no `auto` is left.
@@ -105,9 +116,12 @@ class Method(ABC):
         return NO_MIX
 
     @staticmethod
-    @abstractmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
-        """Crops on the host -> normalised images and their targets on the device that trains."""
+        """Crops on the host -> normalised images and their targets on the device that trains.
+
+        Here: the crops as they are, each with the number of its image.
+        """
+        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
 
     @staticmethod
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
@@ -144,17 +158,17 @@ class Method(ABC):
         """The backbones in `module` that run in a step, which torch.compile may take."""
         return (self.module.backbone,)
 
-    @abstractmethod
     def losses(self, forward: Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """This rank's part of each term of the step's loss, already weighted.
 
         The parts of all ranks and micro steps add up to the loss of the step. The loop multiplies them by
-        what DeepSpeed will divide by, and calls backward.
+        what DeepSpeed will divide by, and calls backward. Here: what the module's forward returns.
 
         Args:
             forward: calls the engine with the arguments of `module`'s forward; once.
             step: number of the optimizer step, from 0.
         """
+        return forward(batch.images, batch.targets)
 
     def after_update(self, done: int, total: int) -> None:  # noqa: B027 (most do nothing)
         """Called when the weights were updated, on every rank: a teacher follows, a centre moves.
@@ -182,8 +196,3 @@ class Method(ABC):
         return {
             name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
         }
-
-    @property
-    @abstractmethod
-    def about(self) -> str:
-        """What trains beside the backbone, in a few words for the line at a run's start."""

@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitds import dist, rng
+from vitds import dist
 from vitds.augment.mix import plain_batch
 from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.tree import Settings
 from vitds.heads.bytes import FLOAT, Activations
 from vitds.methods import base
 from vitds.methods.teacher import follow, teacher_of
-from vitds.rng import Purpose
 from vitds.schedule import teacher_momentum, teacher_temperature
 
 
@@ -134,8 +133,7 @@ class StudentAndTeacher(Chooser):
 def _new_student(settings: Settings, backbone: nn.Module) -> Chooser:
     """The backbone with a projector of three layers and its prototypes."""
     own, width = settings.dino, backbone.facts.width
-    # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
-    with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+    with base.added_parts(settings):
         projector = nn.Sequential(
             nn.Linear(width, own.hidden),
             nn.GELU(),
@@ -170,6 +168,7 @@ class Method(base.Method):
         )
         self.held_epochs = {"prototypes.": self.own.frozen_epochs}
         self.counted_step = -1
+        self.about = f"{self.own.prototypes:,} prototypes of width {self.own.width}, chosen by a teacher"
 
     @staticmethod
     def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TemperedBatch:
@@ -211,8 +210,3 @@ class Method(base.Method):
             # Log-probabilities of the student, and probabilities of the teacher.
             "activations of the choices": Activations((crops + seen) * choices, 2 * crops * choices),
         }
-
-    @property
-    def about(self) -> str:
-        own = self.own
-        return f"{own.prototypes:,} prototypes of width {own.width}, chosen by a teacher"

@@ -61,7 +61,7 @@ class Method(base.Method):
             # The head is part of the engine's module, and its rows are saved and sharded with the backbone.
             self.module = WithHead(backbone, self.head)
         reason = head_reason(settings.head, rows, width)
-        self._about = f"{settings.head.kind} head of {rows:,} instances ({reason})"
+        self.about = f"{settings.head.kind} head of {rows:,} instances ({reason})"
 
     @staticmethod
     def rows(size: base.SetSize) -> int:
@@ -129,7 +129,3 @@ class Method(base.Method):
         # Over all rows of all ranks. Where the two are equal, no row is above the image's own.
         highest_M, own_M = map(dist.all_reduce_max, found)
         return {"probe/instance_top1": 100 * float((own_M == highest_M).double().mean())}
-
-    @property
-    def about(self) -> str:
-        return self._about

@@ -145,8 +145,7 @@ class Method(base.Method):
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.lejepa
         widths = _widths(settings, backbone.facts.width)
-        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
-        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+        with base.added_parts(settings):
             projector = Projector(widths, last=None)
         self.module = Slicing(
             backbone,
@@ -156,7 +155,7 @@ class Method(base.Method):
             share=own.sigreg,
             chunk_images=settings.batch.chunk_images,
         )
-        self._about = (
+        self.about = (
             f"projector {'-'.join(map(str, widths))}, {own.directions:,} directions for each chunk of "
             f"{settings.batch.chunk_images} images"
         )
@@ -187,7 +186,3 @@ class Method(base.Method):
             ),
             "activations of the directions": Activations(POINTS * coordinates, 3 * coordinates),
         }
-
-    @property
-    def about(self) -> str:
-        return self._about

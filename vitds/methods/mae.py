@@ -16,16 +16,13 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from vitds import rng
-from vitds.augment.mix import plain_batch
-from vitds.batch import CropBatch, Targets, TrainBatch
+from vitds.batch import Targets
 from vitds.config.tree import Settings
 from vitds.errors import SettingsError
 from vitds.heads.bytes import FLOAT, Activations
 from vitds.methods import base
 from vitds.models.facts import model_facts
 from vitds.models.stochastic import kept_patches
-from vitds.rng import Purpose
 
 HEAD_WIDTH = 32  # of the decoder's attention, as the authors' 16 heads of a width of 512
 EPS = 1e-6
@@ -132,8 +129,7 @@ class Method(base.Method):
         patch_px = backbone.patch_embed.patch_size[0]
         # Its tokens and not their mean; a backbone for evaluation is built anew, and pools.
         backbone.global_pool = ""
-        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
-        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+        with base.added_parts(settings):
             decoder = Decoder(
                 width_in=facts.width,
                 width=own.width,
@@ -144,18 +140,7 @@ class Method(base.Method):
             )
         self.module = Painting(backbone, decoder)
         kept = kept_patches(facts.patches, settings.backbone.patch_drop)
-        self._about = (
-            f"decoder of {own.depth} x {own.width} on {kept} of {facts.patches} patches of each crop"
-        )
-
-    @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
-        """The crops as they are."""
-        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
-
-    def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
-        """The error of what was painted."""
-        return forward(batch.images, batch.targets)
+        self.about = f"decoder of {own.depth} x {own.width} on {kept} of {facts.patches} patches of each crop"
 
     @staticmethod
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
@@ -169,7 +154,3 @@ class Method(base.Method):
         pixels = 3 * settings.views.crop_px**2 * crops
         kept = tokens * (own.depth * block + W * (FLOAT + product)) + pixels * FLOAT
         return {"activations of the decoder": Activations(kept, tokens * 6 * W * FLOAT)}
-
-    @property
-    def about(self) -> str:
-        return self._about

@@ -18,16 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitds import rng
-from vitds.augment.mix import plain_batch
-from vitds.batch import CropBatch, Targets, TrainBatch
+from vitds.batch import Targets
 from vitds.config.tree import Settings
 from vitds.heads.bytes import Activations, contrast_bytes, projector_bytes
 from vitds.heads.contrast import among_other_view
 from vitds.heads.projector import Projector
 from vitds.methods import base
 from vitds.methods.teacher import follow, teacher_of
-from vitds.rng import Purpose
 from vitds.schedule import teacher_momentum
 
 
@@ -92,8 +89,7 @@ class Method(base.Method):
         own = settings.mocov3
         self.momentum = own.momentum
         widths, behind = _widths(settings, backbone.facts.width)
-        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
-        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+        with base.added_parts(settings):
             projector = Projector(widths, last="plain")
             predictor = Projector(behind, last="plain")
         self.module = StudentAndTeacher(
@@ -102,23 +98,12 @@ class Method(base.Method):
             temperature=own.temperature,
             chunk_images=settings.batch.chunk_images,
         )
-        self._about = (
-            f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
-        )
-
-    @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
-        """The crops as they are."""
-        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
+        self.about = f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
 
     @property
     def backbones(self) -> tuple[nn.Module, ...]:
         """The student's and the teacher's."""
         return self.module.backbone, self.module.teacher.backbone
-
-    def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
-        """The contrast of all queries."""
-        return forward(batch.images, batch.targets)
 
     @staticmethod
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
@@ -141,7 +126,3 @@ class Method(base.Method):
         """The teacher follows."""
         # With `done` from 1, the teacher of step t follows the weights that step t left behind.
         follow(self.module.teacher, self.module, teacher_momentum(done, start=self.momentum, total=total))
-
-    @property
-    def about(self) -> str:
-        return self._about

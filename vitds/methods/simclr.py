@@ -12,15 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitds import rng
-from vitds.augment.mix import plain_batch
-from vitds.batch import CropBatch, Targets, TrainBatch
+from vitds.batch import Targets
 from vitds.config.tree import Settings
 from vitds.heads.bytes import Activations, contrast_bytes, projector_bytes
 from vitds.heads.contrast import among_all_views
 from vitds.heads.projector import Projector
 from vitds.methods import base
-from vitds.rng import Purpose
 
 
 class Contrasting(nn.Module):
@@ -62,24 +59,12 @@ class Method(base.Method):
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         own = settings.simclr
         widths = _widths(settings, backbone.facts.width)
-        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
-        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+        with base.added_parts(settings):
             projector = Projector(widths, last="scale")
         self.module = Contrasting(
             backbone, projector, temperature=own.temperature, chunk_images=settings.batch.chunk_images
         )
-        self._about = (
-            f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
-        )
-
-    @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
-        """The crops as they are."""
-        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
-
-    def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
-        """The contrast of all crops."""
-        return forward(batch.images, batch.targets)
+        self.about = f"projector {'-'.join(map(str, widths))}, chunks of {settings.batch.chunk_images} images"
 
     @staticmethod
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
@@ -93,7 +78,3 @@ class Method(base.Method):
             "activations of the projector": projector_bytes(widths, crops, product=product, last_scales=True),
             "similarities": contrast_bytes(pairs, crops, widths[-1]),
         }
-
-    @property
-    def about(self) -> str:
-        return self._about

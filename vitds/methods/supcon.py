@@ -16,14 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitds import rng
 from vitds.augment.mix import plain_batch
 from vitds.batch import CropBatch, Targets, TrainBatch
 from vitds.config.tree import Settings
 from vitds.heads.bytes import FLOAT, Activations, contrast_bytes
 from vitds.heads.contrast import among_class
 from vitds.methods import base
-from vitds.rng import Purpose
 
 BASE_TEMPERATURE = 0.07  # the authors' loss is this many times smaller than its gradient's natural size
 
@@ -60,14 +58,13 @@ class Method(base.Method):
 
     def __init__(self, settings: Settings, backbone: nn.Module, rows: int) -> None:
         width, own = backbone.facts.width, settings.supcon
-        # Purpose.INIT with 0 is the backbone, with 1 a head's rows, with 2 what a method adds.
-        with rng.seeded_torch(Purpose.INIT, settings.seed, 2):
+        with base.added_parts(settings):
             # The authors' projector: no norm, so no image sees another before the loss.
             projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, own.width))
         self.module = Classing(
             backbone, projector, temperature=own.temperature, chunk_images=settings.batch.chunk_images
         )
-        self._about = (
+        self.about = (
             f"class labels, projector {width}-{width}-{own.width}, chunks of {settings.batch.chunk_images} "
             "images"
         )
@@ -79,10 +76,6 @@ class Method(base.Method):
         return plain_batch(
             batch, settings.views, labels=batch.label, chunk_images=chunk_images, device=device
         )
-
-    def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
-        """The contrast of all crops."""
-        return forward(batch.images, batch.targets)
 
     @staticmethod
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:
@@ -97,7 +90,3 @@ class Method(base.Method):
             "activations of the projector": Activations(kept, crops * width * FLOAT),
             "similarities": contrast_bytes(pairs, crops, settings.supcon.width, marks=2),
         }
-
-    @property
-    def about(self) -> str:
-        return self._about

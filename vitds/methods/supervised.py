@@ -33,6 +33,7 @@ class Method(base.Method):
         self.lr_scales = {"head.": settings.head.lr_scale}
         self.is_balanced = settings.head.class_weight == "balanced"
         self.class_weight_C = torch.ones(rows)
+        self.about = f"dense head of {rows:,} classes"
 
     def learn_labels(self, label_N: NDArray[np.int64]) -> None:
         """With head.class_weight balanced an image of class c weighs N / (C · n_c): on average 1.
@@ -76,10 +77,6 @@ class Method(base.Method):
         # Copied there once: a copy in each step would let the host wait for the card.
         self.class_weight_C = self.class_weight_C.to(batch.device)
         return forward(batch.images, weighted(batch.targets, self.class_weight_C))
-
-    @property
-    def about(self) -> str:
-        return f"dense head of {self.module.head.last:,} classes"
 
 
 def weighted(targets: Targets, class_weight_C: Float[Tensor, "C"]) -> Targets:

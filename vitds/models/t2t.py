@@ -197,36 +197,20 @@ def sinusoids(positions: int, width: int) -> Float[Tensor, "1 T D"]:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).float()[None]
 
 
-def _build(name: str, pretrained: bool, options: dict[str, Any], **own: Any) -> T2tVit:
-    return build_model_with_cfg(T2tVit, name, pretrained, **own | options)
+def _register(name: str, **own: Any) -> None:
+    """Make a model known to timm, which calls a function of its name."""
+
+    def build(pretrained: bool = False, **options: Any) -> T2tVit:
+        return build_model_with_cfg(T2tVit, name, pretrained, **own | options)
+
+    build.__name__ = name
+    register_model(build)
 
 
-@register_model
-def t2t_vit_7(pretrained: bool = False, **options: Any) -> T2tVit:
-    """4.3 million trained parameters with timm's 1000 classes."""
-    return _build("t2t_vit_7", pretrained, options, embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0)
-
-
-@register_model
-def t2t_vit_14(pretrained: bool = False, **options: Any) -> T2tVit:
-    """21.5 million trained parameters with timm's 1000 classes."""
-    return _build("t2t_vit_14", pretrained, options, embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0)
-
-
-@register_model
-def t2t_vit_19(pretrained: bool = False, **options: Any) -> T2tVit:
-    """39.1 million trained parameters with timm's 1000 classes."""
-    return _build("t2t_vit_19", pretrained, options, embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0)
-
-
-@register_model
-def t2t_vit_24(pretrained: bool = False, **options: Any) -> T2tVit:
-    """64.0 million trained parameters with timm's 1000 classes."""
-    return _build("t2t_vit_24", pretrained, options, embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0)
-
-
-@register_model
-def t2t_vit_t_14(pretrained: bool = False, **options: Any) -> T2tVit:
-    """T2T-ViT-14 with plain attention in its token layers."""
-    own = {"layer": TransformerLayer, "embed_dim": 384, "depth": 14, "num_heads": 6, "mlp_ratio": 3.0}
-    return _build("t2t_vit_t_14", pretrained, options, **own)
+# 4.3, 21.5, 39.1 and 64.0 million trained parameters with timm's 1000 classes.
+_register("t2t_vit_7", embed_dim=256, depth=7, num_heads=4, mlp_ratio=2.0)
+_register("t2t_vit_14", embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0)
+_register("t2t_vit_19", embed_dim=448, depth=19, num_heads=7, mlp_ratio=3.0)
+_register("t2t_vit_24", embed_dim=512, depth=24, num_heads=8, mlp_ratio=3.0)
+# T2T-ViT-14 with plain attention in its token layers.
+_register("t2t_vit_t_14", layer=TransformerLayer, embed_dim=384, depth=14, num_heads=6, mlp_ratio=3.0)

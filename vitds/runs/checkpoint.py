@@ -62,45 +62,17 @@ def write_checkpoint(
     """
     # Built under a hidden name on the same file system, so that a rename can put it in place at once.
     final, beside = root / f"step-{step:08d}", root / f".writing-{step:08d}"
-    written: dict[str, Any] = {}
-    failure = ""
-    if dist.is_main():
-        for unfinished in root.glob(".writing-*"):  # a kill in the middle of a save left it
-            shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            beside.mkdir(parents=True)
-        except OSError as error:
-            failure = why_unwritten(beside, error)
+    failure = _make_folder(root, beside) if dist.is_main() else ""
     # The folder has to be there before any rank writes into it.
     dist.barrier()
-    for kind, tensors in parts.items():
-        # A file a rank and kind: nobody waits for another's bytes.
-        path = beside / f"{kind}-{dist.rank()}-of-{dist.world_size()}.safetensors"
-        try:
-            path.touch()  # gets the mode of the umask; safetensors writes files that only their owner reads
-            mode = path.stat().st_mode
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-            if path.stat().st_mode != mode:
-                path.chmod(mode)
-            # Hashed from the file and not from memory: as a reader will find it.
-            written[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
-        except (OSError, SafetensorError) as error:
-            # Noted and not raised: the other ranks would wait in the collective below for ever.
-            failure = failure or why_unwritten(path, error)
-    results = dist.gather_objects((written, failure))
+    written, problem = _write_parts(beside, parts)
+    results = dist.gather_objects((written, failure or problem))
     # All ranks know now whether all parts are on disk; only then is there a manifest.
     failures = [problem for _, problem in results if problem]
     if not failures and dist.is_main():
         files = {name: facts for part, _ in results for name, facts in part.items()}
         try:
-            # The manifest is the last file. It holds the hashes of all others and its own.
-            manifest = {"format": FORMAT, "step": step, **state, "files": files}
-            write_json(beside / "manifest.json", manifest | {"sha256": _hash_of(manifest)})
-            # There may be one of this step that was found damaged; a rename does not replace a full folder.
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(beside, final)
-            # The rename itself has to reach the disk before older checkpoints may go.
-            sync_folder(root)
+            _put_in_place(beside, final, {"format": FORMAT, "step": step, **state, "files": files})
         except (OSError, ResourceError) as error:
             failures = [str(error)]
     # Rank 0's word for all: every rank raises, or none does.
@@ -115,6 +87,47 @@ def write_checkpoint(
         # Only now: until here a full disk leaves the earlier ones as they were.
         _remove_old(root, final, keep, keep_every_steps)
     return final
+
+
+def _make_folder(root: Path, beside: Path) -> str:
+    """Remove what a kill in the middle of a save left, and begin anew; returns why that failed, if so."""
+    for unfinished in root.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        return why_unwritten(beside, error)
+    return ""
+
+
+def _write_parts(beside: Path, parts: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Any], str]:
+    """This rank's files; what the manifest says of each, and why one could not be written, if so."""
+    written: dict[str, Any] = {}
+    for kind, tensors in parts.items():
+        # A file a rank and kind: nobody waits for another's bytes.
+        path = beside / f"{kind}-{dist.rank()}-of-{dist.world_size()}.safetensors"
+        try:
+            path.touch()  # gets the mode of the umask; safetensors writes files that only their owner reads
+            mode = path.stat().st_mode
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+            if path.stat().st_mode != mode:
+                path.chmod(mode)
+            # Hashed from the file and not from memory: as a reader will find it.
+            written[path.name] = {"bytes": path.stat().st_size, "sha256": _hash_and_sync(path)}
+        except (OSError, SafetensorError) as error:
+            # Returned and not raised: the other ranks wait in a collective.
+            return written, why_unwritten(path, error)
+    return written, ""
+
+
+def _put_in_place(beside: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, with the hashes of all other files and its own, then rename the folder."""
+    write_json(beside / "manifest.json", manifest | {"sha256": _hash_of(manifest)})
+    # There may be one of this step that was found damaged; a rename does not replace a full folder.
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(beside, final)
+    # The rename itself has to reach the disk before older checkpoints may go.
+    sync_folder(final.parent)
 
 
 def _remove_old(root: Path, newest: Path, keep: int, keep_every_steps: int) -> None:

@@ -1,0 +1,109 @@
+"""A recipe that says what differs from its base, and the packaged ones."""
+
+from importlib.resources import files
+
+import pytest
+
+from tests.config.loading import load, refusal
+from vitds.config.methods import METHODS
+from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_header, read_recipe
+
+
+def write_derived(folder, text):
+    (folder / "derived.yaml").write_text(text)
+    return str(folder / "derived.yaml")
+
+
+def test_recipe_with_a_base_says_what_differs(recipe, tmp_path):
+    derived = load(write_derived(tmp_path, f"base: {recipe}\nviews: {{crop_px: 64}}\nepochs: 3\n"))
+    assert (derived.epochs, derived.views.crop_px) == (3, 64)
+    assert derived.views.groups == load(recipe).views.groups
+    assert derived == load(recipe, "epochs=3", "views.crop_px=64")
+
+
+def test_options_of_a_base_are_replaced_whole(recipe, tmp_path):
+    derived = load(write_derived(tmp_path, f"base: {recipe}\nbackbone: {{options: {{depth: 2}}}}\n"))
+    assert derived.backbone.options == {"depth": 2}
+
+
+def test_base_that_is_unknown_or_has_a_base_itself_is_refused(recipe, tmp_path):
+    assert refusal(write_derived(tmp_path, "base: idmm_digit\n")).startswith("recipe idmm_digit is unknown")
+    path = write_derived(tmp_path, "base: idmm_t2t_vit_7\n")
+    assert refusal(path) == (
+        f"recipe {path}: its base idmm_t2t_vit_7 has a base itself, idmm_deit_tiny; one step is all there is"
+    )
+
+
+def test_wrong_setting_of_a_base_is_named_with_the_recipe_that_has_it(tmp_path):
+    (tmp_path / "bad.yaml").write_text("epochs: 0\n")
+    path = write_derived(tmp_path, f"base: {tmp_path / 'bad.yaml'}\nseed: 1\n")
+    assert refusal(path) == f"epochs: must be greater than or equal to 1, got 0 (from recipe {path})"
+
+
+# packaged recipes
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
+def test_packaged_recipe_is_valid_and_starts_with_command_time_and_expectation(name):
+    settings = load(name, command=None)
+    header = read_header(files("vitds") / "recipes" / f"{name}.yaml")
+    command = f"vitds {METHODS[settings.method].command}"
+    assert list(header) == ["Command", "Time", "Expect", "About"]
+    assert header["Command"].startswith(f"{command} --recipe {name}")
+
+
+def test_chunks_of_the_digits_recipes_divide_over_the_usual_ranks():
+    for command in DEFAULT_RECIPES:
+        settings = load(command=command)
+        chunks = settings.batch.global_images // settings.batch.chunk_images
+        assert [ranks for ranks in (1, 2, 3, 4, 6, 8) if chunks % ranks] == []
+
+
+def test_both_arms_of_the_digits_have_one_backbone():
+    assert load(command="pretrain").backbone.options == load(command="finetune").backbone.options
+
+
+def test_paper_recipe_has_the_papers_numbers():
+    # DeiT-Tiny in the authors' code: 800 epochs, batch 256 over 4 processes, AdamW 5e-4 and 1e-3, 2 + 4 crops
+    # of 112 px.
+    recipe = read_recipe("idmm_deit_tiny")
+    assert (recipe["epochs"], recipe["batch"]["global_images"], recipe["batch"]["chunk_images"]) == (
+        800,
+        256,
+        64,
+    )
+    assert (recipe["optimizer"]["lr_peak"], recipe["optimizer"]["weight_decay"]) == (5e-4, 1e-3)
+    assert [(group["views"], group["scale"]) for group in recipe["views"]["groups"]] == [
+        (2, [0.14, 1.0]),
+        (4, [0.05, 0.4]),
+    ]
+
+
+# The authors' scripts: peak rate and warm-up epochs of pretraining, rate at 224 px, images and rate at 448
+# px, images of one process in pretraining. DeiT-Base, PVTv2-B3 and T2T-ViT-7 have none of their own; they
+# take those of their family.
+PAPERS = {
+    "deit_tiny": ("deit_tiny_patch16_224", 5e-4, 2, 5e-4, 128, 5e-5, 64),
+    "deit_base": ("deit_base_patch16_224", 5e-4, 2, 5e-4, 128, 5e-5, 64),
+    "pvt_v2_b0": ("pvt_v2_b0", 1e-3, 10, 1e-3, 128, 5e-5, 64),
+    "pvt_v2_b3": ("pvt_v2_b3", 1e-3, 10, 1e-3, 128, 5e-5, 64),
+    "t2t_vit_7": ("t2t_vit_7", 1e-3, 10, 1e-3, 32, 1.25e-5, 16),
+    "t2t_vit_14": ("t2t_vit_14", 1e-3, 10, 1e-3, 32, 1.25e-5, 16),
+}
+
+
+@pytest.mark.parametrize("key", PAPERS)
+def test_recipes_of_the_papers_backbones_have_the_scripts_numbers(key):
+    name, rate, warmup, rate_224, images_448, rate_448, chunk = PAPERS[key]
+    first = load(f"idmm_{key}")
+    second, third = (load(f"finetune_{key}_{side}", command="finetune") for side in (224, 448))
+    stages = (first, second, third)
+    assert {stage.backbone.name for stage in stages} == {name}
+    assert {stage.backbone.drop_path for stage in stages} == {0.1}
+    assert {stage.optimizer.weight_decay for stage in stages} == {1e-3}
+    assert {stage.schedule.warmup_epochs for stage in stages} == {warmup}
+    assert [stage.views.crop_px for stage in stages] == [112, 224, 448]
+    assert [stage.epochs for stage in stages] == [800, 800, 100]
+    assert [stage.optimizer.lr_peak for stage in stages] == [rate, rate_224, rate_448]
+    assert [stage.batch.global_images for stage in stages] == [256, 256, images_448]
+    assert first.batch.chunk_images == chunk and first.views.count == 6
