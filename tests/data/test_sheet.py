@@ -72,7 +72,7 @@ def test_memory_for_sheets_that_cannot_be_pinned_is_told_once(caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         assert [len(memory(size)) for size in (100, 200)] == [100, 200]
     (line,) = caplog.messages
-    assert line.startswith("memory for a batch's draws could not be pinned, so copies to the card wait")
+    assert line.startswith("memory for a batch's draws, or a step's numbers, could not be pinned, so")
 
 
 class Card:

@@ -42,11 +42,11 @@ def sent_and_planned(data: str, stage: int, changes: dict[str, Any]) -> tuple[di
         trainer, case = built_trainer(open_beton(Path(data)), folder, stage, 60, changes, SHALLOW)
         batches = trainer.loader.batches(0, 2)
         trainer.update.engine.train()
-        trainer._step(batches, None, StopSignals())
+        trainer._settle(trainer._launch(0, batches, None, StopSignals()))
         try:
             for name in COLLECTIVES:
                 setattr(TorchBackend, name, counted(name))
-            trainer._step(batches, None, StopSignals())
+            trainer._settle(trainer._launch(1, batches, None, StopSignals()))
         finally:
             for name, function in functions.items():
                 setattr(TorchBackend, name, function)

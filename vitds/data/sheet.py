@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 class HostMemory:
-    """Gives memory for sheets.
+    """Gives memory for what is copied to a card or from it.
 
     Args:
-        is_pinned: for copies to a card that the host need not wait for. torch keeps what was pinned once, and
-            gives it again when copies from it are done.
+        is_pinned: for copies that the host need not wait for. torch keeps what was pinned once, and gives it
+            again when copies of it are done.
     """
 
     def __init__(self, is_pinned: bool) -> None:
@@ -41,8 +41,8 @@ class HostMemory:
             except RuntimeError as error:
                 self.is_pinned = False
                 _log.warning(
-                    "memory for a batch's draws could not be pinned, so copies to the card wait for the "
-                    "host; `ulimit -l` may be low, or the host's memory full: %s",
+                    "memory for a batch's draws, or a step's numbers, could not be pinned, so the host waits "
+                    "for their copies; `ulimit -l` may be low, or the host's memory full: %s",
                     error,
                 )
         return torch.empty(size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What all ranks learn at the end of a step, before any of them takes it: one all-reduce, one question.
+"""What all ranks learn at the end of a step: one all-reduce, and one question to the device.
 
 The numbers stay on the device until they are asked for, all at once: each question lets the host wait until a
 card has done all it was given.
@@ -6,7 +6,7 @@ card has done all it was given.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitds import dist
+from vitds.data.sheet import HostMemory
 
 
 class Agreed(NamedTuple):
@@ -33,10 +34,16 @@ class Agreed(NamedTuple):
     is_due: bool
     wants_stop: bool
 
+    @classmethod
+    def of(cls, numbers: Sequence[float], terms: int) -> Agreed:
+        """What the numbers of `agree` mean; of them `terms` are terms."""
+        unsound, due, stop, *others = numbers
+        return cls(others[:terms], others[terms:], unsound == 0, due > 0, stop > 0)
+
 
 def agree(
     sums_T: Float[Tensor, "T"], norms_k: Float[Tensor, "k"], *, is_due: bool, wants_stop: bool
-) -> Agreed:
+) -> Float[Tensor, "n"]:
     """Called by every rank together, with what it knows itself.
 
     Args:
@@ -44,14 +51,34 @@ def agree(
         norms_k: gradient norms, float64, on the device.
         is_due: of rank 0 alone, for clocks differ.
         wants_stop: whether this rank was asked to.
+    Returns: the numbers of `Agreed`, on the device; the first is 1 where the step is not sound, else 0.
     """
     is_unsound = (~norms_k.isfinite().all()).double()[None]
-    # Of the sums of flags any above 0 counts.
     # Filled on the device and not copied there: a copy of so little would let the host wait.
     flags = [sums_T.new_full((1,), float(flag)) for flag in (is_due, wants_stop)]
-    shared = dist.all_reduce_sum(torch.cat([sums_T, is_unsound, *flags]))
-    numbers = torch.cat([shared, norms_k]).tolist()
-    terms, norms = numbers[: len(sums_T)], numbers[len(shared) :]
-    unsound, due, stop = numbers[len(sums_T) : len(shared)]
+    # Of the sums of flags any above 0 counts.
+    shared = dist.all_reduce_sum(torch.cat([is_unsound, *flags, sums_T]))
     # The sums show what is not finite in a loss, the norms what is not in a gradient.
-    return Agreed(terms, norms, unsound == 0 and all(map(math.isfinite, terms)), due > 0, stop > 0)
+    is_unsound = (shared[:1] > 0) | ~shared[3:].isfinite().all()
+    return torch.cat([is_unsound.double(), shared[1:], norms_k])
+
+
+class Reading:
+    """Numbers of the device on their way to the host, which need not wait for them at once.
+
+    Args:
+        numbers: on the device.
+        memory: of the host.
+    """
+
+    def __init__(self, numbers: Float[Tensor, "n"], memory: HostMemory) -> None:
+        self.numbers_n = memory(numbers.nbytes).view(numbers.dtype).copy_(numbers, non_blocking=True)
+        self.arrived = torch.cuda.Event() if numbers.is_cuda else None
+        if self.arrived is not None:
+            self.arrived.record()
+
+    def numbers(self) -> list[float]:
+        """Waits for them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.numbers_n.tolist()

@@ -18,6 +18,7 @@ from torch import nn
 from vitds import dist
 from vitds.config.deepspeed import DsConfig, resolve_ds_config
 from vitds.config.tree import Optimizer, Settings
+from vitds.engine import late
 from vitds.engine.process import wait_for_slow_ranks
 from vitds.errors import SettingsError
 from vitds.methods.base import Method
@@ -128,6 +129,9 @@ def build_engine(
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         zero["reduce_bucket_size"] = reduce_bucket(trained)
     config["zero_force_ds_cpu_optimizer"] = False  # offloaded states may be torch's
+    if late.may_be_late(settings, method, zero_stage=ds.zero_stage, device=device):
+        # By `apply_late`. DeepSpeed's clipping copies its limit to the card, for which the host would wait.
+        config["gradient_clipping"] = 0.0
     # The student alone: a teacher runs without gradients, and so keeps nothing.
     if settings.engine.activation_checkpointing:
         module.backbone.set_grad_checkpointing(True)

@@ -22,7 +22,8 @@ from vitds import dist, rng
 from vitds.batch import CropBatch
 from vitds.config.tree import Settings
 from vitds.data.loader import TrainLoader
-from vitds.engine.agreement import Agreed, agree
+from vitds.data.sheet import HostMemory
+from vitds.engine.agreement import Agreed, Reading, agree
 from vitds.engine.live import Live
 from vitds.engine.peers import Peers
 from vitds.engine.probes import Probes
@@ -43,6 +44,30 @@ from vitds.schedule import LearningRate, weight_decay
 
 NONFINITE_IN_A_ROW = 10  # steps skipped for a loss or gradient that is not finite, before the run gives up
 LAST_STEPS = 10  # of a run, of which most must have changed the weights
+
+
+class Launched(NamedTuple):
+    """A step that the device was given, and of which the host has not read yet.
+
+    Attributes:
+        step: its number, from 0.
+        epoch: that it is in.
+        rate: of learning.
+        started: when, by time.perf_counter.
+        waited_s: for data.
+        real_images: of all ranks.
+        images: the first images of this rank's last micro batch, for a message.
+        reading: what all ranks agreed on.
+    """
+
+    step: int
+    epoch: int
+    rate: float
+    started: float
+    waited_s: float
+    real_images: int
+    images: list[int]
+    reading: Reading
 
 
 class StepDone(NamedTuple):
@@ -102,6 +127,8 @@ class Trainer:
         self.lock = lock
         self.progress = Progress()
         self.clock = SaveClock(settings.checkpoint, loader.steps_per_epoch)
+        self.memory = HostMemory(is_pinned=update.engine.device.type == "cuda")
+        self.last_read = 0.0  # when the host last learned what a step came to, by time.perf_counter
 
     @property
     def total(self) -> int:
@@ -172,19 +199,34 @@ class Trainer:
             batches = stack.enter_context(closing(self.loader.batches(first, self.total)))
             # Once: probes run a backbone of their own, so nothing puts this one into evaluation.
             self.update.engine.train()
-            while self.progress.step < self.total:
-                watchdog.at(self.progress.step)
-                done = self._step(batches, live, signals)
-                updated.append(done.did_update)
-                if live is not None:
-                    # What this start took, once, in the line of its first step.
-                    if done.line["step"] == first:
-                        done.line.update({"time/start_s": _age_s(), "time/start_engine_s": build_s})
-                    # Before any checkpoint: one of step n needs the n lines before it.
-                    live.step(done.line)
-                self._give_up_if_not_finite(updated, done)
-                self._save_or_stop(done.agreed, live)
+            unread: deque[Launched] = deque()
+            for step in range(first, self.total):
+                watchdog.at(step)
+                unread.append(self._launch(step, batches, live, signals))
+                # A late step is read when the next one was launched, so that the device need not wait.
+                may_wait = self.update.is_late and not self._needs_all_read(step + 1)
+                while len(unread) > may_wait:
+                    done = self._settle(unread.popleft())
+                    updated.append(done.did_update)
+                    if live is not None:
+                        # What this start took, once, in the line of its first step.
+                        if done.line["step"] == first:
+                            done.line.update({"time/start_s": _age_s(), "time/start_engine_s": build_s})
+                        # Before any checkpoint: one of step n needs the n lines before it.
+                        live.step(done.line)
+                    self._give_up_if_not_finite(updated, done)
+                    # Not before the step that is under way is done too; it carries the same wish.
+                    if done.agreed.is_due or done.agreed.wants_stop:
+                        may_wait = False
+                if not unread:
+                    self._save_or_stop(done.agreed, live)
         return self.update.result()
+
+    def _needs_all_read(self, done: int) -> bool:
+        """Whether after `done` steps a checkpoint is due by steps, an epoch ends, with probes, or the run."""
+        return (
+            self.clock.is_due_by_steps(done) or done % self.loader.steps_per_epoch == 0 or done == self.total
+        )
 
     def _live(self) -> Live:
         return Live(
@@ -195,10 +237,13 @@ class Trainer:
             steps_per_epoch=self.loader.steps_per_epoch,
         )
 
-    def _step(self, batches: Iterator[CropBatch], live: Live | None, signals: StopSignals) -> StepDone:
-        """One optimizer step."""
+    def _launch(
+        self, step: int, batches: Iterator[CropBatch], live: Live | None, signals: StopSignals
+    ) -> Launched:
+        """Forward and backward pass of an optimizer step, the agreement of all ranks on it, and where the
+        device decides by itself, the update.
+        """
         started = time.perf_counter()
-        step = self.progress.step
         rate = self.rate.at(step)
         self.update.set_schedule(
             rate,
@@ -221,31 +266,49 @@ class Trainer:
             # Parts of a sum, so they are added and never averaged.
             sums_T += terms_T.detach()
         # Agreement: all ranks learn whether the step is sound before any of them takes it.
-        agreed = agree(
+        norms_k = self.update.gradient_norms()
+        numbers = agree(
             sums_T,
-            self.update.gradient_norms(),
+            norms_k,
             is_due=dist.is_main() and self.clock.is_due_by_time(),
             wants_stop=signals.noted is not None,
         )
+        if self.update.is_late:
+            self.update.apply_late(numbers[0], norms_k)
+        reading = Reading(numbers, self.memory)
+        images = batch.index[:8].tolist()
+        return Launched(step, batch.epoch, rate, started, waited, batch.real_images, images, reading)
+
+    def _settle(self, launched: Launched) -> StepDone:
+        """What a step came to, once that is known; and its update, if the device did not take it itself."""
+        step = launched.step
+        agreed = Agreed.of(launched.reading.numbers(), len(self.method.terms))
         # Update: engine and heads step together, or not at all.
-        did_update, norm_line = self.update.apply(
-            agreed.is_sound, agreed.norms, step=step, updates=self.progress.updates
-        )
+        if self.update.is_late:
+            did_update = agreed.is_sound
+            norm_line = dict(zip(("grad_norm", "grad_norm/head"), agreed.norms, strict=False))
+        else:
+            did_update, norm_line = self.update.apply(
+                agreed.is_sound, agreed.norms, step=step, updates=self.progress.updates
+            )
         self.progress = self.progress.after(did_update)
         # A teacher follows only weights that moved.
         if did_update:
             self.method.after_update(step + 1, self.total)
-        seconds = time.perf_counter() - started
+        now = time.perf_counter()
+        # A late step was launched while the one before was under way: its own time begins when that was read.
+        seconds = now - max(launched.started, self.last_read)
+        self.last_read = now
         # One line of metrics.jsonl. Keys under time/ measure the machine; all others repeat bit by bit.
-        line = {"step": step, "epoch": batch.epoch, "loss": sum(agreed.terms)}
+        line = {"step": step, "epoch": launched.epoch, "loss": sum(agreed.terms)}
         line |= {f"loss/{name}": value for name, value in zip(self.method.terms, agreed.terms, strict=True)}
-        line |= {"lr": rate, **norm_line, "skipped": self.progress.skipped, **self._probe()}
+        line |= {"lr": launched.rate, **norm_line, "skipped": self.progress.skipped, **self._probe()}
         # Of all ranks; real images only.
-        speed = batch.real_images / seconds
-        line |= {"time/step_s": seconds, "time/data_s": waited, "time/images_per_s": speed}
+        speed = launched.real_images / seconds
+        line |= {"time/step_s": seconds, "time/data_s": launched.waited_s, "time/images_per_s": speed}
         if step == self.clock.last_step:
             line["time/save_s"] = self.clock.last_s  # of the checkpoint before this step
-        return StepDone(agreed, line, did_update, batch.index[:8].tolist())
+        return StepDone(agreed, line, did_update, launched.images)
 
     def _losses(self, batch: CropBatch, micro: int, live: Live | None) -> Float[Tensor, "T"]:
         """This rank's part of each term in one micro step."""

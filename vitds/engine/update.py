@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitds import dist
+from vitds.config.tree import Optimizer
 from vitds.engine.head_shard import HeadShard, total_norm
 from vitds.engine.state import EngineState
 from vitds.runs.checkpoint import CheckpointReader
@@ -38,13 +39,23 @@ class JointUpdate:
     Args:
         engine: around the method's module.
         heads: beside it.
-        average_decay: of the moving average of the engine's weights; 0: none.
+        settings: the moving average of the engine's weights, clipping.
+        is_late: whether the device alone decides on a step (`apply_late`), see engine/late.py.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, heads: Sequence[HeadShard], average_decay: float) -> None:
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        heads: Sequence[HeadShard],
+        settings: Optimizer,
+        *,
+        is_late: bool = False,
+    ) -> None:
         self.engine = engine
         self.heads = tuple(heads)
-        self.state = EngineState(engine, average_decay)
+        self.clip_norm = settings.clip_norm
+        self.is_late = is_late
+        self.state = EngineState(engine, settings.average_decay)
 
     @property
     def has_small_weights(self) -> bool:
@@ -123,6 +134,26 @@ class JointUpdate:
         if did_update:
             self.state.update_average(updates + 1)
         return did_update, found
+
+    def apply_late(self, is_unsound: Float[Tensor, ""], norms_k: Float[Tensor, "k"]) -> None:
+        """Step, or not, as a number on the device says, which the host does not know.
+
+        Args:
+            is_unsound: 1 where no rank may step, else 0.
+            norms_k: what `gradient_norms` found.
+        """
+        optimizers = [self.engine.optimizer, *(head.optimizer for head in self.heads)]
+        for optimizer, norm in zip(optimizers, norms_k, strict=True):
+            # torch's fused AdamW reads both in its kernels. With the first at 1 it leaves weights, moments
+            # and its counter as they are; by the second it divides the gradients.
+            optimizer.found_inf = is_unsound.float()
+            if self.clip_norm:
+                optimizer.grad_scale = ((norm + 1e-6) / self.clip_norm).clamp(min=1).float()
+        # Clears gradients and counts, as in every step.
+        self.engine.step()
+        for head in self.heads:
+            head.optimizer.step()
+            head.optimizer.zero_grad(set_to_none=True)
 
     @property
     def loss_scale(self) -> float:

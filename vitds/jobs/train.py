@@ -24,6 +24,7 @@ from vitds.config.methods import Command
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.loader import TrainLoader
+from vitds.engine import late
 from vitds.engine.attention import use_attention
 from vitds.engine.build import build_engine
 from vitds.engine.draws import drawing_of
@@ -226,7 +227,8 @@ def build_trainer(
         method.start_from(lambda indices: own_features(settings, backbone, file, indices, device), device)
     engine = build_engine(method, settings, ds, loader.accumulation, device)
     heads = [HeadShard(head, settings, device, rate) for head in method.outside]
-    update = JointUpdate(engine, heads, settings.optimizer.average_decay)
+    is_late = late.may_be_late(settings, method, zero_stage=ds.zero_stage, device=device)
+    update = JointUpdate(engine, heads, settings.optimizer, is_late=is_late)
     probes = Probes(settings, file, probe_file, device) if settings.eval.every_epochs else None
     trainer = Trainer(run, settings, method, update, rate, loader, draws, probes, facts, lock)
     if saved is not None:
