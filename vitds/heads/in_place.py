@@ -5,7 +5,7 @@ the product again, one pass that makes it the gradient of its logits, and two pr
 cuBLAS's, what is between them is vitds/kernels/softmax_gpu.py, and sums of products are float32 from end to
 end. Nothing asks the GPU for a number.
 
-Letters of the shapes: M crops of D numbers, n rows, t rows of a tile, T tiles, K picked rows a crop.
+Letters of the shapes: M crops of D numbers, n rows, t rows of a tile, K picked rows a crop.
 """
 
 from __future__ import annotations
