@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 install_import_hook("vitds", "beartype.beartype")
 
+from tests.interpreted import Interpreted, interpreter  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
 from vitds.data.build import build_beton  # noqa: E402
 
@@ -87,3 +88,10 @@ def make_digit_files(folder: Path) -> tuple[str, str]:
                 )
         build_beton([folder / split], folder / f"{split}.beton", workers=1)
     return str(folder / "train.beton"), str(folder / "test.beton")
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Interpreted]:
+    """interpreted(function, argument) calls it where kernels for a GPU run on the CPU."""
+    with interpreter() as call:
+        yield call

@@ -116,9 +116,8 @@ def test_logits_that_fit_keep_bytes_are_made_once(
     head_of: type, keep_bytes: int, products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(
-        logsumexp, "_logits", lambda *given, real=logsumexp._logits: made.append(1) or real(*given)
-    )
+    real = logsumexp.tile_logits
+    monkeypatch.setattr(logsumexp, "tile_logits", lambda *given: made.append(1) or real(*given))
     features, targets = make_rows(50)
     head_of(50, WIDTH, keep_bytes=keep_bytes, **form())(features.requires_grad_(), targets).sum().backward()
     assert len(made) == products

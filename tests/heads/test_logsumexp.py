@@ -9,7 +9,8 @@ from torch import Tensor
 from tests.heads.reference import Allocations, full_logits
 from vitds.errors import ShapeError
 from vitds.heads import linear_logsumexp
-from vitds.heads.logsumexp import choose_tiling, highest_logits
+from vitds.heads.logsumexp import highest_logits
+from vitds.heads.tiles import choose_tiling
 
 M, D, N = 7, 5, 23
 
@@ -156,7 +157,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 def test_highest_logits_are_those_of_the_full_matrix(
     is_cosine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 1})  # sixteen rows a tile
+    monkeypatch.setattr("vitds.heads.tiles.CPU_TILE_NUMBERS", {4: 1})  # sixteen rows a tile
     x, weight, bias = (tensor.detach() for tensor in inputs(torch.float32))
     rows = weight / weight.norm(dim=1, keepdim=True) if is_cosine else weight
     logits = full_logits(x, rows, bias)

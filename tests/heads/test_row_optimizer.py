@@ -50,7 +50,7 @@ def weight_and(kind: str, rows: int = ROWS) -> tuple[nn.Parameter, torch.optim.O
 
 def test_lean_steps_equal_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     # Seven rows a tile: they do not divide the 50.
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 7 * WIDTH})
+    monkeypatch.setattr("vitds.heads.tiles.CPU_TILE_NUMBERS", {4: 7 * WIDTH})
     weight, optimizer = weight_and("lean")
     expected = lean_adamw(weight.detach(), gradients(6), **OPTIONS)
     torch.testing.assert_close(stepped(optimizer, weight, gradients(6)), expected, rtol=1e-4, atol=1e-4)
@@ -67,7 +67,7 @@ def test_adamw_steps_are_torchs() -> None:
 def test_states_have_the_stated_bytes_and_steps_no_temporaries(
     kind: str, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 64 * WIDTH})
+    monkeypatch.setattr("vitds.heads.tiles.CPU_TILE_NUMBERS", {4: 64 * WIDTH})
     weight, optimizer = weight_and(kind, rows=1000)
     state = [tensor for name, tensor in optimizer.state[weight].items() if name != "step"]
     assert sum(tensor.numel() * tensor.element_size() for tensor in state) == 1000 * bytes_a_row
@@ -161,7 +161,7 @@ def test_rows_and_states_come_back_on_another_number_of_ranks(
 
 def test_rows_are_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_shard(str(tmp_path), "adamw")
-    monkeypatch.setattr("vitds.heads.logsumexp.CPU_TILE_NUMBERS", {4: 7 * WIDTH})
+    monkeypatch.setattr("vitds.heads.tiles.CPU_TILE_NUMBERS", {4: 7 * WIDTH})
     asked = []
     read_rows = CheckpointReader.rows
 

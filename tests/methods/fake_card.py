@@ -23,6 +23,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CARD = torch.device("cuda", 0)
 
 
+class CardKernels:
+    """In the place of vitds/kernels/softmax_gpu.py, which cannot run: only looks at what it is given."""
+
+    launches = 0
+
+    @classmethod
+    def find_parts(cls, *tensors: Tensor) -> None:
+        """Launched once."""
+        assert all(type(tensor) is FakeTensor and tensor.is_contiguous() for tensor in tensors)
+        assert len({tensor.device for tensor in tensors}) == 1
+        cls.launches += 1
+
+    weigh = find_parts
+
+
 class Asked(TorchFunctionMode):
     """Answers 1 where a program asks a fake tensor for its number, and notes what asked one on the card.
 
@@ -74,6 +89,10 @@ def fake_card() -> Iterator[Asked]:
     # A fake tensor's own `tolist` asks for one number after the other, a real one's for all at once.
     with (
         patch.object(FakeTensor, "tolist", Tensor.tolist),
+        # A generator of the card's needs the card; this one draws nothing of what is fake.
+        patch("torch.Generator", lambda device, made=torch.Generator: made()),
+        patch("vitds.heads.tiles.gpu_kernels", lambda: CardKernels),
+        patch("vitds.heads.in_place.gpu_kernels", lambda: CardKernels),
         FakeTensorMode(allow_non_fake_inputs=True),
         Asked() as asked,
     ):

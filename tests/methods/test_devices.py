@@ -113,6 +113,7 @@ class BareEngine(DeepSpeedEngine):
         ("idmm_digits", ["head.kind=sharded", "optimizer.clip_norm=1.0"]),
         ("idmm_digits", ["head.kind=sharded", "mix.kind=mixup", "optimizer.average_decay=0.9"]),
         ("idmm_digits", ["head.kind=sharded", "head.optimizer=lean", "head.cosine=true", "mix.kind=none"]),
+        ("idmm_digits", ["head.kind=sharded", "head.optimizer=lean", "head.row_dtype=bf16"]),
         ("finetune_digits", ["head.class_weight=balanced"]),
         ("simclr_digits", ["backbone.patch_drop=0.5"]),
         ("mocov3_digits", ["backbone.drop_path=0.1"]),

@@ -16,9 +16,9 @@ from vitds import dist
 from vitds.config.tree import Settings
 from vitds.engine.state import MOMENTS
 from vitds.heads.lazy import LazyRows
-from vitds.heads.logsumexp import tile_numbers
 from vitds.heads.optimizer import build_row_optimizer
 from vitds.heads.sharded import ShardedHead, row_range
+from vitds.heads.tiles import tile_numbers
 from vitds.runs.checkpoint import CheckpointReader
 from vitds.schedule import LearningRate
 

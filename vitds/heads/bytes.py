@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vitds.config.tree import Head
-from vitds.heads.logsumexp import CPU_TILE_NUMBERS, GPU_TILE_NUMBERS
+from vitds.heads.tiles import CPU_TILE_NUMBERS, IN_PLACE_BYTES, in_place_row_bytes
 
 FLOAT = 4  # bytes of a float32 number
 
@@ -86,7 +86,8 @@ def shard_bytes(head: Head, rows: int, width: int, crops: int) -> ShardBytes:
 
 
 def work_bytes(head: Head, rows: int, width: int, crops: int, *, product: int, on_gpu: bool) -> int:
-    """What either kind of head needs while it works, beside its rows and their gradient (logsumexp.py).
+    """What either kind of head needs while it works (logsumexp.py, on a GPU in_place.py), beside its rows and
+    their gradient.
 
     Args:
         head: its settings.
@@ -97,10 +98,13 @@ def work_bytes(head: Head, rows: int, width: int, crops: int, *, product: int, o
         on_gpu: where tiles are larger.
     """
     logits = crops * rows * product
-    if logits > head.keep_mb << 20:
-        # A tile has sqrt(rows) rows or more, so there are sqrt(rows) tiles at the most. Its logits lie there
-        # in both dtypes, and each tile leaves five numbers a crop over both passes.
-        tile = max(GPU_TILE_NUMBERS if on_gpu else CPU_TILE_NUMBERS[product], crops * rows**0.5)
+    # A tile has sqrt(rows) rows or more, so there are sqrt(rows) tiles at the most.
+    if logits > head.keep_mb << 20 and on_gpu:
+        tile = in_place_row_bytes(crops, width, product, head.cosine) * rows**0.5
+        logits = int(max(IN_PLACE_BYTES, tile))
+    elif logits > head.keep_mb << 20:
+        # Its logits lie there in both dtypes, and each tile leaves five numbers a crop over both passes.
+        tile = max(CPU_TILE_NUMBERS[product], crops * rows**0.5)
         logits = int(2 * tile + 5 * crops * rows**0.5) * FLOAT
     # The features, two targets' rows for each, the gradients of these three, and two copies on the way.
     return 8 * FLOAT * crops * width + logits

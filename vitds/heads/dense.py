@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vitds import rng
 from vitds.batch import Targets
-from vitds.heads.logsumexp import KEEP_BYTES, check_widths, row_terms
+from vitds.heads.logsumexp import check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
+from vitds.heads.tiles import KEEP_BYTES
 from vitds.rng import Purpose
 
 INIT_STD = 0.02

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitds.heads.logsumexp import tile_numbers
 from vitds.heads.optimizer import rounded_by_chance, step_rows
+from vitds.heads.tiles import tile_numbers
 
 # A momentum that has faded below this share of itself moves nothing any more.
 FADED = 1e-12

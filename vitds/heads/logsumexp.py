@@ -7,7 +7,8 @@ The rows are taken tile by tile.
 
 So M·n numbers pass through the cache and never lie in memory. Where all of them fit `keep_bytes` the
 softmaxes are kept instead, and the first product is not repeated. On a CPU the softmax is
-vitds/kernels/softmax.c. What was tried and measured is in docs/instance_head.md.
+vitds/kernels/softmax.c; on a GPU in_place.py goes another way to the same terms. What was tried and measured
+is in docs/instance_head.md.
 
 Letters of the shapes: M crops of D numbers, n rows, t rows of a tile, T tiles, K picked rows a crop.
 """
@@ -15,8 +16,6 @@ Letters of the shapes: M crops of D numbers, n rows, t rows of a tile, T tiles, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,34 +23,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitds.errors import ShapeError
-from vitds.kernels.softmax import softmax_rows
-
-# Logits of a tile, by the bytes of one of them: on a CPU they stay in its caches.
-CPU_TILE_NUMBERS = {2: 1 << 21, 4: 1 << 19, 8: 1 << 18}
-# Enough work for every multiprocessor of a GPU.
-GPU_TILE_NUMBERS = 1 << 23
-KEEP_BYTES = 64 << 20
-# A row that is shorter is not brought to length one: its direction would be noise.
-SHORTEST_ROW = 1e-12
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How the rows are worked through. Only `is_cosine` changes the result beyond rounding.
-
-    Attributes:
-        tile_rows: rows worked on at once.
-        keeps: whether the tiles' softmaxes stay in memory for the backward pass.
-        product: dtype in which matrices are multiplied; sums are kept in max(float32, the inputs' dtype).
-        is_cosine: rows are brought to length one.
-        gradient: where the backward pass puts the weight's gradient itself; see `row_terms`.
-    """
-
-    tile_rows: int
-    keeps: bool
-    product: torch.dtype
-    is_cosine: bool = False
-    gradient: Tensor | None = None
+from vitds.heads.in_place import InPlaceRowTerms
+from vitds.heads.tiles import (
+    KEEP_BYTES,
+    SHORTEST_ROW,
+    Tiling,
+    choose_tiling,
+    each_tile,
+    gradient_memory,
+    hand_over,
+    put_rows,
+    refuse_second_derivative,
+    tile_logits,
+    tile_softmax,
+)
 
 
 def linear_logsumexp(
@@ -83,7 +68,7 @@ def linear_logsumexp(
     """
     check_widths(features, weight, bias)
     tiling = choose_tiling(features, weight, tile_rows=tile_rows, keep_bytes=keep_bytes)
-    return _RowTerms.apply(features, weight, bias, None, False, tiling)[0]
+    return _function(tiling).apply(features, weight, bias, None, False, tiling)[0]
 
 
 def row_terms(
@@ -114,7 +99,7 @@ def row_terms(
         or wider. Logits are rounded as the product's dtype rounds them, so that none exceeds the log-sum-exp.
     """
     tiling = choose_tiling(features, weight, is_cosine=is_cosine, gradient=gradient, keep_bytes=keep_bytes)
-    lse_M, picked_MKD, total_D = _RowTerms.apply(features, weight, bias, picks, sums_rows, tiling)
+    lse_M, picked_MKD, total = _function(tiling).apply(features, weight, bias, picks, sums_rows, tiling)
     with torch.autocast(features.device.type, enabled=False):
         # Autocast is off here: it would make these sums in 16 bits.
         x_MD = features.to(lse_M.dtype)
@@ -126,10 +111,10 @@ def row_terms(
         # (M, D) · (M, K, D) -> (M, K). Autograd takes the gradient of the picks from here to the picked rows.
         logit_MK = torch.einsum("md,mkd->mk", *rounded)
         logit_MK = logit_MK if bias is None else logit_MK + bias[picks]
-        total_M = None
-        # A crop's sum of logits is its feature times the sum of all rows: (M, D) @ (D,) -> (M,).
-        if sums_rows:
-            total_M = x_MD @ total_D if bias is None else x_MD @ total_D + bias.sum()
+        total_M = total
+        if sums_rows and tiling.softmax != "Triton":
+            # A crop's sum of logits is its feature times the sum of all rows: (M, D) @ (D,) -> (M,).
+            total_M = x_MD @ total if bias is None else x_MD @ total + bias.sum()
         return lse_M, logit_MK.to(tiling.product).to(lse_M.dtype), total_M
 
 
@@ -157,8 +142,8 @@ def highest_logits(
     # -inf stays where the pick is another rank's row, and loses the maximum over ranks.
     highest_M, own_M = (torch.full_like(features[:, 0], -math.inf) for _ in range(2))
     # Tile by tile, so no more than (M, t) logits are there at once.
-    for span, rows_tD, _ in _tiles(weight, tiling):
-        logit_Mt = _logits(features, rows_tD, bias, span, features.new_empty(0))
+    for _, span, rows_tD, _ in each_tile(weight, tiling):
+        logit_Mt = tile_logits(features, rows_tD, bias, span, features.new_empty(0))
         highest_M = torch.maximum(highest_M, logit_Mt.amax(1))
         is_here_M = (picks >= span.start) & (picks < span.stop)
         own_M[is_here_M] = logit_Mt[is_here_M, picks[is_here_M] - span.start]
@@ -179,43 +164,11 @@ def check_widths(features: Tensor, weight: Tensor, bias: Tensor | None = None) -
         raise ShapeError(f"the head has {rows} rows and {bias.shape[0]} biases")
 
 
-def tile_numbers(device: torch.device, dtype: torch.dtype = torch.float32) -> int:
-    """How many numbers to work on at once: few enough for a CPU's cache, enough to fill a GPU."""
-    return GPU_TILE_NUMBERS if device.type == "cuda" else CPU_TILE_NUMBERS[dtype.itemsize]
+def _function(tiling: Tiling) -> type[torch.autograd.Function]:
+    return InPlaceRowTerms if tiling.softmax == "Triton" else RowTerms
 
 
-def choose_tiling(
-    features: Tensor,
-    weight: Tensor,
-    *,
-    tile_rows: int | Literal["auto"] = "auto",
-    keep_bytes: int = KEEP_BYTES,
-    is_cosine: bool = False,
-    gradient: Tensor | None = None,
-) -> Tiling:
-    """The size of a tile, the dtype of products and what is kept, for these shapes on this device.
-
-    Raises: ValueError if tile_rows < 1.
-    """
-    device = features.device.type
-    M, n = features.shape[0], weight.shape[0]
-    # As autocast would choose it for a product: its own dtype, but float64 stays.
-    product = torch.promote_types(features.dtype, weight.dtype)
-    if torch.is_autocast_enabled(device) and product != torch.float64:
-        product = torch.get_autocast_dtype(device)
-    if tile_rows == "auto":
-        # The forward pass keeps two numbers a crop and tile. With sqrt(n) rows in each these are no more than
-        # a tile's logits, however large M is.
-        wanted = max(tile_numbers(features.device, product) / max(features.shape), math.sqrt(n))
-        # Odd multiples of 16: a power of two between rows maps them to the same cache lines (4 % slower).
-        tile_rows = 16 * (int(wanted) // 16 | 1)
-    if tile_rows < 1:
-        raise ValueError(f"tile_rows must be 1 or more, got {tile_rows}")
-    # A tile is never taller than the weight. Softmaxes are kept only if those of all tiles fit.
-    return Tiling(min(tile_rows, n), M * n * product.itemsize <= keep_bytes, product, is_cosine, gradient)
-
-
-class _RowTerms(torch.autograd.Function):
+class RowTerms(torch.autograd.Function):
     """(features, weight, bias, picks, sums_rows, tiling) -> lse (M,), weight[picks] (M, K, D), row sum (D,).
 
     One function, so that the weight's gradient is one piece of memory: the sparse part of the picks and the
@@ -244,13 +197,14 @@ class _RowTerms(torch.autograd.Function):
             x = x_MD.to(tiling.product)
             # One piece of memory for the logits of all tiles in turn, unless each softmax is kept.
             scratch = x.new_empty(0 if tiling.keeps else len(x) * tiling.tile_rows)
-            for tile, (span, rows_tD, _) in enumerate(_tiles(weight_nD, tiling)):
+            for tile, span, rows_tD, _ in each_tile(weight_nD, tiling):
                 # Rows as they are multiplied, in the cosine form of length one: the mean logit is of those.
                 if total_D is not None:
                     total_D += rows_tD.sum(0, dtype=sums)
                 # (M, D) @ (D, t) -> (M, t). Where it is kept, its softmax then takes its place.
-                logit_Mt = _logits(x, rows_tD, bias_n, span, scratch)
-                _softmax(logit_Mt, highest_TM[tile], above_TM[tile], finds=True, stores=tiling.keeps)
+                logit_Mt = tile_logits(x, rows_tD, bias_n, span, scratch)
+                parts = (highest_TM[tile], above_TM[tile])
+                tile_softmax(logit_Mt, *parts, tiling.softmax, finds=True, stores=tiling.keeps)
                 if tiling.keeps:
                     kept.append(logit_Mt)
         # Log-sum-exps are kept as differences from the highest logit: small numbers, in which rounding does
@@ -271,18 +225,14 @@ class _RowTerms(torch.autograd.Function):
     def backward(
         ctx: Any, g_lse_M: Tensor | None, g_picked_MKD: Tensor | None, g_total_D: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        # In a backward pass gradients are on only under create_graph=True.
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "linear_logsumexp can be differentiated once: call backward without create_graph"
-            )
+        refuse_second_derivative()
         x_MD, weight_nD, bias_n, picks_MK, highest_TM, above_TM, highest_M, above_M, *kept = ctx.saved_tensors
         tiling = ctx.tiling
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         # What turns a softmax within a tile into a share of the gradient.
         # (T, M): exp(lse_tile - lse), times the gradient that arrives at the crop's log-sum-exp.
         share_TM = (highest_TM - highest_M + above_TM - above_M).exp() * (0.0 if g_lse_M is None else g_lse_M)
-        into_nD, adds = _gradient_memory(weight_nD, tiling) if needs_weight else (None, False)
+        into_nD, adds = gradient_memory(weight_nD, tiling) if needs_weight else (None, False)
         g_bias_n = torch.empty_like(bias_n) if needs_bias else None
         # d lse / d x = sum over rows of p · w: each tile adds its part.
         g_x_MD = torch.zeros_like(x_MD, dtype=share_TM.dtype)
@@ -290,134 +240,25 @@ class _RowTerms(torch.autograd.Function):
             x = x_MD.to(tiling.product)
             scratch = x.new_empty(0 if kept else len(x) * tiling.tile_rows)
             shared_MD = torch.empty_like(x)
-            for tile, (span, rows_tD, length_t1) in enumerate(_tiles(weight_nD, tiling)):
+            for tile, span, rows_tD, length_t1 in each_tile(weight_nD, tiling):
                 # p: the softmax within the tile, kept or made anew.
                 if kept:
                     p_Mt = kept[tile]
                 else:
-                    p_Mt = _logits(x, rows_tD, bias_n, span, scratch)
-                    _softmax(p_Mt, highest_TM[tile], above_TM[tile], finds=False, stores=True)
+                    p_Mt = tile_logits(x, rows_tD, bias_n, span, scratch)
+                    parts = (highest_TM[tile], above_TM[tile])
+                    tile_softmax(p_Mt, *parts, tiling.softmax, finds=False, stores=True)
                 share_M = share_TM[tile]
                 # (M, t) @ (t, D) -> (M, D); only then the share, for (M, D) is smaller than (M, t).
                 g_x_MD.addcmul_(p_Mt @ rows_tD, share_M[:, None])
                 if needs_weight:
                     # d lse / d w = p · x: (t, M) @ (M, D) -> (t, D), the share multiplied into x beforehand.
                     torch.mul(x_MD, share_M[:, None], out=shared_MD)
-                    _put_rows(into_nD[span], adds, p_Mt.T, shared_MD, g_total_D, rows_tD, length_t1)
+                    put_rows(into_nD[span], adds, p_Mt.T, shared_MD, g_total_D, rows_tD, length_t1)
                 if needs_bias:
                     # (M,) @ (M, t) -> (t,)
                     g_bias_n[span] = share_M.to(tiling.product) @ p_Mt
-        # The sparse part. index_add_ and no assignment, for two crops may have picked the same row.
-        if needs_weight and g_picked_MKD is not None:
-            into_nD.index_add_(0, picks_MK.flatten(), g_picked_MKD.flatten(0, 1).to(into_nD.dtype))
-        # Set by hand, and autograd gets None: it would add what it gets to .grad, and so count it twice.
-        if needs_weight and tiling.gradient is not None:
-            weight_nD.grad, into_nD = into_nD, None
+        if needs_weight:
+            into_nD = hand_over(into_nD, weight_nD, picks_MK, g_picked_MKD, tiling)
         # One gradient for each argument of forward.
         return g_x_MD.to(x_MD.dtype), into_nD, g_bias_n, None, None, None
-
-
-def _tiles(weight_nD: Tensor, tiling: Tiling) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Each tile's place, its rows as they are multiplied, and, where they were made one, their lengths."""
-    for first in range(0, len(weight_nD), tiling.tile_rows):
-        span = slice(first, min(first + tiling.tile_rows, len(weight_nD)))
-        rows_tD = weight_nD[span]
-        length_t1 = None
-        if tiling.is_cosine:
-            # Divided in float32 or wider, also where rows are bfloat16; rounded to the product's dtype last.
-            rows_tD = rows_tD.to(torch.promote_types(rows_tD.dtype, torch.float32))
-            length_t1 = torch.linalg.vector_norm(rows_tD, dim=1, keepdim=True).clamp_min(SHORTEST_ROW)
-            rows_tD = rows_tD / length_t1
-        yield span, rows_tD.to(tiling.product), length_t1
-
-
-def _logits(x_MD: Tensor, rows_tD: Tensor, bias_n: Tensor | None, span: slice, scratch: Tensor) -> Tensor:
-    """The logits of one tile (M, t), in scratch memory where there is some."""
-    size = (len(x_MD), len(rows_tD))
-    out = scratch[: size[0] * size[1]].view(size) if len(scratch) else x_MD.new_empty(size)
-    if bias_n is None:
-        return torch.mm(x_MD, rows_tD.T, out=out)
-    # The bias rides along in the product: no second pass over (M, t).
-    return torch.addmm(bias_n[span].to(x_MD.dtype), x_MD, rows_tD.T, out=out)
-
-
-def _softmax(logit_Mt: Tensor, highest_M: Tensor, above_M: Tensor, *, finds: bool, stores: bool) -> None:
-    """Make the logits of a tile their softmax, in place.
-
-    Args:
-        logit_Mt: contiguous.
-        highest_M: each crop's highest logit: found here, or taken as it was found before.
-        above_M: its log-sum-exp less that, likewise.
-        finds: whether the two are found.
-        stores: whether the logits give way to their softmax.
-    """
-    # The kernel's numbers are float32 and bfloat16 on a CPU.
-    if logit_Mt.device.type == "cpu" and highest_M.dtype == torch.float32 and logit_Mt.dtype != torch.float16:
-        rows, columns = logit_Mt.shape
-        softmax_rows(
-            logit_Mt.data_ptr(),
-            is_bf16=logit_Mt.dtype == torch.bfloat16,
-            rows=rows,
-            columns=columns,
-            highest=highest_M.data_ptr(),
-            above=above_M.data_ptr(),
-            finds=finds,
-            stores=stores,
-            threads=torch.get_num_threads(),
-        )
-        return
-    if finds:
-        # torch's softmax is its quickest exponential. The sum comes back out of the largest share, which is
-        # exp(0) / sum.
-        p_Mt = torch.softmax(logit_Mt, 1, dtype=above_M.dtype)
-        highest_M.copy_(logit_Mt.amax(1))
-        above_M.copy_(-p_Mt.amax(1).log())
-        if stores:
-            logit_Mt.copy_(p_Mt)
-    else:
-        # torch has no softmax with a known maximum and sum: it finds them again.
-        torch.softmax(logit_Mt, 1, out=logit_Mt)
-
-
-def _gradient_memory(weight_nD: Tensor, tiling: Tiling) -> tuple[Tensor, bool]:
-    """Where the weight's gradient goes, and whether it is added to what is there."""
-    if tiling.gradient is None:
-        return torch.empty_like(weight_nD), False
-    # A gradient that is set is of an earlier micro step of this step: add to it.
-    return tiling.gradient, weight_nD.grad is not None
-
-
-def _put_rows(
-    into_tD: Tensor,
-    adds: bool,
-    p_tM: Tensor,
-    x_MD: Tensor,
-    g_total_D: Tensor | None,
-    rows_tD: Tensor,
-    length_t1: Tensor | None,
-) -> None:
-    """Write or add the gradient of one tile of rows.
-
-    Args:
-        into_tD: where it goes.
-        adds: whether it is added to what is there.
-        p_tM: the tile's softmax, transposed.
-        x_MD: the features, each times its share of the softmax over all rows.
-        g_total_D: gradient of the sum of all rows.
-        rows_tD: as they were multiplied.
-        length_t1: their lengths before they were made one; None where they were not.
-    """
-    if length_t1 is None and into_tD.dtype == p_tM.dtype:
-        # The common case in one call and without a temporary: into = beta · into + p^T x.
-        torch.addmm(into_tD, p_tM, x_MD, beta=int(adds), out=into_tD)
-    else:
-        g_tD = p_tM @ x_MD
-        if length_t1 is not None:
-            # The length of a row does not matter: nothing along it, and across it 1 / length.
-            # The sum is of rows of length one, so its gradient is projected like the rest.
-            g_tD = g_tD if g_total_D is None else g_tD + g_total_D
-            g_tD = (g_tD - rows_tD * (g_tD * rows_tD).sum(1, keepdim=True)) / length_t1
-        into_tD.add_(g_tD) if adds else into_tD.copy_(g_tD)
-    # The constant part: each row enters the sum once, so each gets the same gradient.
-    if g_total_D is not None and length_t1 is None:
-        into_tD += g_total_D

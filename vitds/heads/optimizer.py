@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitds import rng
 from vitds.config.tree import Optimizer as OptimizerSettings
-from vitds.heads.logsumexp import tile_numbers
+from vitds.heads.tiles import tile_numbers
 from vitds.rng import Purpose
 
 

@@ -21,9 +21,10 @@ from vitds.batch import Targets
 from vitds.errors import SettingsError
 from vitds.heads.dense import initial_rows, scaled_features
 from vitds.heads.lazy import LazyRows
-from vitds.heads.logsumexp import KEEP_BYTES, check_widths, row_terms
+from vitds.heads.logsumexp import check_widths, row_terms
 from vitds.heads.loss import mixed_smoothed_loss, stacked_targets
 from vitds.heads.sampling import drawn_rows
+from vitds.heads.tiles import KEEP_BYTES
 
 
 def row_range(rows: int, rank: int, ranks: int) -> tuple[int, int]:

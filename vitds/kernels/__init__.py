@@ -1,1 +1,1 @@
-"""What is compiled: the pixels of views and the softmax of logits. It knows no settings and no torch."""
+"""What is compiled: the pixels of views and the softmax of logits. It knows no settings."""
