@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Backbone, Settings
 from vitds.engine.memory import explains_out_of_memory, module_sizes
-from vitds.errors import ResourceError, SettingsError
+from vitds.engine.update import JointUpdate
+from vitds.errors import ResourceError, SettingsError, Stopped
 from vitds.jobs.plan import plan
 from vitds.models.build import build_backbone
 from vitds.plan.case import Case, ModuleSizes, make_case, reduce_bucket
@@ -197,12 +199,30 @@ def test_another_model_leaves_the_recipes_options_which_a_setting_may_give() -> 
     assert own["parameters"] < 1e6 < given["parameters"] < other["parameters"]
 
 
-def test_hours_are_measured_by_a_few_real_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hours_are_measured_by_a_few_real_steps_that_write_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    saved = []
+    monkeypatch.setattr("vitds.engine.loop.write_checkpoint", lambda *words, **more: saved.append(words))
     words = ["epochs=10", "batch.global_images=8", "engine.compile=off"]
     found = plan(recipe="idmm_digits", rows=1000, hours=True, set=words, as_json=True)
     assert found["is_measured"] and found["images_per_s"] > 0
-    assert found["hours"] == pytest.approx(10 * 125 * 8 / found["images_per_s"] / 3600)
+    assert found["hours"] == pytest.approx(10 * 125 * 8 / found["images_per_s"] / 3600) and not saved
+
+
+def test_a_signal_while_steps_are_timed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backward = JointUpdate.backward
+
+    def signalled(update: JointUpdate, terms_T: torch.Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        backward(update, terms_T)
+
+    monkeypatch.setattr(JointUpdate, "backward", signalled)
+    words = ["epochs=10", "batch.global_images=8", "engine.compile=off"]
+    with pytest.raises(Stopped, match="while a few steps were timed; the same command times them again"):
+        plan(recipe="idmm_digits", rows=1000, hours=True, set=words, as_json=True)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from vitds.data.beton import BetonFile
 from vitds.engine.memory import explains_out_of_memory, module_sizes
 from vitds.engine.process import noise_into
 from vitds.engine.resolve import resolve_settings
+from vitds.errors import Stopped
 from vitds.jobs.train import build_trainer
 from vitds.models.build import build_backbone
 from vitds.runs.directory import Run
@@ -59,6 +60,7 @@ def train_steps(
         rows: of the method's classifier: N may be more than the file's images.
         device: that trains.
         steps: to stop after; None: at the end of the run.
+    Raises: Stopped after a signal.
     """
     inside_s: list[float] = []
 
@@ -81,7 +83,14 @@ def train_steps(
             trainer.rate = replace(trainer.rate, total=min(trainer.total, steps or trainer.total))
             trainer.method.losses = timed(trainer.method.losses)
             trainer.update.backward = timed(trainer.update.backward)
-            trainer.train()
+            # Nothing of it is kept, and a checkpoint of a large backbone has gigabytes.
+            trainer.save = lambda live: None
+            try:
+                trainer.train()
+            except Stopped:
+                raise Stopped(
+                    "stopped by a signal while a few steps were timed; the same command times them again"
+                ) from None
         whole_s = [line["time/step_s"] for line in read_metrics(Path(folder) / "metrics.jsonl")]
     accumulation = trainer.loader.accumulation
     calls = 2 * accumulation
