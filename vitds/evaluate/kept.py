@@ -79,7 +79,8 @@ def find_features(folder: Path, facts: dict[str, Any]) -> Features | None:
     try:
         with safe_open(path, "pt") as file:
             about = (file.metadata() or {}).get("about")
-            columns = [file.get_tensor(name) for name in COLUMNS]
+            # Copied to where torch aligns memory: elsewhere a product may end in other last bits.
+            columns = [file.get_tensor(name).clone() for name in COLUMNS]
     except (OSError, SafetensorError):
         return None
     return Features(*columns) if about == _about(text, columns) else None
