@@ -104,7 +104,7 @@ def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
     result = fit(photos, minutes=1.5, out=out)
     assert result.accuracy >= 50
     assert [each.classes[0] in ("zero", "one") for each in result.predict([photos / "zero"])] == [True] * 24
-    assert result.embed([photos / "one" / "3.png"]).shape == (1, 512)
+    assert result.embed([photos / "one" / "3.png"]).shape == (1, 256)
     assert result.report.exists()
     with pytest.raises(RunError, match="was begun with other words: seed was None, now 3"):
         fit(photos, minutes=1.5, out=out, seed=3)
