@@ -6,10 +6,12 @@ asks for a real card, so `backward` walks the graph itself.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,7 +22,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import vitds
+
 CARD = torch.device("cuda", 0)
+PACKAGE = f"{Path(vitds.__file__).parent}{os.sep}"
 
 
 class CardKernels:
@@ -79,8 +84,8 @@ class Brought(TorchDispatchMode):
 
 def _place() -> str:
     """The line of vitds that is running."""
-    frames = [frame for frame in traceback.extract_stack() if "/vitds/" in frame.filename]
-    return f"{frames[-1].filename.split('/vitds/')[-1]}: {frames[-1].line}" if frames else "?"
+    frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
+    return f"{frames[-1].filename.removeprefix(PACKAGE)}: {frames[-1].line}" if frames else "?"
 
 
 @contextmanager
