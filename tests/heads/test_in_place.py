@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.heads import test_heads, test_logsumexp
 from tests.heads.reference import full_logits
-from tests.heads.test_heads import check, form, make_rows
+from tests.heads.test_heads import differing, form, make_rows
 from tests.heads.test_logsumexp import inputs, outcome
 from tests.interpreted import Interpreted
 from tests.methods.fake_card import CardKernels
@@ -191,7 +191,7 @@ def test_a_row_with_a_bias_of_minus_infinity_takes_no_part(interpreted: Interpre
 def test_dense_head_equals_cross_entropy(
     rows: int, kept: bool, options: dict[str, Any], interpreted: Interpreted
 ) -> None:
-    check(interpreted(dense, rows, kept, options), test_heads.reference(rows, **options))
+    assert differing(interpreted(dense, rows, kept, options), test_heads.reference(rows, **options)) == []
 
 
 @pytest.mark.parametrize("temperature", [None, 0.1])
@@ -199,7 +199,7 @@ def test_micro_steps_add_up_in_the_sharded_heads_memory(
     temperature: float | None, interpreted: Interpreted
 ) -> None:
     options = form(temperature=temperature)
-    check(interpreted(sharded, options, 1), test_heads.reference(50, **options))
+    assert differing(interpreted(sharded, options, 1), test_heads.reference(50, **options)) == []
     once, thrice = (interpreted(sharded, options, micro_steps) for micro_steps in (1, 3))
     for name in ("features", "weight", "bias"):
         np.testing.assert_allclose(thrice[name], 3 * once[name], rtol=1e-5, atol=1e-7)
