@@ -148,14 +148,16 @@ def test_a_folder_may_hold_images_beside_folders(fine: Model, tmp_path: Path) ->
 def test_a_picture_in_memory_is_seen_as_its_file(fine: Model, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(CONVERTED[name][0])
     with Image.open(tmp_path / name) as picture:
-        in_memory, in_file = fine.predict([picture, tmp_path / name])
+        # Each alone: products of some processors end in other last bits for the second row of a batch.
+        (in_memory,), (in_file,) = fine.predict([picture]), fine.predict([tmp_path / name])
     assert (in_memory.file, in_memory.probabilities) == (in_file.file, in_file.probabilities)
 
 
 def test_a_photograph_in_memory_is_turned_as_its_exif_tag_says(fine: Model, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(rotated_jpeg(1, 6))
     with Image.open(tmp_path / "x.jpg") as picture:
-        in_memory, in_file = fine.embed([picture, tmp_path / "x.jpg"])
+        # Each alone, as above.
+        (in_memory,), (in_file,) = fine.embed([picture]), fine.embed([tmp_path / "x.jpg"])
     np.testing.assert_allclose(in_memory, in_file, atol=0.05)
     upright = fine.embed([np.rot90(np.asarray(Image.open(tmp_path / "x.jpg")), -1)])[0]
     np.testing.assert_array_equal(in_memory, upright)
