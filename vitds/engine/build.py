@@ -132,19 +132,7 @@ def build_engine(
     if late.may_be_late(settings, method, zero_stage=ds.zero_stage, device=device):
         # By `apply_late`. DeepSpeed's clipping copies its limit to the card, for which the host would wait.
         config["gradient_clipping"] = 0.0
-    # The student alone: a teacher runs without gradients, and so keeps nothing.
-    if settings.engine.activation_checkpointing:
-        module.backbone.set_grad_checkpointing(True)
-    # Not under ZeRO-3, whose hooks know the weight by the layer that multiplies with it.
-    if device.type == "cuda" and ds.zero_stage != 3:
-        for backbone in method.backbones:
-            multiply_patches(backbone)
-    if settings.engine.compile == "on":
-        # In place, so no parameter changes its name; a checkpoint has them by name.
-        for backbone in method.backbones:
-            backbone.compile()
-    # Before the optimizer is built: it asks where the parameters are.
-    module.to(device)
+    _make_ready(method, settings, ds, device)
     # Ours and not DeepSpeed's, so that a step can be cancelled and nothing is compiled.
     optimizer = build_optimizer(
         module,
@@ -164,6 +152,23 @@ def build_engine(
     if ds.zero_stage == 3:
         gather_biases_in_float32(module)
     return engine
+
+
+def _make_ready(method: Method, settings: Settings, ds: DsConfig, device: torch.device) -> None:
+    """Checkpointing of activations, patches as products, compilation, and the module on its device."""
+    # The student alone: a teacher runs without gradients, and so keeps nothing.
+    if settings.engine.activation_checkpointing:
+        method.module.backbone.set_grad_checkpointing(True)
+    # Not under ZeRO-3, whose hooks know the weight by the layer that multiplies with it.
+    if device.type == "cuda" and ds.zero_stage != 3:
+        for backbone in method.backbones:
+            multiply_patches(backbone)
+    if settings.engine.compile == "on":
+        # In place, so no parameter changes its name; a checkpoint has them by name.
+        for backbone in method.backbones:
+            backbone.compile()
+    # Before the optimizer is built: it asks where the parameters are.
+    method.module.to(device)
 
 
 def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_weights: bool) -> None:

@@ -28,6 +28,7 @@ def as_flags(command: Callable[..., None]) -> Iterator[None]:
     }
 
     def flag(found: re.Match[str]) -> str:
+        """What a message has in place of an argument's name: the flag, where the command has one."""
         name, value = RENAMED.get(found[1], found[1]), found[2]
         if name not in flags:
             return found[0]

@@ -129,6 +129,7 @@ def _build_named(name: str, flags: BuildFlags, sample: Sample, options: BuildOpt
 
 
 def print_built(built: Built, seconds: float) -> None:
+    """A line a file with what is in it, what it warns of, and the table of odd images; then the seconds."""
     console = Console()
     for path, manifest in built:
         read = manifest.findings[TABLE_READ].names if TABLE_READ in manifest.findings else ()

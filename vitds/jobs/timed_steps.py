@@ -65,6 +65,8 @@ def train_steps(
     inside_s: list[float] = []
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which notes the seconds of each call."""
+
         def call(*words: Any) -> Any:
             began = time.perf_counter()
             result = function(*words)
