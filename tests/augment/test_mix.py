@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vitds import rng
-from vitds.augment.mix import draw_cutmix_box, draw_lambda, draw_partners, kind_in_epoch, mix_batch, normalise
+from vitds.augment.images import normalise
+from vitds.augment.mix import draw_cutmix_box, draw_lambda, draw_partners, kind_in_epoch, mix_batch
 from vitds.batch import CropBatch, TrainBatch
 from vitds.config.tree import Mix, ViewGroup, Views
 from vitds.rng import Purpose
