@@ -1,6 +1,6 @@
 """What mix.c is on a CPU, on a GPU: one Triton kernel from uint8 crops to the network's input.
 
-Every pixel is read once, that of a partner only where it is needed, and written once. Products and sums are
+Every pixel is read once, a partner's only where it is needed, and written once. Products and sums are
 rounded one by one, but for mixup's one fused multiply-add: the same bits as on a CPU.
 
 Triton compiles it at the first launch. With TRITON_INTERPRET=1 it runs on tensors of the CPU.
