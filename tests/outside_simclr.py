@@ -170,19 +170,22 @@ def main() -> None:
             began = time.process_time()
             top1[side].append(knn(settings, seed))
             seconds[side].append(time.process_time() - began)
-            print(f"{side}, seed {seed}: {top1[side][-1]:.2f} %, {seconds[side][-1]:.0f} s", flush=True)
+            print(
+                f"{side}, seed {seed}: {top1[side][-1]:.2f} %, {seconds[side][-1]:.0f} CPU seconds",
+                flush=True,
+            )
     versions = f"torch {torch.__version__}, timm {timm.__version__}"
     print(f"\n{RECIPE}, {given.epochs} epochs, kNN (k = {K}), {versions}")
     for side in sides:
         each = ", ".join(f"{value:.2f}" for value in top1[side])
         spread = f"{mean(top1[side]):.2f} ± {stdev(top1[side]):.2f} %"
-        print(f"{side}: {spread} ({each}), {mean(seconds[side]):.0f} s a run")
+        print(f"{side}: {spread} ({each}), {mean(seconds[side]):.0f} CPU seconds a run")
     theirs, own = top1.values()
     difference, deviations = mean(own) - mean(theirs), (stdev(theirs), stdev(own))
     error = math.hypot(*deviations) / math.sqrt(given.seeds)
     is_within = abs(difference) <= max(deviations)
-    words = "within" if is_within else "NOT within"
-    print(f"difference {difference:+.2f}, standard error {error:.2f}: {words} the spread of the seeds")
+    judged = "within" if is_within else "NOT within"
+    print(f"difference {difference:+.2f}, standard error {error:.2f}: {judged} the spread of the seeds")
     sys.exit(not is_within)
 
 
