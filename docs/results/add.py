@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from docs.results.render import FOLDER, PAGE, page
+from docs.results.render import ALL_TRAINING, FOLDER, PAGE, page
 from vitds.config.load import load_settings
 from vitds.config.methods import METHODS, readers
 from vitds.config.recipes import list_recipes, read_recipe
@@ -68,7 +69,7 @@ def row_of(
     for run in runs:
         _refuse_toy(run)
     chains = [_chain(run) for run in runs]
-    stages = [tuple(_stage(run) for run in chain) for chain in chains]
+    stages = [tuple(_stage(run, split) for run in chain) for chain in chains]
     if different := [run for run, own in zip(runs, stages, strict=True) if own != stages[0]]:
         raise UsageError(
             f"{different[0].path} has other settings than {runs[0].path}; a row is of one setting"
@@ -78,7 +79,7 @@ def row_of(
         raise UsageError(f"two runs have one seed: {seeds}")
     path = folder / f"{name}.json"
     before = read_row(path) if path.exists() else None
-    kept = before if before and before.stages == stages[0] else None
+    kept = before if before and _settings(before.stages) == _settings(stages[0]) else None
     took = np.mean([sum(run.summary["seconds"] for run in chain) for chain in chains])
     figures = {"held_out": kept and kept.held_out, "test": kept and kept.test}
     set_name = before.set if before else "flowers102"
@@ -108,13 +109,20 @@ def _chain(run: Run) -> list[Run]:
     return chain
 
 
-def _stage(run: Run) -> RowStage:
+def _stage(run: Run, split: str) -> RowStage:
     """The packaged recipe that is nearest to a run's settings, and what differs."""
     settings = run.settings
     own = [name for name, _ in list_recipes() if read_recipe(name)["method"] == settings.method]
     words = {name: _differing(name, settings) for name in own}
     recipe = min(own, key=lambda name: len(words[name]))
-    return RowStage(METHODS[settings.method].command, recipe, settings.epochs, tuple(words[recipe]))
+    file = " + ".join(Path(name).name for name in settings.data.train_files)
+    data = file if split == "held-out" and file != ALL_TRAINING else None
+    return RowStage(METHODS[settings.method].command, recipe, settings.epochs, tuple(words[recipe]), data)
+
+
+def _settings(stages: tuple[RowStage, ...]) -> list[RowStage]:
+    """The stages without the names of files, which differ between the splits."""
+    return [replace(stage, data=None) for stage in stages]
 
 
 def _differing(recipe: str, settings: Settings) -> list[str]:

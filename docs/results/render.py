@@ -14,6 +14,7 @@ from vitds.jobs.result_rows import Row, RowFigure, read_row
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "results.md"
+ALL_TRAINING = "my-train.beton"  # in the commands: the images that are not held out
 
 
 def page(folder: Path = FOLDER) -> str:
@@ -82,7 +83,7 @@ def _commands(rows: list[Row]) -> list[str]:
     for row in rows:
         for number, stage in enumerate(row.stages):
             words = ["vitds", stage.command, "--recipe", stage.recipe]
-            words += ["--data", "my-train.beton", "--test", "my-test.beton"]
+            words += ["--data", stage.data or ALL_TRAINING, "--test", "my-test.beton"]
             words += ["--init", "runs/pre"] if number else []
             words += ["--epochs", str(stage.epochs)]
             words += [word for setting in stage.set for word in ("--set", setting)]

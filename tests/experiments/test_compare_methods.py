@@ -99,6 +99,8 @@ def test_a_backbone_is_for_all_stages_and_takes_no_options_of_another(digit_file
         ({"methods": "idm"}, 2, "--methods: idm is unknown; did you mean idmm?"),
         ({"methods": "supervised"}, 2, "--methods: supervised is unknown"),
         ({"methods": "idmm,idmm"}, 2, "idmm is given twice; leave one"),
+        ({"methods": "../idmm=photos_cpu"}, 2, "'../idmm' names no folder"),
+        ({"methods": "scratch=photos_cpu"}, 2, "scratch has no pretraining, and so no recipe"),
         ({"methods": ","}, 2, "--methods is empty; name some of idmm, "),
         ({"methods": "simclr"}, 2, "simclr has no recipe that ends in photos_cpu"),
         ({"methods": "simclr=idmm_digits"}, 2, "recipe idmm_digits is of method idmm, not simclr"),
@@ -125,3 +127,14 @@ def test_a_usual_recipe_is_that_of_the_images(tmp_path: Path, monkeypatch, capsy
         == 0
     )
     assert "12 runs" in capsys.readouterr().out
+
+
+def test_a_variant_of_a_method_is_an_arm_of_its_own(digit_files, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    hot = tmp_path / "hot.yaml"
+    hot.write_text("base: idmm_digits\noptimizer: {lr_peak: 2e-3}\n", "utf-8")
+    command = ["compare", "--data", "digits", "--test", "digits", "--amount", "2", "--out", "out", "--plan"]
+    assert main([*command, "--methods", f"idmm,idmm-hot={hot},diet"]) == 0
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    views = {line[0]: line[2] for line in lines if line[1:2] == ["pretrain"]}
+    assert views == {"idmm": "6", "idmm-hot": "6", "diet": "1"}

@@ -46,6 +46,7 @@ def test_a_row_has_stages_seeds_and_figures_of_its_runs(runs: list[Run], tmp_pat
         ("finetune", "finetune_digits", 1),
     ]
     assert "batch.global_images=24" in row.stages[0].set and row.held_out.seeds == (0, 1)
+    assert row.stages[0].data == Path(runs[0].settings.data.train).name
     assert not any(word.startswith("backbone.name") for word in row.stages[1].set)
     answers = [load_file(run.path / "analysis/top1-images.safetensors") for run in runs]
     top1 = [100 * float((each["label"] == each["predicted"]).mean()) for each in answers]

@@ -51,6 +51,26 @@ def test_rows_are_one_json_object(no_compiler: None, capsys: pytest.CaptureFixtu
     assert [row["sent_mb"] for row in rows[-2:]] == [0.0, 0.0]  # 0.0 MB: 10,624 bytes
 
 
+def test_gradients_are_compared_with_ours(no_compiler: None) -> None:
+    rows = bench_head(rows=300, dim=16, batch=64, rounds=1, as_json=True)
+    off = {row["name"]: row["off"] for row in rows if row["ms"]}
+    assert off.pop("four bare products") is off.pop("three bare products") is None
+    assert len(off) == 4 and all(distance < 1e-4 for distance in off.values())
+
+
+def test_what_computes_other_gradients_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peer(features: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, **_: object) -> torch.Tensor:
+        # As with a filter: the rows that are not an image's own get no gradient.
+        own = nn.functional.embedding(target, weight)
+        rest = (features @ weight.detach().T).logsumexp(1)
+        return (rest - (features * own).sum(1)).mean()
+
+    monkeypatch.setattr(bench, "_peer", lambda *_: peer)
+    rows = bench_head(rows=300, dim=16, batch=64, rounds=1, as_json=True)
+    (other,) = (row for row in rows if row["name"].startswith("Cut Cross-Entropy"))
+    assert "not counted, its gradients are off by" in other["name"] and other["ms"] is other["off"] is None
+
+
 def test_extra_memory_is_that_of_a_step() -> None:
     held: list[torch.Tensor] = []
 

@@ -125,6 +125,12 @@ def test_gpu_holds_whole_buckets_and_a_cpu_what_is_put_into_them() -> None:
     assert bytes_of(with_bucket(case_of(2, on_gpu=False), 500_000_000), name) == [4 * 3_501_000]
 
 
+def test_a_card_holds_two_copies_of_a_micro_batchs_crops() -> None:
+    copies = 2 * 3 * 112**2 * 16 * 6
+    assert bytes_of(case_of(), "crops copied, uint8") == [copies]
+    assert bytes_of(case_of(on_gpu=False), "crops copied, uint8") == [0]
+
+
 def test_buckets_hold_what_is_trained_where_the_json_does_not_say() -> None:
     assert bytes_of(case_of(2), "reduce_bucket_size buffers") == [4 * 3_501_000]
     assert reduce_bucket(10**9) == 500_000_000  # DeepSpeed's own value

@@ -200,6 +200,7 @@ def head(check: Check) -> None:
             aims = ("<= 1.6", "<= 64") if is_ours and about == "default" else ("", "")
             check.found(f"{name}, time", row["ms"], "ms")
             check.found(f"{name}, to four products", row["ratio"], goal=aims[0])
+            check.found(f"{name}, gradients off by", row["off"])
             check.found(f"{name}, memory beside weight and gradient", row["extra_mb"], "MB", goal=aims[1])
 
 

@@ -37,9 +37,12 @@ from vitds.models.precision import AUTOCAST
 
 # The bare products' logits lie in memory at once up to this.
 PRODUCT_BYTES = 1 << 30
-NOT_RUN = {"ms": None, "extra_mb": None, "sent_mb": None}
+NOT_RUN = {"ms": None, "off": None, "extra_mb": None, "sent_mb": None}
+# Products in bfloat16 differ by half a percent. What differs by more than this computes something else.
+WRONG = 0.05
 FEW_FEATURES = 16  # fewer fill no tile of a GPU's matrix unit
 TILE_ROWS = 256  # of the plain way with tiles; ours choose their own
+OURS = "ours, dense"
 COMPARISONS = ("ratio", "to_three", "to_torch", "to_tiles")
 PROC = Path("/proc/self")
 
@@ -103,8 +106,11 @@ def bench_head(
         keep_mb: the heads' own `keep_bytes`, in MiB.
         as_json: print one JSON object and nothing else.
     Returns: a dict a contender: ms; the ratio of that to the four bare products, to_three of them, to_torch
-        and to_tiles; extra_mb, the peak beyond the process's memory before and the weight's gradient; sent_mb
-        a rank. None where a contender did not run, which its name explains.
+        and to_tiles; off, how far its gradients are from those of our dense head (the norm of the difference
+        over the norm; the largest of features, rows that are a feature's own, and other rows); extra_mb, the
+        peak beyond the process's memory before and the weight's gradient; sent_mb a rank. None where a
+        contender did not run or is off by more than WRONG, which its name explains, and off of what was not
+        compared.
     Raises: SettingsError if the ranks do not divide the batch, a number is below 1, or rows of bfloat16 meet
         other products.
     """
@@ -136,6 +142,7 @@ def _table(measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ms = facts["ms"]
         row = {"name": name, "ms": ms and round(ms, 1)}
         row |= {key: round(ms / other, 3) if ms and other else None for key, other in others.items()}
+        row["off"] = facts["off"] and float(f"{facts['off']:.1e}")
         row |= {key: facts[key] and round(facts[key] / 1e6, 1) for key in ("extra_mb", "sent_mb")}
         table.append(row)
     return table
@@ -144,35 +151,62 @@ def _table(measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def _measure_alone(case: Case) -> dict[str, dict[str, Any]]:
     """All contenders in this process.
 
-    Returns: by name ms, extra_mb and sent_mb, the latter two still in bytes.
+    Returns: by name ms, off, extra_mb and sent_mb, the latter two still in bytes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = DenseHead(
         case.rows, case.dim, bias=False, label_smoothing=0.0, seed=0, keep_bytes=case.keep_bytes
     ).to(device, case.dtype)
     features, targets = _make_batch(case.rows, case.dim, case.batch, device)
+    leaves = [features, dense.weight]
+    contenders = list(_contenders(dense, features, targets, case.precision))
+    ours = next(each.step for each in contenders if each.name == OURS)
+    right = _gradients(ours, *leaves, targets.a)
     found: dict[str, dict[str, Any]] = {}
     steps = {}
-    for contender in _contenders(dense, features, targets, case.precision):
+    for contender in contenders:
         held = contender.logits * case.batch * case.rows * 4
         free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
         if held > 0.8 * free:
             found[f"{contender.name}: not run, its logits take {held / 1e9:.1f} GB"] = dict(NOT_RUN)
             continue
         try:
-            contender.step()
+            off = _distance(_gradients(contender.step, *leaves, targets.a), right)
         except Exception as error:
             # Another package's: whatever it is, the others are still measured.
             reason = str(error).partition("\n")[0][:80]
             found[f"{contender.name}: not run, {reason}"] = dict(NOT_RUN)
             continue
+        if off is not None and not off <= WRONG:
+            found[f"{contender.name}: not counted, its gradients are off by {off:.2g}"] = dict(NOT_RUN)
+            continue
         steps[contender.name] = contender.step
         gradient = contender.makes_gradient * dense.weight.numel() * dense.weight.element_size()
-        extra = _extra_bytes(contender.step, [features, dense.weight], device)
-        found[contender.name] = {"extra_mb": extra and max(extra - gradient, 0), "sent_mb": 0}
-    for name, seconds in best_seconds(steps, [features, dense.weight], case.rounds, device).items():
+        extra = _extra_bytes(contender.step, leaves, device)
+        extra = extra and max(extra - gradient, 0)
+        found[contender.name] = {"off": off, "extra_mb": extra, "sent_mb": 0}
+    for name, seconds in best_seconds(steps, leaves, case.rounds, device).items():
         found[name]["ms"] = 1000 * seconds
     return found
+
+
+def _gradients(step: Callable[[], None], features: Tensor, weight: Tensor, own: Tensor) -> list[Tensor]:
+    """Those of one step: features, rows that are some feature's own, and all other rows; [] of bare products.
+
+    The other rows' are so small that beside the own ones' their loss would not be seen.
+    """
+    _drop_gradients([features, weight])
+    step()
+    if weight.grad is None:
+        return []
+    is_own_N = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, own, True)
+    return [features.grad.clone(), weight.grad[is_own_N], weight.grad[~is_own_N]]
+
+
+def _distance(found: list[Tensor], right: list[Tensor]) -> float | None:
+    """The largest relative distance; None if nothing was found."""
+    pairs = [(one.float(), other.float()) for one, other in zip(found, right, strict=False)]
+    return max((float((one - other).norm() / other.norm()) for one, other in pairs), default=None)
 
 
 def _make_batch(rows: int, dim: int, batch: int, device: torch.device) -> tuple[Tensor, Targets]:
@@ -225,7 +259,7 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
     else:
         compiled = backward_of(lambda: cce(features, weight, target, impl="torch_compile"))
         yield Contender("Cut Cross-Entropy's torch_compile", compiled, 3)
-    yield Contender("ours, dense", backward_of(lambda: dense(features, targets).sum()))
+    yield Contender(OURS, backward_of(lambda: dense(features, targets).sum()))
     sharded = ShardedHead(
         rows, features.shape[1], bias=False, label_smoothing=0.0, seed=0, keep_bytes=dense.keep_bytes
     )
@@ -336,7 +370,8 @@ def _measure_ranks(ranks: int, case: Case) -> dict[str, Any]:
             for process, _ in started:
                 process.kill()
     seconds, extra = (max(values) if None not in values else None for values in zip(*answers, strict=True))
-    return {"ms": 1000 * seconds, "extra_mb": extra, "sent_mb": bytes_sent(case.batch, case.dim, ranks)}
+    sent = bytes_sent(case.batch, case.dim, ranks)
+    return {"ms": 1000 * seconds, "off": None, "extra_mb": extra, "sent_mb": sent}
 
 
 def _rank(rank: int, ranks: int, meeting: str, case: Case, answer: Connection) -> None:

@@ -62,7 +62,7 @@ class CompareFlags(TrainingsFlags):
     """What `vitds compare` takes beside TrainingsFlags.
 
     Args:
-        methods: of pretraining, with commas between; METHOD=RECIPE for a recipe other than the usual one;
+        methods: of pretraining, with commas between; NAME=RECIPE for any recipe, under a name of your own;
             scratch is fine-tuning alone, with the budget of pretraining and fine-tuning together
         amount: of the budget, for each pretraining: epochs, forward units or minutes
         backbone: a timm model for all methods (default that of the recipes)

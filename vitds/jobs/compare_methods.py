@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ from vitds.jobs.experiment_result import FINETUNED, KNN, LINEAR, report, result_
 from vitds.plan.units import units_of_epoch
 
 SCRATCH = "scratch"  # in place of a method
+NAME = re.compile(r"[A-Za-z0-9]+([-_.]+[A-Za-z0-9]+)*")  # of an arm and of its folder
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,14 @@ def _arms(flags: CompareFlags, train: BetonFile, test: BetonFile) -> list[Arm]:
     return arms
 
 
-def _pretraining(flags: CompareFlags, method: str, recipe: str, files: dict[str, str]) -> Settings:
+def _pretraining(flags: CompareFlags, name: str, recipe: str, files: dict[str, str]) -> Settings:
     is_other = flags.backbone not in (None, read_recipe(recipe).get("backbone", {}).get("name"))
     network = {"backbone": {"name": flags.backbone, "options": {}}} if is_other else {}
     settings = load_settings(
         recipe=recipe, command="pretrain", assignments=flags.set, flags=files, extra=network
     )
-    if settings.method != method:
-        raise SettingsError(f"`methods`: recipe {recipe} is of method {settings.method}, not {method}")
+    if name in METHODS and settings.method != name:
+        raise SettingsError(f"`methods`: recipe {recipe} is of method {settings.method}, not {name}")
     return settings
 
 
@@ -125,40 +127,57 @@ def _kind(train: BetonFile) -> str:
 
 
 def _recipes(methods: str, kind: str) -> dict[str, str | None]:
-    """Method -> its recipe; None for random weights.
+    """Arm -> its recipe; None for random weights.
 
-    Raises: UsageError for no method, an unknown one, or one given twice; SettingsError for one without a
-        recipe for these images.
+    Raises: UsageError for no arm, one that is unknown, cannot name a folder or is given twice;
+        SettingsError for a method without a recipe for these images.
     """
     words = [word.strip() for word in methods.split(",") if word.strip()]
     found: dict[str, str | None] = {}
-    known = [name for name, facts in METHODS.items() if facts.command == "pretrain"]
     for name, _, recipe in (word.partition("=") for word in words):
-        if name not in (*known, SCRATCH):
-            raise UsageError(f"`methods`: {name} is unknown; {did_you_mean(name, [*known, SCRATCH])}")
+        if not NAME.fullmatch(name):
+            raise UsageError(
+                f"`methods`: {name!r} names no folder; write letters, digits, and - or _ between"
+            )
+        if name == SCRATCH and recipe:
+            raise UsageError(f"`methods`: {name} has no pretraining, and so no recipe; leave out ={recipe}")
         if name in found:
-            raise UsageError(f"`methods`: {name} is given twice; leave one")
+            raise UsageError(f"`methods`: {name} is given twice; leave one, or give each a name, NAME=RECIPE")
         found[name] = None if name == SCRATCH else recipe or _usual_recipe(name, kind)
     if not found:
-        raise UsageError(f"`methods` is empty; name some of {', '.join([*known, SCRATCH])}")
+        raise UsageError(f"`methods` is empty; name some of {', '.join([*_pretrainings(), SCRATCH])}")
     return found
 
 
-def _usual_recipe(method: str | None, kind: str) -> str:
-    """A method's recipe for a kind of images; of None that of the fine-tuning.
+def _usual_recipe(name: str | None, kind: str) -> str:
+    """The recipe of a method, or of a variant with a recipe of its own, for a kind of images.
 
-    Raises: SettingsError if there is none (names the method's recipes).
+    Args:
+        name: of the method or variant; None for the fine-tuning.
+        kind: how the recipe's name ends.
+    Raises: UsageError for an unknown name; SettingsError for a method without such a recipe (names its own).
     """
-    if method is None:
+    if name is None:
         return f"finetune_{'deit_tiny_224' if kind == 'deit_tiny' else kind}"
-    own = [name for name, _ in list_recipes() if read_recipe(name)["method"] == method]
-    for name in (f"{method}_{kind}", kind):
-        if name in own:
-            return name
+    packaged = [recipe for recipe, _ in list_recipes()]
+    if (recipe := f"{name}_{kind}") in packaged:
+        return recipe
+    own = [recipe for recipe in packaged if read_recipe(recipe)["method"] == name]
+    if kind in own:
+        return kind
+    if name not in _pretrainings():
+        raise UsageError(
+            f"`methods`: {name} is unknown; {did_you_mean(name, [*_pretrainings(), SCRATCH])} "
+            "A recipe of any name: NAME=RECIPE"
+        )
     raise SettingsError(
-        f"{method} has no recipe that ends in {kind}, as these images on this machine ask for; name one, as "
-        f"in {method}=RECIPE. It has {', '.join(own)}"
+        f"{name} has no recipe that ends in {kind}, as these images on this machine ask for; name one, as "
+        f"in {name}=RECIPE. It has {', '.join(own)}"
     )
+
+
+def _pretrainings() -> list[str]:
+    return [name for name, facts in METHODS.items() if facts.command == "pretrain"]
 
 
 def _filled(training: Training, price: Price, amount: float) -> Training:

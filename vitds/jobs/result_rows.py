@@ -26,12 +26,14 @@ class RowStage:
         recipe: by its name.
         epochs: of it.
         set: further settings, KEY=VALUE.
+        data: the file that it is trained on, if that is not all that is not held out.
     """
 
     command: Command
     recipe: str
     epochs: int
     set: tuple[str, ...] = ()
+    data: str | None = None
 
 
 @checked_dataclass(frozen=True, config=_STRICT)

@@ -220,6 +220,9 @@ def _forward(case: Case) -> Iterator[Part]:
     cast = 2 if compute == 2 else 0
     yield Part("crops, float32" + " and cast" * (cast > 0), pixels * (4 + cast), ("backward",))
     yield Part("crops waiting, uint8", pixels * (RING_SLOTS - 1 + case.settings.data.threads), STEP, True)
+    if case.on_gpu:
+        # One piece of memory is filled while the card computes with the other (data/sheet.py).
+        yield Part("crops copied, uint8", pixels * 2, STEP)
     if case.is_autocast and case.stage != 3:
         # A network that runs without gradients, such as a teacher, leaves no copies behind.
         copied = case.engine + case.sizes.frozen.get("backbone", 0)
