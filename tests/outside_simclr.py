@@ -27,6 +27,7 @@ from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from lightly.utils.benchmarking import knn_predict
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision import transforms
@@ -49,13 +50,17 @@ def half(split: str) -> tuple[list[Image.Image], Tensor]:
     return [Image.fromarray(each.pixels) for each in images], label_n
 
 
+def network(settings: Settings) -> nn.Module:
+    """The recipe's backbone as timm makes it; its weights come from torch's generator."""
+    side, words = settings.views.crop_px, settings.backbone.options
+    return timm.create_model(settings.backbone.name, num_classes=0, img_size=side, **words)
+
+
 def trained_outside(settings: Settings, seed: int) -> nn.Module:
     """A backbone that lightly's SimCLR trained, as the settings say."""
     views, own, adamw = settings.views, settings.simclr, settings.optimizer
     torch.manual_seed(seed)
-    backbone = timm.create_model(
-        settings.backbone.name, num_classes=0, img_size=views.crop_px, **settings.backbone.options
-    )
+    backbone = network(settings)
     head = SimCLRProjectionHead(backbone.num_features, own.hidden, own.width, own.layers)
     two_views = SimCLRTransform(
         views.crop_px,
@@ -125,11 +130,15 @@ def outside(settings: Settings, seed: int) -> float:
 
 
 def ours(settings: Settings, seed: int) -> float:
-    """Top-1 of the kNN of a run by vitds, as its summary and `vitds eval knn` have it."""
+    """Top-1 of the kNN of a run by vitds, as `vitds eval knn` has it; prints lightly's beside it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         run = pretrain(recipe=RECIPE, epochs=settings.epochs, seed=seed, run=path, set="log.page=false")
-        return run.summary["knn"][str(K)]["top1"]
+        top1 = run.summary["knn"][str(K)]["top1"]
+        backbone = network(settings)
+        backbone.load_state_dict(load_file(path / "backbone.safetensors"))
+    print(f"lightly's kNN of the same weights: {knn_outside(backbone, settings):.2f} %, ours {top1:.2f} %")
+    return top1
 
 
 def loss_differences(settings: Settings) -> tuple[float, float]:
