@@ -223,7 +223,7 @@ EOF
 
 ffcv_loads() { load PLATLIB/ffcv/_libffcv 2>/dev/null; }
 
-check_compiled() { load PLATLIB/ffcv/_libffcv "$root"/vitds/kernels/_{pixels,softmax}; }
+check_compiled() { load PLATLIB/ffcv/_libffcv "$root"/vitds/kernels/_{pixels,softmax,mix}; }
 
 install_vitds() {
     install_packages
@@ -277,7 +277,7 @@ explain_failure() { # when the script ends inside a stage
 # something to do.
 fingerprint() {
     local built=("$venv"/lib/python3*/site-packages/ffcv/_libffcv*.so "$native"/lib/*.so*)
-    built+=(vitds/kernels/_{pixels,softmax}*.so)
+    built+=(vitds/kernels/_{pixels,softmax,mix}*.so)
     { echo "$root" && "$venv/bin/python" -V && sha256sum "${sources[@]}" "${built[@]}"; } 2>&1 | sha256sum
 }
 

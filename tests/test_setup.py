@@ -149,8 +149,10 @@ def finished(tmp_path: Path) -> Callable[[], bool]:
         *(
             "vitds/kernels/pixels.c",
             "vitds/kernels/softmax.c",
+            "vitds/kernels/mix.c",
             "vitds/kernels/_pixels.x.so",
             "vitds/kernels/_softmax.x.so",
+            "vitds/kernels/_mix.x.so",
         ),
         f".venv/lib/{version}/site-packages/ffcv/_libffcv.x.so",
     ):
@@ -172,6 +174,7 @@ def finished(tmp_path: Path) -> Callable[[], bool]:
     [
         "vitds/kernels/_pixels.x.so",
         "vitds/kernels/_softmax.x.so",
+        "vitds/kernels/_mix.x.so",
         ".venv/**/_libffcv.x.so",
         ".venv/native/lib/*.so.0",
     ],
@@ -267,7 +270,7 @@ def test_wheel_carries_recipes_configurations_and_the_compiled_kernels(tmp_path:
     for folder, pattern in (("recipes", "*.yaml"), ("ds_configs", "*.json"), ("kernels", "*.c")):
         wanted = {f"vitds/{folder}/{path.name}" for path in (ROOT / "vitds" / folder).glob(pattern)}
         assert wanted and wanted <= set(names)
-    for kernel in ("_pixels", "_softmax"):
+    for kernel in ("_pixels", "_softmax", "_mix"):
         assert [
             name for name in names if name.startswith(f"vitds/kernels/{kernel}") and name.endswith(".so")
         ] != []

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vitds import rng
-from vitds.augment.mix import draw_cutmix_box, draw_lambda, draw_partners, kind_in_epoch, mix_batch, normalise
+from vitds.augment.images import normalise
+from vitds.augment.mix import draw_cutmix_box, draw_lambda, draw_partners, kind_in_epoch, mix_batch
 from vitds.batch import CropBatch, TrainBatch
 from vitds.config.tree import Mix, ViewGroup, Views
 from vitds.rng import Purpose
@@ -93,6 +94,16 @@ def test_mixing_equals_the_plain_reference(kind: str, padded: int) -> None:
     expected_images, expected_targets = mix_plainly(batch, mix, 9)
     assert torch.allclose(images, torch.stack(expected_images), atol=1e-5)
     assert torch.allclose(targets, torch.tensor(expected_targets, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "cutmix", "mixup"])
+def test_images_of_16_bits_are_those_of_32_rounded_last(kind: str) -> None:
+    batch, mix = make_batch(padded=1), Mix(kind=kind)
+    wide, narrow = (
+        mix_batch(batch, batch.index, VIEWS, mix, chunk_images=K, seed=9, device=CPU, dtype=dtype).images
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert torch.equal(narrow, wide.bfloat16())
 
 
 def test_mixing_does_not_depend_on_how_chunks_are_spread_over_micro_batches() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import vitds
 from tests.engine.training import SMALL, small_run
-from vitds.augment.mix import normalise
+from vitds.augment.images import normalise
 from vitds.cli import main
 from vitds.config.methods import METHODS, readers
 from vitds.config.tree import Settings

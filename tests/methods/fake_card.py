@@ -23,13 +23,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitds
+from vitds.batch import Mixing
 
 CARD = torch.device("cuda", 0)
 PACKAGE = f"{Path(vitds.__file__).parent}{os.sep}"
 
 
 class CardKernels:
-    """In the place of vitds/kernels/softmax_gpu.py, which cannot run: only looks at what it is given."""
+    """In the place of vitds/kernels/*_gpu.py, which cannot run: only looks at what it is given."""
 
     launches = 0
 
@@ -41,6 +42,13 @@ class CardKernels:
         cls.launches += 1
 
     weigh = find_parts
+
+    @classmethod
+    def write_images(
+        cls, crops: Tensor, images: Tensor, scale: Any, shift: Any, mixing: Mixing, *, chunk_images: int
+    ) -> None:
+        """Launched once."""
+        cls.find_parts(crops, images, mixing.partner, mixing.box, mixing.lam)
 
 
 class Asked(TorchFunctionMode):
@@ -98,6 +106,7 @@ def fake_card() -> Iterator[Asked]:
         patch("torch.Generator", lambda device, made=torch.Generator: made()),
         patch("vitds.heads.tiles.gpu_kernels", lambda: CardKernels),
         patch("vitds.heads.in_place.gpu_kernels", lambda: CardKernels),
+        patch("vitds.augment.images.gpu_writer", lambda: CardKernels.write_images),
         FakeTensorMode(allow_non_fake_inputs=True),
         Asked() as asked,
     ):

@@ -182,7 +182,7 @@ def test_the_image_processor_makes_nearly_the_pixels_of_evaluation(
     pixels = transformers.AutoImageProcessor.from_pretrained(folder)(
         Image.open(tmp_path / "x.png").convert("RGB"), return_tensors="pt"
     )["pixel_values"]
-    from vitds.augment.mix import normalise
+    from vitds.augment.images import normalise
     from vitds.data.trees import SourceImage
     from vitds.use.view import view_of
 

@@ -6,15 +6,14 @@ group): so the mixing is the same however chunks are spread over ranks and micro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vitds import rng
+from vitds.augment.images import to_images
 from vitds.batch import CropBatch, CutMixBox, Mixing, Targets, TrainBatch, each_tensor
 from vitds.config.tree import Mix, Views
 from vitds.rng import Purpose
@@ -85,6 +84,7 @@ def mix_batch(
     chunk_images: int,
     seed: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> TrainBatch:
     """Mix each chunk and group of a micro batch, and normalise.
 
@@ -94,14 +94,9 @@ def mix_batch(
         labels: the target of each image: its instance in pretraining, its class in fine-tuning.
         mix: kind `none` leaves every row its own, as methods that mix nothing want it.
         chunk_images: K, the images that share a draw.
-    Returns: images (B·V, 3, S, S) float32 on `device` and targets, rows in the order (chunk, view, image).
+        dtype: of the images.
+    Returns: images (B·V, 3, S, S) on `device` and targets, rows in the order (chunk, view, image).
     """
-    side_px = batch.crops.shape[-1]
-    # (B, V, 3, S, S) -> (chunk, view, image, 3, S, S): a group's views of a chunk are then one slice.
-    crops = (
-        batch.crops.to(device, non_blocking=True).unflatten(0, (-1, chunk_images)).transpose(1, 2)
-    )  # chunk, view, image
-    crops = crops.reshape(-1, 3, side_px, side_px)
     # Made ahead in a run, and then on the device already.
     drawn = (
         (batch.draws.mixing, batch.draws.targets)
@@ -109,16 +104,8 @@ def mix_batch(
         else draw_mixed(batch, labels, views, mix, chunk_images=chunk_images, seed=seed)
     )
     mixing, targets = each_tensor(drawn, lambda table: table.to(device, non_blocking=True))
-    if mixing.kind == "none":
-        return TrainBatch(normalise(crops, views), targets)
-    if mixing.kind == "cutmix":  # on bytes, before normalising: the same pixels, a quarter of the traffic
-        crops = torch.where(_inside(mixing.box, side_px), crops[mixing.partner], crops)
-    # Both kinds commute with it: normalising is affine and per channel.
-    images = normalise(crops, views)
-    if mixing.kind == "mixup":
-        # others + lam · (images - others): lam of the own image.
-        images = torch.lerp(images[mixing.partner], images, mixing.lam.view(-1, 1, 1, 1))
-    return TrainBatch(images, targets)
+    crops = batch.crops.to(device, non_blocking=True)
+    return TrainBatch(to_images(crops, views, mixing, chunk_images=chunk_images, dtype=dtype), targets)
 
 
 def plain_batch(
@@ -127,13 +114,15 @@ def plain_batch(
     *,
     chunk_images: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     labels: Int[Tensor, "B"] | None = None,
 ) -> TrainBatch:
     """The crops normalised and not mixed, each image its own target if it has no other by `labels`: for
     methods that compare crops."""
     labels = batch.index if labels is None else labels
     # No draw is made for kind none, so any seed does.
-    return mix_batch(batch, labels, views, NO_MIX, chunk_images=chunk_images, seed=0, device=device)
+    form = {"chunk_images": chunk_images, "device": device, "dtype": dtype}
+    return mix_batch(batch, labels, views, NO_MIX, seed=0, **form)
 
 
 def draw_mixed(
@@ -196,28 +185,6 @@ def draw_mixing(
     partner += rows * np.arange(chunks)[:, None]
     columns = (partner.reshape(-1), np.reshape(edges, (4, -1)), lam.astype(np.float32).reshape(-1))
     return Mixing(kind, *map(torch.from_numpy, columns))
-
-
-def _inside(box: Int[Tensor, "4 M"], side_px: int) -> Bool[Tensor, "M 1 S S"]:
-    """Which pixels of each row lie in its box."""
-    # (M, 1) against (S,) gives (M, S) for each axis; their outer product (M, 1, S, S) is the box.
-    top, bottom, left, right = box[:, :, None]
-    place = torch.arange(side_px, device=box.device)
-    in_y, in_x = (place >= top) & (place < bottom), (place >= left) & (place < right)
-    return (in_y[:, :, None] & in_x[:, None, :])[:, None]
-
-
-def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M 3 S S"]:
-    """uint8 pixels -> float32, (pixel / 255 - mean) / std a channel."""
-    # One multiplication and one addition a pixel; the two factors are made in float64.
-    scale = _of_channels([1 / (255 * std) for std in views.std], crops.device)
-    shift = _of_channels([-mean / std for mean, std in zip(views.mean, views.std, strict=True)], crops.device)
-    return crops.float().mul_(scale).add_(shift)
-
-
-def _of_channels(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:
-    # Filled there and not copied: a copy of so little would let the host wait for the card.
-    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def _targets(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from vitds.augment.images import gpu_writer
 from vitds.augment.mix import mix_batch
 from vitds.batch import CropBatch, Targets
 from vitds.bench.gpu_check import Check
@@ -132,20 +133,25 @@ def mixing(check: Check, device: torch.device) -> list[str]:
     shape = (images, settings.views.count, 3, settings.views.crop_px, settings.views.crop_px)
     crops = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     index, is_real = torch.arange(images), torch.arange(images) < images - 1
+    if device.type == "cuda":
+        check.found("crops become images by", gpu_writer().__module__, goal="vitds.kernels.mix_gpu")
     wrong = []
-    for kind in ("none", "cutmix", "mixup"):
+    for kind, dtype in product(("none", "cutmix", "mixup"), (torch.float32, torch.bfloat16)):
         mix = settings.mix.model_copy(update={"kind": kind})
         batch = CropBatch(crops, index, index, is_real, 0, STEP, 0, images - 1)
         there, here = (
-            mix_batch(batch, index, settings.views, mix, chunk_images=chunk, seed=SEED, device=place)
+            mix_batch(
+                batch, index, settings.views, mix, chunk_images=chunk, seed=SEED, device=place, dtype=dtype
+            )
             for place in (device, torch.device("cpu"))
         )
         pairs = {"images": (there.images, here.images)}
         for name in ("a", "b", "lam", "weight", "group"):
             pairs[name] = (getattr(there.targets, name), getattr(here.targets, name))
         differ = [name for name, (one, other) in pairs.items() if not torch.equal(one.cpu(), other)]
-        check.found(f"mixing {kind}, bits that differ from the processor's", ", ".join(differ) or "none")
-        wrong += [f"mixing {kind}: other {name} than on the processor" for name in differ]
+        what = f"mixing {kind} in {str(dtype).removeprefix('torch.')}"
+        check.found(f"{what}, bits that differ from the processor's", ", ".join(differ) or "none")
+        wrong += [f"{what}: other {name} than on the processor" for name in differ]
     return wrong
 
 

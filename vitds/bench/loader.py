@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch.nn.functional import interpolate
 
-from vitds.augment.mix import normalise
+from vitds.augment.images import to_images
 from vitds.bench.images import bench_images
 from vitds.bench.reference import ReferenceSet
 from vitds.bench.report import print_rows
@@ -213,7 +213,7 @@ def ours(file: BetonFile, settings: Settings, dtype: torch.dtype | None = None) 
     for number, made in enumerate(loader.batches(0, 2**40), start=1):
         if dtype is not None:
             for crops in made.crops:  # an image at a time: it stays in the processor's cache
-                normalise(crops, settings.views).to(dtype)
+                to_images(crops[None], settings.views, None, chunk_images=1, dtype=dtype)
         if number % loader.steps_per_epoch == 0:
             yield
 

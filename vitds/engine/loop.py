@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psutil
@@ -313,17 +312,13 @@ class Trainer:
     def _losses(self, batch: CropBatch, micro: int, live: Live | None) -> Float[Tensor, "T"]:
         """This rank's part of each term in one micro step."""
         # Crops on the host become normalised images and targets on the device.
-        prepared = self.method.prepare(batch, self.settings, self.device)
+        prepared = self.method.prepare(batch, self.settings, self.device, self.update.image_dtype)
         if live is not None and batch.step == 0 and micro == 0:
             live.show_crops(prepared)
         # Drop path and patch drop read their masks from buffers: written here, before the forward pass.
         self.draws.write(batch.draws.masks)
         # Any other dropout draws from torch's generator: seeded anew, it too is a function of the step.
         torch.manual_seed(rng.seed_of(Purpose.DROPOUT, self.settings.seed, batch.step, micro, dist.rank()))
-        # 16-bit weights take 16-bit images; under autocast images stay float32.
-        if self.update.has_small_weights:
-            dtype = next(self.update.engine.module.parameters()).dtype
-            prepared = replace(prepared, images=prepared.images.to(dtype))
         return self.method.losses(self.update.engine, prepared, batch.step)
 
     def _probe(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitds import dist
-from vitds.augment.mix import normalise
+from vitds.augment.images import normalise
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, labelled
 from vitds.data.loader import TrainLoader

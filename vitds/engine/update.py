@@ -58,9 +58,11 @@ class JointUpdate:
         self.state = EngineState(engine, settings.average_decay)
 
     @property
-    def has_small_weights(self) -> bool:
-        """Whether the engine's weights are bfloat16 or float16, and so its inputs must be."""
-        return self.engine.bfloat16_enabled() or self.engine.fp16_enabled()
+    def image_dtype(self) -> torch.dtype:
+        """Of the engine's input: bfloat16 or float16 where its weights are; under autocast float32."""
+        if self.engine.bfloat16_enabled() or self.engine.fp16_enabled():
+            return next(self.engine.module.parameters()).dtype
+        return torch.float32
 
     def set_schedule(self, rate: float, weight_decay: float, epoch: int) -> None:
         """Learning rate and weight decay of the step, see `set_groups`."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from vitds.augment.mix import normalise
+from vitds.augment.images import normalise
 from vitds.config.tree import Views
 from vitds.errors import NumericsError, ShapeError
 

@@ -142,12 +142,12 @@ def check_kernels() -> Check:
     """The kernels of vitds, loaded with what they need: torch's OpenMP, libjpeg-turbo."""
     importlib.import_module("torch")
     folder = Path(__file__).parents[1] / "kernels"
-    head = _check_library("vitds kernels", folder, "_softmax*.so", "vitds_softmax")
-    return (
-        head
-        if head.state == "broken"
-        else _check_library("vitds kernels", folder, "_pixels*.so", "vitds_views")
-    )
+    functions = {"_softmax": "vitds_softmax", "_mix": "vitds_write_images", "_pixels": "vitds_views"}
+    checks = [
+        _check_library("vitds kernels", folder, f"{name}*.so", function)
+        for name, function in functions.items()
+    ]
+    return next((check for check in checks if check.state == "broken"), checks[-1])
 
 
 def _check_library(name: str, folder: Path, pattern: str, function: str) -> Check:

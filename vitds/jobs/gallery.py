@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vitds.augment.mix import normalise
+from vitds.augment.images import normalise
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.digits import NAME as DIGITS

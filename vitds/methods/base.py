@@ -116,12 +116,19 @@ class Method(ABC):
         return NO_MIX
 
     @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
+    def prepare(
+        batch: CropBatch, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> TrainBatch:
         """Crops on the host -> normalised images and their targets on the device that trains.
 
         Here: the crops as they are, each with the number of its image.
+
+        Args:
+            dtype: of the images.
         """
-        return plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
+        return plain_batch(
+            batch, settings.views, chunk_images=settings.batch.chunk_images, device=device, dtype=dtype
+        )
 
     @staticmethod
     def loss_bytes(settings: Settings, width: int, product: int) -> dict[str, Activations]:

@@ -26,7 +26,9 @@ class WithHead(nn.Module):
         return self.head(self.backbone(images), targets)
 
 
-def mixed(batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device: torch.device) -> TrainBatch:
+def mixed(
+    batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device: torch.device, dtype: torch.dtype
+) -> TrainBatch:
     """The batch mixed as the settings say, `labels` being the row that each image belongs to."""
     # Classifiers differ in what a label is, and in nothing else.
     return mix_batch(
@@ -37,6 +39,7 @@ def mixed(batch: CropBatch, labels: Int[Tensor, "B"], settings: Settings, device
         chunk_images=settings.batch.chunk_images,
         seed=settings.seed,
         device=device,
+        dtype=dtype,
     )
 
 

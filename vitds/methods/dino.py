@@ -171,10 +171,14 @@ class Method(base.Method):
         self.about = f"{self.own.prototypes:,} prototypes of width {self.own.width}, chosen by a teacher"
 
     @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TemperedBatch:
+    def prepare(
+        batch: CropBatch, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> TemperedBatch:
         """The crops as they are, and the teacher's temperature."""
         own = settings.dino
-        plain = plain_batch(batch, settings.views, chunk_images=settings.batch.chunk_images, device=device)
+        plain = plain_batch(
+            batch, settings.views, chunk_images=settings.batch.chunk_images, device=device, dtype=dtype
+        )
         first, last = own.teacher_temperature
         temperature = teacher_temperature(batch.epoch, first, last, warmup_epochs=own.temperature_epochs)
         return TemperedBatch(plain.images, plain.targets, temperature)

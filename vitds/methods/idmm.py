@@ -80,9 +80,11 @@ class Method(base.Method):
         return settings.mix
 
     @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
+    def prepare(
+        batch: CropBatch, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> TrainBatch:
         """Each crop's row is its image's number."""
-        return mixed(batch, batch.index, settings, device)
+        return mixed(batch, batch.index, settings, device, dtype)
 
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """Mixed, smoothed cross-entropy over all instances."""

@@ -161,10 +161,12 @@ class Method(base.Method):
         )
 
     @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> SlicedBatch:
+    def prepare(
+        batch: CropBatch, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> SlicedBatch:
         """The crops as they are, and the directions of their chunks."""
         own, chunk_images = settings.lejepa, settings.batch.chunk_images
-        plain = plain_batch(batch, settings.views, chunk_images=chunk_images, device=device)
+        plain = plain_batch(batch, settings.views, chunk_images=chunk_images, device=device, dtype=dtype)
         # Chunks are numbered over all ranks of a step.
         chunk_c = batch.first_chunk + np.arange(len(batch.index) // chunk_images)
         directions = draw_directions(own.width, own.directions, settings.seed, batch.step, chunk_c)

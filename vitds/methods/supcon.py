@@ -70,11 +70,18 @@ class Method(base.Method):
         )
 
     @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
+    def prepare(
+        batch: CropBatch, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> TrainBatch:
         """The crops as they are, with the classes of their images."""
         chunk_images = settings.batch.chunk_images
         return plain_batch(
-            batch, settings.views, labels=batch.label, chunk_images=chunk_images, device=device
+            batch,
+            settings.views,
+            labels=batch.label,
+            chunk_images=chunk_images,
+            device=device,
+            dtype=dtype,
         )
 
     @staticmethod

@@ -66,9 +66,11 @@ class Method(base.Method):
         return settings.mix
 
     @staticmethod
-    def prepare(batch: CropBatch, settings: Settings, device: torch.device) -> TrainBatch:
+    def prepare(
+        batch: CropBatch, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> TrainBatch:
         """Each crop's row is its image's class."""
-        return mixed(batch, batch.label, settings, device)
+        return mixed(batch, batch.label, settings, device, dtype)
 
     def losses(self, forward: base.Forward, batch: TrainBatch, step: int) -> Float[Tensor, "T"]:
         """Mixed, smoothed cross-entropy, each target weighing as much as its class."""

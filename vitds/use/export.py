@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitds.augment.mix import normalise
+from vitds.augment.images import normalise
 from vitds.data.draws import centre_views
 from vitds.errors import ResourceError, ShapeError, UsageError
 from vitds.use.model import Model
