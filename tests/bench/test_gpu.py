@@ -63,6 +63,11 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_equal_bytes(work: Path, tmp_p
     assert outcome == "equal bytes" and found["a deterministic step, to that"] > 0
 
 
+def test_so_does_a_compiled_one(work: Path, tmp_path: Path) -> None:
+    (outcome,) = run("resume_compiled", work, tmp_path).values()
+    assert outcome == "equal bytes"
+
+
 def test_speed_measures_steps_loader_and_both(work: Path, tmp_path: Path) -> None:
     found = run("speed", work, tmp_path)
     for name in ("step on fixed tensors, compiled", "loader alone, raw", "crops from data"):
