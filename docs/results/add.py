@@ -155,12 +155,13 @@ def _figure(runs: list[Run], split: str, test_images: int) -> RowFigure:
     right_RM = np.array([each["label"] == each["predicted"] for each in answers], float)
     top1_R = 100 * right_RM.mean(1)
     low, high = interval_of_mean(right_RM.mean(0))
+    # The page has one decimal: rounded to two here, some numbers would be rounded wrongly there.
     return RowFigure(
         tuple(run.settings.seed for run in runs),
-        round(float(top1_R.mean()), 2),
-        round(float(top1_R.std(ddof=1)), 2) if len(runs) > 1 else None,
-        (round(100 * low, 2), round(100 * high, 2)),
-        round(scores[0]["majority"], 2),
+        round(float(top1_R.mean()), 4),
+        round(float(top1_R.std(ddof=1)), 4) if len(runs) > 1 else None,
+        (round(100 * low, 4), round(100 * high, 4)),
+        round(scores[0]["majority"], 4),
     )
 
 

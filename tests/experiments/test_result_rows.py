@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from docs.results.add import row_of
+from docs.results.picture import draw
 from docs.results.render import FOLDER, PAGE, page
 from tests.engine.training import small_run
 from vitds.data.catalogue import CATALOGUE
@@ -37,6 +39,12 @@ def write(row: Row, folder: Path) -> None:
 
 def test_the_page_is_what_its_rows_make() -> None:
     assert PAGE.read_text("utf-8") == page(), "python docs/results/render.py writes it again"
+
+
+def test_the_picture_is_of_rows_that_are_there(tmp_path: Path) -> None:
+    draw(tmp_path / "picture.png")
+    width, height = Image.open(tmp_path / "picture.png").size
+    assert width > height > 300
 
 
 def test_a_row_has_stages_seeds_and_figures_of_its_runs(runs: list[Run], tmp_path: Path) -> None:
