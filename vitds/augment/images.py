@@ -43,17 +43,21 @@ def to_images(
         dtype: float32 or bfloat16, on a GPU also float16: rounded to it last.
     Raises: ResourceError if the kernels were not built.
     """
-    # One multiplication and one addition a pixel; the two factors are made in float64. Both kinds of mixing
-    # commute with them: cutmix is of bytes, a quarter of the traffic, mixup of scaled numbers.
-    scale = tuple(1 / (255 * std) for std in views.std)
-    shift = tuple(-mean / std for mean, std in zip(views.mean, views.std, strict=True))
     side = crops.shape[-1]
     if crops.stride()[2:] != (side * side, side, 1):
         crops = crops.contiguous()
     images = crops.new_empty(crops.shape[:2].numel(), *crops.shape[2:], dtype=dtype)
     writer = mix.write_images if crops.device.type == "cpu" else gpu_writer()
-    writer(crops, images, scale, shift, mixing, chunk_images=chunk_images)
+    # Both kinds of mixing commute with the factors: cutmix is of bytes, a quarter of the traffic, mixup of
+    # scaled numbers.
+    writer(crops, images, *factors(views), mixing, chunk_images=chunk_images)
     return images
+
+
+def factors(views: Views) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """scale and shift of each channel, made in float64: a pixel is level · scale + shift."""
+    scale = tuple(1 / (255 * std) for std in views.std)
+    return scale, tuple(-mean / std for mean, std in zip(views.mean, views.std, strict=True))
 
 
 def normalise(crops: UInt8[Tensor, "M 3 S S"], views: Views) -> Float[Tensor, "M 3 S S"]:

@@ -1,6 +1,7 @@
 """`vitds bench augment`: each kernel beside PIL, torchvision v2 and, where it is installed, kornia.
 
-All get the same crops and the same parameter.
+The kernel that makes the network's input stands beside torch's operations. All get the same crops and the
+same parameter.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
+from vitds.augment.images import factors, to_images, write_by_torch
+from vitds.augment.mix import draw_mixing
 from vitds.bench.images import bench_images
 from vitds.bench.report import print_rows
-from vitds.config.tree import ViewGroup, Views
+from vitds.config.tree import Mix, ViewGroup, Views
 from vitds.data.beton import BetonFile
 from vitds.data.draws import draw_views
 from vitds.data.images import decode_stored
@@ -74,8 +77,8 @@ class Row:
     Attributes:
         name: of the operation.
         ms: ours.
-        pil_ms: PIL's.
-        torchvision_ms: torchvision's.
+        pil_ms: PIL's, where it has the operation.
+        torchvision_ms: torchvision's; of the network's input torch's.
         kornia_ms: kornia's, where it has the operation and is installed.
         ratio: how many times as fast as PIL ours is.
         ratio_torchvision: how many times as fast as torchvision.
@@ -83,10 +86,10 @@ class Row:
 
     name: str
     ms: float
-    pil_ms: float
+    pil_ms: float | None
     torchvision_ms: float
     kornia_ms: float | None
-    ratio: float
+    ratio: float | None
     ratio_torchvision: float
 
 
@@ -239,7 +242,7 @@ def bench_augment(data: str | None = None, as_json: bool = False) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [*_resampling(file), *_operations(file)]
+        rows = [*_resampling(file), *_operations(file), *_inputs(file)]
     finally:
         torch.set_num_threads(threads)
     title = f"milliseconds a crop of {CROP_PX} px on one core, the fastest run; ratio: to PIL"
@@ -305,6 +308,28 @@ def _operations(file: BetonFile) -> list[Row]:
     return rows
 
 
+def _inputs(file: BetonFile) -> list[Row]:
+    """CROPS crops, one chunk, to the float32 input of a network: our kernel beside torch's operations."""
+    crops = [np.asarray(Image.fromarray(picture).resize(_SIZE, _BICUBIC)) for picture in _pictures(file)]
+    planes = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()[:, None]
+    views, rows = Views(crop_px=CROP_PX), []
+    for kind in ("none", "cutmix", "mixup"):
+        is_real = np.ones(CROPS, bool)
+        mixing = draw_mixing(is_real, 0, 0, 0, views, Mix(kind=kind), chunk_images=CROPS, seed=0)
+
+        def ours(mixing=mixing):
+            """In one pass."""
+            to_images(planes, views, mixing, chunk_images=CROPS)
+
+        def torchs(mixing=mixing):
+            """In several."""
+            images = torch.empty(CROPS, *planes.shape[2:])
+            write_by_torch(planes, images, *factors(views), mixing, chunk_images=CROPS)
+
+        rows.append(_row(f"input, mixing {kind}", _milliseconds(ours), None, _milliseconds(torchs), None))
+    return rows
+
+
 def _cut(crops: list[NDArray[np.uint8]], fields: dict[str, Any]) -> NDArray[np.uint8]:
     """The crops again, each through a spec that keeps its size and sets `fields`."""
     specs = np.zeros((CROPS, 1), VIEW_SPEC)
@@ -326,7 +351,8 @@ def _milliseconds(call: Callable[[], object]) -> float:
     return 1000 * min(times) / CROPS
 
 
-def _row(name: str, ours: float, pil: float, torchvision: float, kornia: float | None) -> Row:
+def _row(name: str, ours: float, pil: float | None, torchvision: float, kornia: float | None) -> Row:
     ours = max(ours, 1e-4)  # below 0.1 microseconds the call's own noise is larger
     times = [None if value is None else round(value, 5) for value in (ours, pil, torchvision, kornia)]
-    return Row(name, *times, ratio=round(pil / ours, 1), ratio_torchvision=round(torchvision / ours, 1))
+    ratio = None if pil is None else round(pil / ours, 1)
+    return Row(name, *times, ratio=ratio, ratio_torchvision=round(torchvision / ours, 1))
