@@ -78,7 +78,7 @@ def folder(digit_files, tmp_path_factory, rank_pool) -> Path:
     """What the pages' commands name: .beton files, photographs, a recipe, a pretrained and a fine-tuned
     run."""
     root = tmp_path_factory.mktemp("docs")
-    names = {"train": ("my-train", "train", "my"), "test": ("my-test", "test", "other-test")}
+    names = {"train": ("my-train", "train", "my", "k2", "k5"), "test": ("my-test", "test", "other-test")}
     for split, source in zip(("train", "test"), digit_files, strict=True):
         for name in names[split]:
             for suffix in (".beton", ".beton.json"):

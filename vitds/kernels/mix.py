@@ -57,8 +57,11 @@ def write_images(
         scale, shift: of red, green and blue.
         mixing: contiguous tensors on the crops' device; lambdas are 1/2 or more. None mixes nothing.
         chunk_images: K.
-    Raises: ResourceError if the library was not built or cannot be loaded.
+    Raises: ResourceError if the library was not built or cannot be loaded; TypeError for another type of
+        images, which would be written beyond their end.
     """
+    if images.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"images of {images.dtype}; mix.c writes float32 and bfloat16")
     kind = "none" if mixing is None else mixing.kind
     draws = (None,) * 3 if mixing is None else (mixing.partner, mixing.box, mixing.lam)
     batch = _Batch(
