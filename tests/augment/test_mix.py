@@ -96,14 +96,15 @@ def test_mixing_equals_the_plain_reference(kind: str, padded: int) -> None:
     assert torch.allclose(targets, torch.tensor(expected_targets, dtype=torch.float64), atol=1e-6)
 
 
+@pytest.mark.parametrize("type_16", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["none", "cutmix", "mixup"])
-def test_images_of_16_bits_are_those_of_32_rounded_last(kind: str) -> None:
+def test_images_of_16_bits_are_those_of_32_rounded_last(kind: str, type_16: torch.dtype) -> None:
     batch, mix = make_batch(padded=1), Mix(kind=kind)
     wide, narrow = (
         mix_batch(batch, batch.index, VIEWS, mix, chunk_images=K, seed=9, device=CPU, dtype=dtype).images
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype in (torch.float32, type_16)
     )
-    assert torch.equal(narrow, wide.bfloat16())
+    assert torch.equal(narrow, wide.to(type_16))
 
 
 def test_mixing_does_not_depend_on_how_chunks_are_spread_over_micro_batches() -> None:

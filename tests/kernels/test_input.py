@@ -64,6 +64,11 @@ def test_crops_that_are_every_other_view_of_a_batch() -> None:
     assert torch.equal(written(Case(spread[:, ::2], mixing)), written(Case(crops, mixing)))
 
 
+def test_images_of_a_type_that_the_kernel_does_not_write_are_refused() -> None:
+    with pytest.raises(TypeError, match="float16; mix.c writes float32 and bfloat16"):
+        written(case("none", 2), torch.float16)
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     given, before = case("mixup", 33), torch.get_num_threads()
     try:
