@@ -226,6 +226,7 @@ def _contenders(dense: DenseHead, features: Tensor, targets: Targets, precision:
         """A step: the loss under the case's autocast, and its gradients."""
 
         def step() -> None:
+            """Forward and backward pass."""
             with torch.autocast(device, dtype, enabled=dtype is not None):
                 value = loss()
             value.backward()
