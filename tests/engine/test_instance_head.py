@@ -16,8 +16,8 @@ from vitds import dist
 from vitds.config.load import load_settings
 from vitds.data.beton import open_beton
 from vitds.data.loader import eval_batches
-from vitds.engine.build import build_optimizer
 from vitds.engine.head_shard import HeadShard
+from vitds.engine.optimizer import build_optimizer
 from vitds.engine.update import JointUpdate
 from vitds.evaluate.files import own_features
 from vitds.heads import DenseHead

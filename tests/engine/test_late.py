@@ -18,9 +18,9 @@ from tests.methods.test_devices import BareEngine, built, micro_batch
 from vitds import dist
 from vitds.config.tree import Settings
 from vitds.engine import build, late
-from vitds.engine.build import build_optimizer
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.loop import Launched, Trainer
+from vitds.engine.optimizer import build_optimizer
 from vitds.engine.update import JointUpdate
 from vitds.errors import Stopped
 from vitds.methods.base import Method

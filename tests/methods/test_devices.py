@@ -17,10 +17,10 @@ from vitds.config.load import load_settings
 from vitds.config.tree import Settings
 from vitds.data.sheet import HostMemory, from_copy, on_sheet
 from vitds.engine.agreement import Agreed, agree
-from vitds.engine.build import build_optimizer
 from vitds.engine.draws import drawing_of
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.late import may_be_late
+from vitds.engine.optimizer import build_optimizer
 from vitds.engine.update import JointUpdate
 from vitds.heads import DenseHead
 from vitds.heads.first_rows import set_rows_from_features

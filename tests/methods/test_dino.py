@@ -15,7 +15,7 @@ from tests.methods.reference import dino_terms
 from vitds.batch import CropBatch
 from vitds.config.load import load_settings
 from vitds.config.tree import Optimizer, Settings
-from vitds.engine.build import build_optimizer
+from vitds.engine.optimizer import build_optimizer
 from vitds.engine.update import set_groups
 from vitds.methods.dino import Method, entropy_and_distance
 from vitds.models.build import build_backbone

@@ -18,7 +18,7 @@ from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.digits import embedded_digits
-from vitds.engine.build import build_optimizer
+from vitds.engine.optimizer import build_optimizer
 from vitds.engine.process import start_ranks
 from vitds.jobs.timed_steps import train_steps
 from vitds.methods import method_class

@@ -205,13 +205,15 @@ class Batch(Section):
 
 
 class Optimizer(Section):
-    """AdamW.
+    """How the weights of the engine move.
 
+    kind: AdamW for all of them, or Muon for the matrices, at the same rate.
     weight_decay_end: to which the weight decay goes by a cosine; None: it stays.
     decay: the weight decay is of all parameters, as in the paper's code, or of those with two dimensions and
         more.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr_peak: Annotated[float, Field(gt=0, le=1e30)] = 5e-4  # float32 holds no step of more
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None

@@ -5,9 +5,6 @@ The user's JSON says how the numbers are computed, the recipe what is computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -17,82 +14,14 @@ from torch import nn
 
 from vitds import dist
 from vitds.config.deepspeed import DsConfig, resolve_ds_config
-from vitds.config.tree import Optimizer, Settings
+from vitds.config.tree import Settings
 from vitds.engine import late
+from vitds.engine.optimizer import build_optimizer
 from vitds.engine.process import wait_for_slow_ranks
 from vitds.errors import SettingsError
 from vitds.methods.base import Method
 from vitds.models.patches import multiply_patches
 from vitds.plan.case import reduce_bucket
-
-
-class SkippableAdamW(torch.optim.AdamW):
-    """AdamW whose next step can be cancelled, at every ZeRO stage: by the flag that all parts share."""
-
-    skip = False
-
-    def step(self, closure: Any = None) -> Any:
-        """torch's step, or nothing."""
-        return None if self.skip else super().step(closure)
-
-
-def parameter_groups(
-    module: nn.Module,
-    lr_scales: Mapping[str, float],
-    held_epochs: Mapping[str, int],
-    *,
-    weight_decay: float,
-    decay: str,
-) -> list[dict[str, Any]]:
-    """What trains, in groups of one rate and one weight decay; a single group where nothing differs.
-
-    Args:
-        lr_scales: for parameters whose names begin so, what the loop multiplies their rate by.
-        held_epochs: for parameters whose names begin so, the epochs from the start in which it is 0.
-        weight_decay: of those that decay.
-        decay: `all` parameters, as in the paper's code, or `matrices`: those of two dimensions and more.
-    """
-    # ZeRO makes each group a flat tensor, so there are as few as possible.
-    groups: dict[tuple[float, int, bool], dict[str, Any]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        # 1 for all that no prefix claims, such as the backbone.
-        scale = next((value for prefix, value in lr_scales.items() if name.startswith(prefix)), 1.0)
-        held = next((value for prefix, value in held_epochs.items() if name.startswith(prefix)), 0)
-        # `matrices`: biases and norms' scales have one dimension; position embeddings have more, and decay.
-        decays = decay == "all" or parameter.dim() > 1
-        group = {"params": [], "lr_scale": scale, "held_epochs": held, "decays": decays}
-        group["weight_decay"] = weight_decay * decays
-        groups.setdefault((scale, held, decays), group)["params"].append(parameter)
-    return list(groups.values())
-
-
-def build_optimizer(
-    module: nn.Module,
-    settings: Optimizer,
-    *,
-    lr_scales: Mapping[str, float],
-    held_epochs: Mapping[str, int] = {},  # noqa: B006 (never written to)
-    on_host: bool = False,
-) -> SkippableAdamW:
-    """AdamW; each step sets rate and weight decay of its groups anew (vitds/engine/update.py).
-
-    Args:
-        module: whose parameters it updates; those that need no gradient are left out.
-        settings: peak rate, betas, eps, weight decay.
-        lr_scales, held_epochs: see `parameter_groups`.
-        on_host: states are offloaded to host memory. torch's fused AdamW then does what DeepSpeed's CPU Adam
-            does, one vectorised pass over memory, and needs no compiler at the first start.
-    """
-    groups = parameter_groups(
-        module, lr_scales, held_epochs, weight_decay=settings.weight_decay, decay=settings.decay
-    )
-    # fused=False written out would also turn off torch's foreach path, which a GPU needs: there it is one
-    # launch a tensor.
-    is_on_gpu = any(parameter.is_cuda for parameter in module.parameters())
-    fused = {"fused": True} if on_host or is_on_gpu else {}
-    return SkippableAdamW(groups, lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, **fused)
 
 
 def build_engine(
@@ -187,6 +116,13 @@ def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_
             f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in "
             f"{settings.backbone.name} does not take beside float32 statistics; "
             'use "torch_autocast": {"enabled": true}'
+        )
+    is_flat = ds.zero_stage or has_bf16_weights or settings.engine.precision == "fp16"
+    if settings.optimizer.kind == "muon" and is_flat:
+        raise SettingsError(
+            f"optimizer.kind muon turns whole matrices, of which DeepSpeed makes flat pieces at ZeRO stage "
+            f"{ds.zero_stage} with engine.precision {settings.engine.precision}; take a DeepSpeed JSON of "
+            'stage 0 without "bf16" and engine.precision bf16 or fp32, or set optimizer.kind=adamw'
         )
     if method.has_teacher and ds.zero_stage == 3:
         raise SettingsError(

@@ -15,8 +15,8 @@ def may_be_late(settings: Settings, method: Method, *, zero_stage: int, device: 
     """Whether nothing on the host needs to know at once if a step was sound.
 
     Only torch's fused AdamW reads it on the card. So a run waits for each step in which DeepSpeed has the
-    gradients (ZeRO 1 to 3, fp16), or with rows of another optimizer, or where something follows the weights:
-    a teacher, a centre, averages.
+    gradients (ZeRO 1 to 3, fp16), or with weights or rows of another optimizer, or where something follows
+    the weights: a teacher, a centre, averages.
     """
     rows_read_it = not method.outside or (settings.head.optimizer == "adamw" and not settings.head.lazy)
     # By what is overridden: a new method cannot forget to say so.
@@ -27,6 +27,7 @@ def may_be_late(settings: Settings, method: Method, *, zero_stage: int, device: 
         device.type == "cuda"
         and zero_stage == 0
         and settings.engine.precision != "fp16"
+        and settings.optimizer.kind == "adamw"
         and rows_read_it
         and nothing_follows
     )
