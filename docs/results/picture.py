@@ -1,6 +1,7 @@
 """Draw docs/images/results.png, held-out accuracy over processor minutes: python docs/results/picture.py
 
-A line joins rows of one network and one way to train it, of different lengths, on one kind of processor.
+A line joins rows of one network and one way to train it, of different lengths, on one kind of processor: with
+AVX-512 for Muon, with AVX2 for AdamW.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from vitds.jobs.result_rows import read_row
 
 PICTURE = FOLDER.parent / "images" / "results.png"
 LINES = {
-    "narrow ResNet-18 from scratch": ("flowers_20min_narrow", "flowers_60min_narrow"),
-    "narrow ResNet-18, half of the time IDMM": ("flowers_20min_idmm", "flowers_60min_idmm"),
+    "narrow ResNet-18 from scratch, Muon": ("flowers_10min_muon", "flowers_30min_muon"),
+    "narrow ResNet-18 from scratch, AdamW": ("flowers_20min_narrow", "flowers_60min_narrow"),
+    "narrow ResNet-18, half of the time IDMM, AdamW": ("flowers_20min_idmm", "flowers_60min_idmm"),
 }
 MARKERS = "os^v"
 
@@ -41,8 +43,8 @@ def draw(path: Path) -> None:
         ]
         axes.errorbar(minutes, means, reach, marker=marker, capsize=3, label=label)
     axes.set_xscale("log")
-    axes.set_xlim(18, 72)
-    axes.set_xticks([20, 30, 40, 60], labels=["20", "30", "40", "60"])
+    axes.set_xlim(9, 72)
+    axes.set_xticks([10, 20, 30, 40, 60], labels=["10", "20", "30", "40", "60"])
     axes.minorticks_off()
     axes.set_xlabel("processor minutes of one core, all stages")
     axes.set_ylabel("held-out top-1, %")
