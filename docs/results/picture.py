@@ -29,7 +29,7 @@ MARKERS = "os^v"
 
 def draw(path: Path) -> None:
     """Each row with its 95 % interval over the held-out images."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display
     axes = figure.subplots()
     for marker, (label, names) in zip(MARKERS, LINES.items(), strict=False):
@@ -49,7 +49,7 @@ def draw(path: Path) -> None:
     axes.set_xlabel("processor minutes of one core, all stages")
     axes.set_ylabel("held-out top-1, %")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center")
     figure.savefig(path, dpi=110)
 
 
