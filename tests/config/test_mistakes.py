@@ -119,7 +119,7 @@ def test_key_below_a_single_value_is_refused(recipe):
         ),
         ("views.crp_px=3", "views.crp_px: unknown key; did you mean views.crop_px?"),
         ("crop_px=3", "crop_px: unknown key; did you mean views.crop_px?"),
-        ("kind=none", "kind: unknown key; did you mean mix.kind or head.kind?"),
+        ("kind=none", "kind: unknown key; did you mean mix.kind or head.kind or optimizer.kind?"),
         ("crop=3", "crop: unknown key; did you mean views.crop_px?"),
         ("log.zzz=1", "log.zzz: unknown key; the keys here are tensorboard, page"),
     ],
