@@ -70,8 +70,8 @@ def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
     """U Vᵀ of the singular value decomposition U S Vᵀ, nearly: singular values come to lie at 0.7 to 1.2.
 
     Five steps of X <- (a + b XXᵀ + c (XXᵀ)²) X from X = matrix / |matrix|. All factors are polynomials of the
-    first XXᵀ, so they are multiplied in its size, and X is seen twice: a third of the time where one side is
-    several times the other.
+    first XXᵀ, so they are multiplied in its size, and X is seen twice: a third of the arithmetic where
+    one side is nine times the other.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide = matrix.T if is_tall else matrix
