@@ -11,8 +11,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitds.batch import Targets
-from vitds.bench import head as bench
+from vitds.bench import head, head_ways
 from vitds.bench.head import bench_head
+from vitds.bench.head_ranks import measure_ranks
+from vitds.bench.head_ways import Case, contenders, liger_chunk
+from vitds.bench.steps import extra_bytes
 from vitds.errors import ResourceError, SettingsError
 from vitds.heads import DenseHead
 
@@ -20,7 +23,7 @@ from vitds.heads import DenseHead
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that is installed would be compiled for half a minute here."""
-    monkeypatch.setattr(bench, "import_module", raise_import_error)
+    monkeypatch.setattr(head_ways, "import_module", raise_import_error)
 
 
 def raise_import_error(name: str) -> None:
@@ -65,7 +68,7 @@ def test_what_computes_other_gradients_is_not_counted(monkeypatch: pytest.Monkey
         rest = (features @ weight.detach().T).logsumexp(1)
         return (rest - (features * own).sum(1)).mean()
 
-    monkeypatch.setattr(bench, "_peer", lambda *_: peer)
+    monkeypatch.setattr(head_ways, "_peer", lambda *_: peer)
     rows = bench_head(rows=300, dim=16, batch=64, rounds=1, as_json=True)
     (other,) = (row for row in rows if row["name"].startswith("Cut Cross-Entropy"))
     assert "not counted, its gradients are off by" in other["name"] and other["ms"] is other["off"] is None
@@ -79,14 +82,14 @@ def test_extra_memory_is_that_of_a_step() -> None:
         held[-1] + 1
 
     step()  # the first touches code and buffers
-    assert 60e6 < bench._extra_bytes(step, [], torch.device("cpu")) < 75e6
+    assert 60e6 < extra_bytes(step, [], torch.device("cpu")) < 75e6
 
 
 def test_what_does_not_fit_into_memory_is_left_out(
     no_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = psutil.virtual_memory()._replace(available=2_000_000)
-    monkeypatch.setattr(bench.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(head.psutil, "virtual_memory", lambda: free)
     rows = bench_head(rows=3000, dim=16, batch=64, rounds=1, as_json=True)
     assert rows[2] == {
         "name": "torch's linear and cross_entropy: not run, its logits take 0.0 GB"
@@ -124,7 +127,7 @@ def test_ranks_that_end_without_an_answer_are_said() -> None:
         ResourceError,
         match="one of 2 ranks ended without an answer: not enough memory for 1,000,000,000,000 rows",
     ):
-        bench._measure_ranks(2, bench.Case(10**12, 10**6, 2, "fp32", False, 1, 0))
+        measure_ranks(2, Case(10**12, 10**6, 2, "fp32", False, 1, 0))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_ranks_that_end_without_an_answer_are_said() -> None:
 def test_ligers_rule_gives_an_instance_head_one_feature_at_a_time(
     features: int, rows: int, width: int, chunk: int
 ) -> None:
-    assert bench.liger_chunk(features, rows, width) == chunk
+    assert liger_chunk(features, rows, width) == chunk
 
 
 def test_on_a_card_cut_cross_entropy_is_asked_for_its_whole_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,13 +147,13 @@ def test_on_a_card_cut_cross_entropy_is_asked_for_its_whole_gradient(monkeypatch
         asked.append(words)
         raise NotImplementedError
 
-    monkeypatch.setattr(bench, "_peer", lambda *_: peer)
+    monkeypatch.setattr(head_ways, "_peer", lambda *_: peer)
     dense = DenseHead(40, 8, bias=False, label_smoothing=0.0, seed=0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         dense.weight = nn.Parameter(torch.empty(40, 8, device="cuda"))
         features, target = torch.empty(6, 8, device="cuda"), torch.empty(6, device="cuda", dtype=torch.int64)
         one = torch.empty(6, device="cuda")
-        others = bench._contenders(dense, features, Targets(target, target, one, one, target), "fp32")
+        others = contenders(dense, features, Targets(target, target, one, one, target), "fp32")
         with pytest.raises(NotImplementedError):
             next(each.step for each in others if each.name == "Cut Cross-Entropy")()
     assert asked == [{"filter_eps": None}]

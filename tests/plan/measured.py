@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitds import dist
-from vitds.bench.head import _status_bytes
+from vitds.bench.steps import status_bytes
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
@@ -76,9 +76,9 @@ def measured_and_planned(
         gc.collect()
         libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-        before = _status_bytes("VmRSS")
+        before = status_bytes("VmRSS")
         plan = _train(file, stage, rows, changes, backbone, recipe)
-        return _status_bytes("VmHWM") - before, plan.peak, plan.line()
+        return status_bytes("VmHWM") - before, plan.peak, plan.line()
     finally:
         # What glibc's own rule grows to.
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)

@@ -12,9 +12,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
 from vitds.bench.gpu_check import Check
-from vitds.bench.head import bench_head, best_seconds
+from vitds.bench.head import bench_head
 from vitds.bench.loader import IMAGES, first_images, measure, pipelines
 from vitds.bench.step import bare_steps
+from vitds.bench.steps import best_seconds
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile, open_beton
