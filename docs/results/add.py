@@ -41,11 +41,10 @@ OF_NO_RECIPE = (
     "seed",
     "epochs",
     "init",
-    "data.",
-    "engine.",
-    "checkpoint.",
-    "log.",
-    "eval.",
+    *("data.train", "data.test", "data.workers"),
+    *("engine.compile", "engine.attention", "engine.deterministic", "engine.activation_checkpointing"),
+    *("checkpoint.", "log."),
+    *("eval.batch_images", "eval.knn_k"),
     "batch.micro_images",
 )
 
@@ -132,6 +131,8 @@ def _differing(recipe: str, settings: Settings) -> list[str]:
         for each in (load_settings(recipe=recipe, command=None, flags={}), settings)
     )
     left_out = (*OF_NO_RECIPE, *(("backbone.name", "backbone.options") if settings.init else ()))
+    if settings.eval.choose == "last":  # how often it was measured decides nothing then
+        left_out += ("eval.every_epochs",)
     return [
         f"{key}={json.dumps(value)}"
         for key, value in of_run.items()

@@ -118,6 +118,8 @@ def test_linear_layers_and_dense_convolutions_are_turned(
 def test_no_classifier_is_turned() -> None:
     module = nn.ModuleDict({"backbone": nn.Linear(6, 5), "head": nn.Linear(5, 9)})
     assert matrix_names(module) == {"backbone.weight"}
+    dino = nn.ModuleDict({"projector": nn.Linear(4, 4), "prototypes": nn.Linear(4, 8, bias=False)})
+    assert matrix_names(dino) == {"projector.weight"}, "a prototype is a class's row"
 
 
 @pytest.mark.parametrize("backbone", ["vit", "resnet"])

@@ -30,6 +30,15 @@ def test_probes_come_every_so_many_epochs_and_do_not_depend_on_ranks_or_head(
             assert one[step][name] == pytest.approx(two[step][name], rel=1e-3), name
 
 
+def test_a_recipe_of_one_view_has_the_probes_that_need_no_second_one(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
+    one_view = {"views__groups": "[{name: view, views: 1, scale: [0.5, 1.0]}]"}
+    probed = rank_pool(1).run(probed_run, str(tmp_path / "run"), digit_files, **one_view)[0][11]
+    assert {"probe/uniformity", "probe/rankme", "probe/instance_top1"} <= set(probed)
+    assert "probe/alignment" not in probed
+
+
 def test_probes_change_nothing_of_the_training(rank_pool, digit_files, tmp_path: Path) -> None:
     rank_pool(1).run(probed_run, str(tmp_path / "probed"), digit_files, optimizer__lr_peak=1e-3)
     rank_pool(1).run(plain_run, str(tmp_path / "plain"), digit_files, optimizer__lr_peak=1e-3)

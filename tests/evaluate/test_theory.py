@@ -138,6 +138,11 @@ def test_rows_that_are_the_features_have_full_fidelity_and_transfer_whatever_the
     assert (transfer.pearson, transfer.spearman) == (pytest.approx(1), pytest.approx(1))
 
 
+def test_equal_rows_share_every_image() -> None:
+    same = torch.ones(IMAGES, WIDTH)
+    assert prototype_fidelity(same, same).first == pytest.approx(100 / IMAGES, rel=0.1)
+
+
 def test_labels_that_mean_nothing_give_a_ratio_of_one() -> None:
     generator = torch.Generator().manual_seed(9)
     ratios = [

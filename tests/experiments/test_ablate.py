@@ -98,12 +98,12 @@ def test_equal_compute_gives_each_arm_the_units_of_the_whole_recipe(
     digit_files, tmp_path: Path, capsys
 ) -> None:
     out = tmp_path / "out"
-    assert main([*words(digit_files, out, epochs="10", budget="compute"), "--plan"]) == 0
+    assert main([*words(digit_files, out, epochs="9", budget="compute"), "--plan"]) == 0
     printed = capsys.readouterr().out
     assert not out.exists() and "10 runs, " in printed
     rows = [line for line in printed.splitlines() if "pretrain" in line]
     epochs, units = zip(*((int(row.split()[-6]), int(row.split()[-2])) for row in rows), strict=True)
-    assert epochs == (15, 15, 60, 10, 10)
+    assert epochs == (12, 12, 54, 9, 9)
     assert max(units) - min(units) <= 1
 
 
@@ -113,13 +113,22 @@ def test_forward_units_count_views_pixels_kept_patches_and_teachers() -> None:
     def settings(recipe: str, *words: str):
         return load_settings(recipe=recipe, command=None, assignments=words, flags={})
 
-    # 52 images in steps of 48 are 96 with those that pad; 6 views of 12 px; half the patches; 3 forwards.
-    assert units_of_epoch(settings("idmm_digits"), 52) == pytest.approx(96 * 6 * 3 / 2 * (12 / 224) ** 2)
+    # 52 images in steps of 48 are 96 with those that pad; 6 views of 12 px; 3 forwards; 4 of 9 patches,
+    # which is what half of them comes to.
+    units = 96 * 6 * 3 * 4 / 9 * (12 / 224) ** 2
+    assert units_of_epoch(settings("idmm_digits"), 52) == pytest.approx(units)
     two = ("batch.global_images=96", "batch.chunk_images=48")
     contrast, with_teacher = (
         units_of_epoch(settings(f"{name}_digits", *two), 96) for name in ("simclr", "mocov3")
     )
     assert with_teacher / contrast == pytest.approx(4 / 3)
+    dropped = units_of_epoch(settings("mocov3_digits", *two, "backbone.patch_drop=0.5"), 96)
+    assert dropped / contrast == pytest.approx((3 * 4 / 9 + 1) / 3), "a teacher sees all patches"
+    dino = settings("dino_digits", *two)
+    views, seen = dino.views.count, dino.views.groups[0].views
+    one = units_of_epoch(settings("simclr_digits", *two), 96) / (3 * 2)  # a forward pass of all images
+    scale = (dino.views.crop_px / 12) ** 2
+    assert units_of_epoch(dino, 96) / one == pytest.approx((3 * views + seen) * scale), "of the first group"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.experiments.toy import flagged, refusal
 from vitds.cli import main
+from vitds.errors import Stopped
+from vitds.jobs.experiment import RECORD
+from vitds.jobs.experiment_result import figures
 from vitds.jobs.fit_plan import Speed
 from vitds.runs.directory import Run, read_json
 
@@ -71,7 +75,7 @@ def test_equal_compute_counts_views_pixels_and_teachers(digit_files, tmp_path: P
     )
     units = [float(row[-1].replace(",", "")) for row in (one, tuned, other, scratch)]
     assert units[0] == pytest.approx(60, rel=0.05) and units[2] == pytest.approx(60, rel=0.05)
-    assert int(one[6]) / int(other[6]) == pytest.approx(4 * 2 / (6 * 3 / 2), rel=0.1)
+    assert int(one[6]) / int(other[6]) == pytest.approx(4 * 2 / (6 * 3 * 4 / 9), rel=0.1)
     assert units[3] == pytest.approx(60 + units[1], rel=0.05)
 
 
@@ -93,6 +97,104 @@ def test_a_backbone_is_for_all_stages_and_takes_no_options_of_another(digit_file
     assert main([*command, "--set", "backbone.patch_drop=0", "--backbone", "resnet18", *patch]) == 0
 
 
+def test_options_given_by_hand_are_those_of_the_backbone_given_by_hand(
+    digit_files, tmp_path: Path, capsys
+) -> None:
+    small = "backbone.options={patch_size: 4, embed_dim: 24, depth: 1, num_heads: 3}"
+    command = ["compare", "--data", digit_files[0], "--test", digit_files[1], "--out", str(tmp_path / "out")]
+    command += ["--methods", METHODS, "--finetune_recipe", "finetune_digits", "--amount", "1", "--plan"]
+    # Without them the model has patches of 16 pixels, which 12 are not made of.
+    assert main([*command, "--backbone", "vit_small_patch16_224", "--set", small]) == 0
+    assert main([*command, "--backbone", "vit_small_patch16_224"]) == 2
+
+
+def test_knn_of_an_experiment_has_20_neighbours_whatever_a_recipe_measures(
+    comparison: Path, digit_files, tmp_path: Path
+) -> None:
+    own = {title: [str(comparison / title / "pretrain-seed0")] for title in ("idmm", "mocov3")}
+    expected = figures("knn", own)
+    for title, (run,) in own.items():
+        shutil.copytree(run, tmp_path / title)
+        text = (tmp_path / title / "settings.yaml").read_text()
+        assert "knn_k: [5, 20]" in text
+        (tmp_path / title / "settings.yaml").write_text(text.replace("knn_k: [5, 20]", "knn_k: [5]"))
+    found = figures("knn", {title: [str(tmp_path / title)] for title in own})
+    assert [each["mean"] for each in found.values()] == [each["mean"] for each in expected.values()]
+
+
+def test_a_recipe_file_that_changed_since_is_refused(
+    digit_files, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = tmp_path / "own.yaml", tmp_path / "out"
+    recipe.write_text("base: idmm_digits\n", "utf-8")
+    command = words(digit_files, out, methods=f"own={recipe},scratch")
+    monkeypatch.setattr("vitds.jobs.experiment.run_stages", lambda _: (_ for _ in ()).throw(Stopped("now")))
+    assert main(command) != 0 and (out / RECORD).exists()
+    capsys.readouterr()
+    written = out / "recipes/own-pretrain.yaml"
+    written.write_text(written.read_text().replace("lr_peak: 0.001", "lr_peak: 0.002"), "utf-8")
+    assert main([*command, "--plan"]) == 5
+    assert "own-pretrain.yaml was changed after the experiment began" in capsys.readouterr().err
+    written.write_text(written.read_text().replace("lr_peak: 0.002", "lr_peak: 0.001"), "utf-8")
+    assert main([*command, "--plan"]) == 0
+    recipe.write_text("base: idmm_digits\noptimizer: {lr_peak: 2e-3}\n", "utf-8")
+    assert main([*command, "--plan"]) == 5
+    assert "was begun with other words: recipe_files was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", ["{}", '{"kind": "comparison", "asked": {}, "arms": [{"name": "a"}]}'])
+def test_a_record_that_is_none_is_named(digit_files, tmp_path: Path, capsys, record: str) -> None:
+    (tmp_path / RECORD).write_text(record)
+    assert main(words(digit_files, tmp_path)) == 5
+    assert "experiment.json is no record of an experiment: it lacks '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "seed=5"], "--set seed: --seeds says how many seeds there are"),
+        (["--set", "epochs=7"], "--set epochs: --amount says how long each method pretrains"),
+        (["--set", "data.train=a.beton"], "--set data.train: --data names the training images"),
+        (["--set", "init=/nowhere"], "/nowhere"),
+        (["--finetune_set", "init=a"], "--finetune_set init: a fine-tuning begins from its pretraining"),
+        (
+            ["--finetune_set", "backbone.name=resnet18"],
+            "--finetune_set backbone.name is 'resnet18', but the ",
+        ),
+        (["--finetune_set", "foo=1"], "(from --finetune_set foo=1)"),
+        (["--finetune_set", "head.kind=sharded"], "head.kind sharded is for the instance head"),
+        (["--finetune_set", "engine.attention=flash"], "engine.attention is flash, which is for GPUs"),
+        (["--set", "engine.precision=fp16"], "engine.precision is fp16, which is for GPUs"),
+    ],
+)
+@pytest.mark.skipif("__import__('torch').cuda.is_available()")
+def test_what_a_stage_would_refuse_or_ignore_is_refused_before_anything_runs(
+    digit_files, tmp_path: Path, capsys, more: list[str], said: str
+) -> None:
+    out = tmp_path / "out"
+    status, line = refusal([*words(digit_files, out), *more], out, capsys)
+    assert status != 0 and said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: idmm_digits\nbackbone: {options: {patch_size: 4, embed_dim: 48}}\n", "with options "),
+        ("base: idmm_digits\nbackbone: resnet18\n", "backbone: "),
+        ("base: idmm_digits\nbackbone:\n", "backbone: "),
+    ],
+)
+def test_recipes_of_two_networks_or_of_none_are_refused(
+    digit_files, tmp_path: Path, capsys, text: str, said: str
+) -> None:
+    (tmp_path / "other.yaml").write_text(text, "utf-8")
+    files = ["--data", digit_files[0], "--test", digit_files[1], "--finetune_recipe", "finetune_digits"]
+    methods = f"idmm=idmm_digits,other={tmp_path / 'other.yaml'}"
+    command = ["compare", *files, "--methods", methods, "--amount", "1", "--out", str(tmp_path / "out")]
+    status, line = refusal(command, tmp_path / "out", capsys)
+    assert status == 2 and said in line
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "said"),
     [
@@ -106,6 +208,7 @@ def test_a_backbone_is_for_all_stages_and_takes_no_options_of_another(digit_file
         ({"methods": "simclr=idmm_digits"}, 2, "recipe idmm_digits is of method idmm, not simclr"),
         ({"methods": "idmm=photos_cpu,mocov3=mocov3_digits"}, 2, "name one for all with --backbone"),
         ({"amount": "0"}, 2, "--amount 0: must be more than 0"),
+        ({"amount": "inf", "budget": "compute"}, 2, "--amount inf: must be more than 0, and finite"),
         ({"amount": "1.5"}, 2, "--amount 1.5: of epochs it must be a whole number"),
         ({"amount": "0.1", "budget": "compute"}, 2, "Give at least that"),
         ({"data": "absent.beton"}, 3, "absent.beton: cannot be opened"),

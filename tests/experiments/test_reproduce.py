@@ -102,7 +102,7 @@ def test_a_row_is_made_again_from_the_published_files(
     assert "crops of 32 see them enlarged" in printed
     assert main(words(shipped, out)) == 0 and len(ran) == 2, "a finished one runs nothing"
     assert main(words(shipped, out, "--toy")) == 5
-    assert "was begun with other words: toy was False, now True" in capsys.readouterr().err
+    assert "this row takes 6 of side 24 at toy length" in capsys.readouterr().err
 
 
 def test_toy_length_is_two_images_a_class_and_says_so(shipped: Path, tmp_path: Path, capsys) -> None:
@@ -111,6 +111,22 @@ def test_toy_length_is_two_images_a_class_and_says_so(shipped: Path, tmp_path: P
     printed = capsys.readouterr().out
     assert "This is of toy length" in printed and "(6 images)" in printed
     assert [line.split()[-4] for line in printed.replace("│", " ").splitlines() if " x 32" in line] == ["6"]
+
+
+def test_files_of_toy_length_or_of_another_row_are_not_taken_for_the_rows_own(
+    shipped: Path, small_rows: Path, tmp_path: Path, capsys
+) -> None:
+    toy, whole = tmp_path / "toy", tmp_path / "whole"
+    assert main(words(shipped, toy, "--toy", "--plan")) == 0
+    assert main(words(shipped, toy, "--plan")) == 5
+    said = capsys.readouterr().err
+    assert "flowers102-train.beton has 6 images of side 24, and this row takes 12 of side 24: it was" in said
+    assert main(words(shipped, whole, "--plan")) == 0
+    row = json.loads((small_rows / "small_cpu.json").read_text())
+    (small_rows / "wide_cpu.json").write_text(json.dumps(row | {"side": 32}))
+    command = ["wide" if word == "small" else word for word in words(shipped, whole, "--plan")]
+    assert main(command) == 5
+    assert "this row takes 12 of side 32: it was built for another one" in capsys.readouterr().err
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()")
@@ -130,6 +146,7 @@ def test_wrong_words_are_refused_in_a_line(shipped: Path, tmp_path: Path, capsys
     for command, said in (
         (["reproduce", "smal", "--cpu"], "smal is no result that can be made again; did you mean small?"),
         (words(tmp_path, tmp_path / "out"), "does not hold flowers102: there must be 102flowers.tgz, "),
+        ([*words(tmp_path, tmp_path / "out")[:-1], "0"], "--seeds 0: must be 1 or more"),
         (words(shipped, tmp_path), "is not empty and holds no experiment. Choose another --out"),
     ):
         assert main(command) != 0

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from docs.results.add import row_of
+from docs.results.add import _differing, row_of
 from docs.results.picture import draw
 from docs.results.render import FOLDER, PAGE, page
 from tests.engine.training import small_run
@@ -60,6 +60,22 @@ def test_a_row_has_stages_seeds_and_figures_of_its_runs(runs: list[Run], tmp_pat
     top1 = [100 * float((each["label"] == each["predicted"]).mean()) for each in answers]
     assert row.held_out.mean == pytest.approx(sum(top1) / 2) and row.test is None
     assert row.held_out.interval[0] <= row.held_out.mean <= row.held_out.interval[1]
+
+
+def test_a_row_names_every_setting_that_changes_its_figures(runs: list[Run], tmp_path: Path) -> None:
+    chosen = {"hold_out": 0.2, "choose": "best", "every_epochs": 1, "batch_images": 7}
+    settings = runs[0].settings
+    changed = settings.model_copy(
+        update={
+            "eval": settings.eval.model_copy(update=chosen),
+            "data": settings.data.model_copy(update={"order": "pages"}),
+            "engine": settings.engine.model_copy(update={"precision": "bf16"}),
+        }
+    )
+    differing = _differing("finetune_digits", changed)
+    named = {"eval.hold_out=0.2", 'eval.choose="best"', "eval.every_epochs=1", 'data.order="pages"'}
+    assert named | {'engine.precision="bf16"'} <= set(differing)
+    assert not any(word.startswith("eval.batch_images") for word in differing)
 
 
 def test_a_row_keeps_what_it_has_of_the_other_split(

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 from tests.engine.training import small_run
 from tests.experiments.toy import flagged, refusal
 from vitds.cli import main
+from vitds.errors import Stopped
 from vitds.evaluate.bootstrap import interval_of_mean
-from vitds.jobs.evaluate import evaluate
+from vitds.jobs.chain import Stage
+from vitds.jobs.evaluate import evaluated
 from vitds.report.heat_map import draw_heat_maps
 from vitds.runs.directory import Run, read_json
 
@@ -66,10 +68,9 @@ def test_the_matrix_has_random_weights_first_and_three_measures(
     assert result["budget"] == {"recipe": "finetune_digits", "epochs": 1}
     random, given = result["cells"]
     test = target.replace("-train", "-test")
-    for kind in ("knn", "linear"):
-        score = evaluate(kind, str(source), data=test, bank=target, as_json=True)
-        expected = score["knn"]["5"]["top1"] if kind == "knn" else score["top1"]
-        assert given[kind]["mean"] == pytest.approx(expected)
+    neighbours = evaluated("knn", str(source), test, target, knn_k=(20,)).score["knn"]
+    assert given["knn"]["mean"] == pytest.approx(neighbours["20"]["top1"])
+    assert given["linear"]["mean"] == evaluated("linear", str(source), test, target).score["top1"]
     for cell, name in ((random, "random"), (given, "1-pre")):
         run = Run(matrix / f"{name}--four/finetune-seed0")
         assert cell["finetuned"]["mean"] == run.summary["top1"]
@@ -88,6 +89,23 @@ def test_random_weights_are_those_of_a_training_before_its_first_step(matrix: Pa
     assert random.keys() == trained.keys()
     assert any(not np.array_equal(random[name], trained[name]) for name in random)
     assert Run(matrix / "random--four/finetune-seed0").settings.init == str(matrix / "random/source-seed0")
+
+
+def test_more_seeds_later_have_random_weights_of_their_own(
+    matrix: Path, source: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Stage] = []
+
+    def stop(stages: list[Stage]) -> None:
+        asked.extend(stages)
+        raise Stopped("now")
+
+    kept = (matrix / "transfer.json").read_bytes()
+    monkeypatch.setattr("vitds.jobs.experiment.run_stages", stop)
+    assert main(words(source, target, matrix, seeds="3")) != 0
+    (matrix / "transfer.json").write_bytes(kept)
+    inits = [Path(stage.command[-1]).name for stage in asked if stage.run.parent.name == "random--four"]
+    assert inits == ["source-seed1", "source-seed2"]
 
 
 def test_the_files_beside_have_the_same_figures(matrix: Path) -> None:

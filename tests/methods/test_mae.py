@@ -175,6 +175,14 @@ def test_a_mask_of_nothing_is_refused() -> None:
     )
 
 
+def test_a_crop_whose_only_patch_has_to_be_seen_is_refused() -> None:
+    settings = small_settings("views.crop_px=4")
+    with torch.device("meta"):
+        backbone = build_backbone(settings.backbone, crop_px=4, seed=0)
+    with pytest.raises(SettingsError, match="of the 1 of a crop backbone.patch_drop 0.* leaves none out"):
+        Method(settings, backbone, 0)
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_base_patch16_siglip_224"])
 def test_a_backbone_that_is_no_plain_vision_transformer_is_refused(name: str) -> None:
     settings = small_settings(f"backbone.name={name}", "backbone.options={}", "views.crop_px=32")

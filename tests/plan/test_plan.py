@@ -246,6 +246,10 @@ def test_a_signal_while_steps_are_timed_says_so(tmp_path: Path, monkeypatch: pyt
         ),
         (dict(ds_config="zero9"), "ds_config zero9 is unknown"),
         (
+            dict(ds_config="zero2", set=["optimizer.kind=muon"]),
+            "optimizer.kind muon turns whole matrices, of which DeepSpeed makes flat pieces at ZeRO stage 2",
+        ),
+        (
             dict(rows=0),
             "--rows 0 --gpus 1 --images_per_s None: rows and gpus from 1 on, images_per_s above 0",
         ),

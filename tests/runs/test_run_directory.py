@@ -29,7 +29,7 @@ from vitds.runs.checkpoint import (
 )
 from vitds.runs.directory import Run, disk_note, given_settings, read_json, save_inputs, save_settings
 from vitds.runs.lock import STALE_AFTER_S, RunLock, is_running, next_run, own_process
-from vitds.runs.metrics import MetricsFile, cut_back, read_metrics
+from vitds.runs.metrics import MetricsFile, cut_back, read_metrics, seconds_of
 
 STATE = {"updates": 3, "head_rows": [[0, 4]]}
 
@@ -217,6 +217,16 @@ def test_metrics_are_cut_back_to_a_step_and_a_half_line_is_dropped(tmp_path: Pat
         == [line["step"] for line in read_metrics(path)]
     )
     assert cut_back(tmp_path / "none.jsonl", 3) == []
+
+
+def test_the_seconds_of_steps_have_those_of_the_starts_that_led_to_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    starts = {0: 4.0, 2: 8.0}
+    for step in range(4):
+        line = {"step": step, "time/step_s": 0.5} | ({"time/start_s": starts[step]} if step in starts else {})
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    assert [seconds_of(path, steps) for steps in (0, 2, 4)] == [0, 5, 14]
 
 
 def test_a_checkpoint_is_read_back_and_the_oldest_is_removed(tmp_path: Path) -> None:

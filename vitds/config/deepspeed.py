@@ -243,7 +243,7 @@ def resolve_ds_config(
         ranks: R.
         precision: resolved.
     Raises: SettingsError if the file has another value than the recipe (names file, line, key and value, and
-        the recipe's key and value).
+        the recipe's key and value), or makes weights flat that Muon turns.
     """
     resolved = copy.deepcopy(dict(config.values))
     for key, recipe_key, value in (
@@ -263,6 +263,13 @@ def resolve_ds_config(
         if config.values.get(block, {}).get("enabled", "auto") not in ("auto", wanted):
             raise _contradiction(config, f"{block}.enabled", "engine.precision", precision)
         resolved[block] = {**resolved.get(block, {}), "enabled": wanted}
+    is_flat = config.zero_stage or resolved["bf16"]["enabled"] or precision == "fp16"
+    if settings.optimizer.kind == "muon" and is_flat:
+        raise SettingsError(
+            f"optimizer.kind muon turns whole matrices, of which DeepSpeed makes flat pieces at ZeRO stage "
+            f"{config.zero_stage} with engine.precision {precision}; take a DeepSpeed JSON of "
+            'stage 0 without "bf16" and engine.precision bf16 or fp32, or set optimizer.kind=adamw'
+        )
     resolved["torch_autocast"]["dtype"] = "bfloat16"
     resolved["zero_allow_untested_optimizer"] = True
     # It would wait for the device twice a step, for a line that nobody reads; metrics.jsonl has the speed.

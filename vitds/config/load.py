@@ -68,6 +68,7 @@ def load_settings(
     flags: Mapping[str, Any],
     extra: Mapping[str, Any] = {},  # noqa: B006 (never written to)
     run: str | None = None,
+    said_as: Mapping[str, str] = {},  # noqa: B006 (likewise)
 ) -> Settings:
     """One settings tree from all that a person gave: recipe < init's backbone < assignments < flags < extra.
 
@@ -83,6 +84,7 @@ def load_settings(
         flags: data, test, init, epochs, seed, hold_out; None where not given.
         extra: nested mappings, as Python keyword arguments give them: {"views": {"crop_px": 96}}.
         run: the run directory that goes on, if it is known.
+        said_as: what flags are called where they are not `--set` and their own names, for messages.
     Raises: SettingsError if a recipe is unknown or belongs to another command, if one key is assigned two
         values, if the method does not read a key, or if keys or values are wrong: one message that lists
         every mistake with its key, its value, what is allowed, and where it was given.
@@ -92,8 +94,12 @@ def load_settings(
     if flags.get("hold_out"):
         of_recipe = [*(Given(key, value, "--hold_out") for key, value in OF_HOLD_OUT.items()), *of_recipe]
     of_person = [
-        *_assigned([assignments] if isinstance(assignments, str) else assignments),
-        *(Given(FLAG_KEYS[flag], value, f"--{flag}") for flag, value in flags.items() if value is not None),
+        *_assigned([assignments] if isinstance(assignments, str) else assignments, said_as.get("set", "set")),
+        *(
+            Given(FLAG_KEYS[flag], value, f"--{said_as.get(flag, flag)}")
+            for flag, value in flags.items()
+            if value is not None
+        ),
         *(given for key, value in extra.items() for given in _leaves({key: value}, f"argument {key}")),
     ]
     own_keys = {given.key for given in of_person}
@@ -105,6 +111,31 @@ def load_settings(
     tree, origins = _merge([*map(_expanded, of_recipe), *of_init, *of_person])
     _check_command(tree, origins, command)
     return _validate(tree, origins)
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """What `--set` words set: dotted key -> value.
+
+    Raises: SettingsError as `load_settings` for words that are none.
+    """
+    return {given.key: given.value for word in assignments for given in _leaves_of(word)}
+
+
+def other_backbone(name: str | None, recipe: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """What puts another model in the place of a recipe's, whose options belong to its own model.
+
+    Args:
+        name: of the model; None keeps the recipe's.
+        recipe: name or path.
+        assignments: `--set` words; options among them are those of the new model.
+    Returns: for `load_settings`' extra.
+    """
+    if name is None:
+        return {}
+    own = read_recipe(recipe).get("backbone")
+    is_other = not isinstance(own, Mapping) or own.get("name") != name
+    has_options = any(key.startswith("backbone.options") for key in assigned(assignments))
+    return {"backbone": {"name": name} | ({"options": {}} if is_other and not has_options else {})}
 
 
 def settings_of(command: Command, flags: TrainFlags, extra: Mapping[str, Any] = {}) -> Settings:  # noqa: B006
@@ -244,26 +275,26 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield from _sections_in(part)
 
 
-def _assigned(assignments: Sequence[str]) -> list[Given]:
-    """The leaves of all `--set` words.
+def _assigned(assignments: Sequence[str], flag: str) -> list[Given]:
+    """The leaves of all words of `--set`, or what it is called.
 
     Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values.
     """
     leaves: dict[str, Given] = {}
-    for given in (given for word in assignments for given in _leaves_of(word)):
+    for given in (given for word in assignments for given in _leaves_of(word, flag)):
         first = leaves.setdefault(given.key, given)
         if first is not given and first.value != given.value:
             raise SettingsError(f"{given.key} is set twice: {first.origin} and {given.origin}; leave one out")
     return list(leaves.values())
 
 
-def _leaves_of(word: str) -> list[Given]:
+def _leaves_of(word: str, flag: str = "set") -> list[Given]:
     """The leaves of one `--set` word: more than one where a whole section is given, as in views={crop_px:
     96, flip: 0}."""
-    origin = f"--set {word}"
+    origin = f"--{flag} {word}"
     key, _, text = word.partition("=")
     if not key or key == word:
-        raise SettingsError(f"{origin}: write --set key=value, as in --set optimizer.lr_peak=1e-3")
+        raise SettingsError(f"{origin}: write --{flag} key=value, as in --{flag} optimizer.lr_peak=1e-3")
     value = parse_yaml(text, origin)
     section: type[Section] | None = Settings
     for part in key.split("."):

@@ -50,6 +50,14 @@ def attention_as_before() -> Iterator[None]:
             switch(before[name])
 
 
+def require_attention(wanted: str, device: torch.device) -> None:
+    """Raises: ResourceError if a kernel of cards is wanted on a CPU."""
+    if wanted not in ("auto", "torch") and device.type == "cpu":
+        raise ResourceError(
+            f"engine.attention is {wanted}, which is for GPUs; use another machine, or a new run with torch"
+        )
+
+
 def resolve_attention(
     wanted: str,
     shape: AttentionShape | None,
@@ -70,10 +78,7 @@ def resolve_attention(
         device: that trains.
     Raises: ResourceError if a kernel of cards is wanted on a CPU.
     """
-    if wanted not in ("auto", "torch") and device.type == "cpu":
-        raise ResourceError(
-            f"engine.attention is {wanted}, which is for GPUs; use another machine, or a new run with torch"
-        )
+    require_attention(wanted, device)
     if wanted != "auto":
         return wanted
     if device.type == "cpu" or shape is None or is_deterministic:

@@ -47,7 +47,7 @@ def build_engine(
         ranks=dist.world_size(),
         precision=settings.engine.precision,
     )
-    _check_module(method, settings, ds, has_bf16_weights=config["bf16"]["enabled"])
+    check_module(method, settings, ds, has_bf16_weights=config["bf16"]["enabled"])
     if settings.engine.precision == "fp16" and ds.zero_stage == 0:
         # Stage 0 keeps its float32 masters where no name leads to them. Stage 1 takes the same steps, and on
         # one rank all of them.
@@ -100,7 +100,7 @@ def _make_ready(method: Method, settings: Settings, ds: DsConfig, device: torch.
     method.module.to(device)
 
 
-def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_weights: bool) -> None:
+def check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_weights: bool) -> None:
     """Raises: SettingsError if the module cannot be trained as the settings and the JSON ask for."""
     module = method.module
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -116,13 +116,6 @@ def _check_module(method: Method, settings: Settings, ds: DsConfig, *, has_bf16_
             f"{ds.place('bf16.enabled')}: bf16.enabled makes the parameters bf16, which torch's BatchNorm in "
             f"{settings.backbone.name} does not take beside float32 statistics; "
             'use "torch_autocast": {"enabled": true}'
-        )
-    is_flat = ds.zero_stage or has_bf16_weights or settings.engine.precision == "fp16"
-    if settings.optimizer.kind == "muon" and is_flat:
-        raise SettingsError(
-            f"optimizer.kind muon turns whole matrices, of which DeepSpeed makes flat pieces at ZeRO stage "
-            f"{ds.zero_stage} with engine.precision {settings.engine.precision}; take a DeepSpeed JSON of "
-            'stage 0 without "bf16" and engine.precision bf16 or fp32, or set optimizer.kind=adamw'
         )
     if method.has_teacher and ds.zero_stage == 3:
         raise SettingsError(

@@ -125,6 +125,7 @@ class Trainer:
         self.facts = facts
         self.lock = lock
         self.progress = Progress()
+        self.began_at = 0  # steps that were done when this process began
         self.clock = SaveClock(settings.checkpoint, loader.steps_per_epoch)
         self.memory = HostMemory(is_pinned=update.engine.device.type == "cuda")
         self.last_read = 0.0  # when the host last learned what a step came to, by time.perf_counter
@@ -149,6 +150,7 @@ class Trainer:
         facts = saved.saved.manifest
         counters = {name: facts[name] for name in ("step", "updates", "skipped", "skipped_in_a_row")}
         self.progress = Progress(**counters)
+        self.began_at = self.progress.step
         self.update.restore(saved, step=self.progress.step, updates=self.progress.updates)
 
     def save(self, live: Live | None) -> None:

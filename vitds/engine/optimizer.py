@@ -17,6 +17,7 @@ POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 # By it an update is as large as AdamW's, so rate and weight decay mean the same (arXiv:2502.16982).
 LIKE_ADAMW = 0.2
+CLASSIFIERS = ("head", "prototypes")  # parts of a method's module
 
 
 class SkippableAdamW(torch.optim.AdamW):
@@ -97,7 +98,7 @@ def matrix_names(module: nn.Module) -> set[str]:
         for name, layer in module.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
         and getattr(layer, "groups", 1) == 1
-        and not name.startswith("head")
+        and not name.startswith(CLASSIFIERS)
     }
 
 

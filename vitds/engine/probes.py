@@ -70,9 +70,10 @@ class Probes:
         """
         load_backbone(self.backbone, method.exported(weights), "this run")
         found: dict[str, float] = {}
-        if self.settings.views.count > 1:
+        if not method.leaves_class_head or self.settings.views.count > 1:
             first_MD, last_MD, index_M = self._two_views()
-            found["probe/alignment"] = alignment(first_MD, last_MD)
+            if self.settings.views.count > 1:
+                found["probe/alignment"] = alignment(first_MD, last_MD)
             found["probe/uniformity"] = uniformity(first_MD)
             found["probe/rankme"] = rankme(first_MD)
             found |= method.probes(first_MD, index_M, weights)
@@ -80,7 +81,10 @@ class Probes:
 
     @torch.inference_mode()
     def _two_views(self) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
-        """First and last view of the probe images: features, and the images' indices, of all ranks."""
+        """First and last view of the probe images: features, and the images' indices, of all ranks.
+
+        Of one view they are the same.
+        """
         global_images = self.settings.batch.global_images
         steps = min(self.loader.steps_per_epoch, -(-PROBE_IMAGES // global_images))
         self.backbone.eval()

@@ -89,11 +89,13 @@ def prototype_fidelity(w_MD: Float[Tensor, "M D"], f_MD: Float[Tensor, "M2 D2"])
     """
     w_MD, f_MD = _both_on_sphere(w_MD, f_MD)
     own_M = (w_MD * f_MD).sum(1)
-    first = 0
+    first = 0.0
     for start in range(0, len(f_MD), BLOCK_ROWS):
         cosine_BM = f_MD[start : start + BLOCK_ROWS] @ w_MD.T
         # Its own from the same product: another order of summation would let it lose to itself.
-        first += int((cosine_BM.diagonal(start) >= cosine_BM.amax(1)).sum())
+        nearest_BM = cosine_BM >= cosine_BM.amax(1, keepdim=True)
+        # Rows that are equally near share an image: of equal rows each has 1/N of it.
+        first += float((nearest_BM.diagonal(start) / nearest_BM.sum(1)).sum())
     return Fidelity(float(own_M.mean()), 100 * first / len(f_MD))
 
 

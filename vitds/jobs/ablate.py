@@ -15,11 +15,14 @@ from vitds.data.catalogue import CATALOGUE
 from vitds.errors import SettingsError, UsageError
 from vitds.jobs.data_files import open_file
 from vitds.jobs.experiment import (
+    OF_FINETUNING,
+    OF_PRETRAINING,
     Arm,
     Json,
     Training,
     carried_out,
     planned_training,
+    refuse_words,
     with_backbone,
     with_epochs,
 )
@@ -49,6 +52,8 @@ def run_ablation(flags: AblateFlags) -> Json | None:
     Raises: SettingsError if the recipe lacks a part; DataError for files that cannot be used; UsageError for
         a budget below one epoch; RunError if `out` holds something else.
     """
+    refuse_words("set", flags.set, {})
+    refuse_words("finetune_set", flags.finetune_set, OF_PRETRAINING)
     train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
     experiment = carried_out("ablation", flags, [train, test], lambda: _arms(flags))
     if experiment is None:
@@ -69,6 +74,7 @@ def _arms(flags: AblateFlags) -> list[Arm]:
         command="finetune",
         assignments=flags.finetune_set,
         flags=files | {"epochs": flags.finetune_epochs},
+        said_as=OF_FINETUNING,
     )
 
     def pretraining(changes: dict[str, Any]) -> Settings:
@@ -83,7 +89,7 @@ def _arms(flags: AblateFlags) -> list[Arm]:
 
     whole = pretraining({})
     without = _without(flags.recipe, whole, tuned)
-    finetune = planned_training("finetune", with_backbone(tuned, whole))
+    finetune = planned_training("finetune", with_backbone(tuned, whole, "finetune_set", flags.finetune_set))
     arms = []
     for number in range(len(PARTS) + 1):
         name = ("none", *PARTS)[number]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 import torch
 
 from vitds.config.experiment_flags import CompareFlags
-from vitds.config.load import load_settings
+from vitds.config.load import load_settings, other_backbone
 from vitds.config.methods import METHODS
 from vitds.config.names import did_you_mean
 from vitds.config.recipes import list_recipes, read_recipe
@@ -18,12 +19,16 @@ from vitds.data.digits import NAME as DIGITS
 from vitds.errors import SettingsError, UsageError
 from vitds.jobs.data_files import open_file
 from vitds.jobs.experiment import (
+    OF_FINETUNING,
+    OF_PRETRAINING,
     Arm,
     Json,
     Training,
     carried_out,
     planned_training,
+    refuse_words,
     training_speed,
+    with_backbone,
     with_epochs,
 )
 from vitds.jobs.experiment_result import FINETUNED, KNN, LINEAR, report, result_of
@@ -49,10 +54,13 @@ def run_comparison(flags: CompareFlags) -> Json | None:
     Raises: UsageError for an unknown method or a budget below one epoch; SettingsError for recipes that do
         not go together; DataError for files that cannot be used; RunError if `out` holds something else.
     """
-    if not flags.amount > 0:
-        raise UsageError(f"`amount={flags.amount:g}`: must be more than 0.")
+    if not 0 < flags.amount < math.inf:
+        raise UsageError(f"`amount={flags.amount:g}`: must be more than 0, and finite.")
     if flags.budget == "epochs" and not flags.amount.is_integer():
         raise UsageError(f"`amount={flags.amount:g}`: of epochs it must be a whole number.")
+    refuse_words("set", flags.set, {"epochs": "--amount says how long each method pretrains"})
+    has_pretraining = [word.strip() for word in flags.methods.split(",")] != [SCRATCH]
+    refuse_words("finetune_set", flags.finetune_set, OF_PRETRAINING if has_pretraining else {})
     train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
     experiment = carried_out("comparison", flags, [train, test], lambda: _arms(flags, train, test))
     if experiment is None:
@@ -72,20 +80,19 @@ def _arms(flags: CompareFlags, train: BetonFile, test: BetonFile) -> list[Arm]:
         for name, recipe in recipes.items()
         if recipe is not None
     }
-    backbones = {settings.backbone.name: name for name, settings in pretrainings.items()}
-    if len(backbones) > 1:
-        (first, one), (second, other), *_ = backbones.items()
-        raise SettingsError(
-            f"the recipe of {one} has backbone {first}, that of {other} {second}; name one for all with "
-            "--backbone"
-        )
+    _require_one_network(pretrainings)
+    tuning = flags.finetune_recipe or _usual_recipe(None, kind)
     tuned = load_settings(
-        recipe=flags.finetune_recipe or _usual_recipe(None, kind),
+        recipe=tuning,
         command="finetune",
         assignments=flags.finetune_set,
         flags=files | {"epochs": flags.finetune_epochs},
-        extra=_of_backbone(flags, next(iter(pretrainings.values()), None)),
+        extra={} if pretrainings else other_backbone(flags.backbone, tuning, flags.finetune_set),
+        said_as=OF_FINETUNING,
     )
+    if pretrainings:
+        first = next(iter(pretrainings.values()))
+        tuned = with_backbone(tuned, first, "finetune_set", flags.finetune_set)
     finetune = planned_training("finetune", tuned)
     planned = {name: planned_training("pretrain", settings) for name, settings in pretrainings.items()}
     arms = []
@@ -101,22 +108,33 @@ def _arms(flags: CompareFlags, train: BetonFile, test: BetonFile) -> list[Arm]:
     return arms
 
 
+def _require_one_network(pretrainings: dict[str, Settings]) -> None:
+    """Raises: SettingsError if two arms have different networks (names both)."""
+    networks = [
+        (name, settings.backbone.name, settings.backbone.options) for name, settings in pretrainings.items()
+    ]
+    for other, *network in networks[1:]:
+        one, *first = networks[0]
+        if network != first:
+            (is_now, options), (was, first_options) = network, first
+            raise SettingsError(
+                f"the recipe of {one} has backbone {was} with options {first_options}, that of {other} "
+                f"{is_now} with options {options}; name one for all with --backbone, or its options with "
+                "--set backbone.options"
+            )
+
+
 def _pretraining(flags: CompareFlags, name: str, recipe: str, files: dict[str, str]) -> Settings:
-    is_other = flags.backbone not in (None, read_recipe(recipe).get("backbone", {}).get("name"))
-    network = {"backbone": {"name": flags.backbone, "options": {}}} if is_other else {}
     settings = load_settings(
-        recipe=recipe, command="pretrain", assignments=flags.set, flags=files, extra=network
+        recipe=recipe,
+        command="pretrain",
+        assignments=flags.set,
+        flags=files,
+        extra=other_backbone(flags.backbone, recipe, flags.set),
     )
     if name in METHODS and settings.method != name:
         raise SettingsError(f"`methods`: recipe {recipe} is of method {settings.method}, not {name}")
     return settings
-
-
-def _of_backbone(flags: CompareFlags, pretrained: Settings | None) -> dict[str, Json]:
-    """The network of the fine-tuning: that of the pretraining; without one, the one that is asked for."""
-    if pretrained is not None:
-        return {"backbone": {key: getattr(pretrained.backbone, key) for key in ("name", "options")}}
-    return {} if flags.backbone is None else {"backbone": {"name": flags.backbone, "options": {}}}
 
 
 def _kind(train: BetonFile) -> str:

@@ -78,6 +78,7 @@ class Task:
         bank: the labelled images that others are compared with; None for top1.
         device: of the forward passes.
         notes: lines for the person.
+        knn_k: numbers of neighbours beside those of the model's settings.
     """
 
     model: OpenModel
@@ -85,6 +86,7 @@ class Task:
     bank: BetonFile | None
     device: torch.device
     notes: list[str] = field(default_factory=list)
+    knn_k: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,7 +141,8 @@ def _top1(task: Task) -> Measured:
 
 def _knn(task: Task) -> Measured:
     pair = task.pair()
-    found = knn_answers(*pair, k=task.model.settings.eval.knn_k, classes=len(task.names))
+    wanted = tuple(dict.fromkeys((*task.model.settings.eval.knn_k, *task.knn_k)))
+    found = knn_answers(*pair, k=wanted, classes=len(task.names))
     numbers = {
         str(k): _numbers(answers, task.names) | {"neighbours": min(k, len(pair[0]))}
         for k, answers in found.items()

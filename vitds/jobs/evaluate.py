@@ -102,8 +102,19 @@ def _of_run(
     return measured.numbers
 
 
-def evaluated(kind: str, name: str, data: str | None = None, bank: str | None = None) -> Evaluation:
-    """Open one model and the files, evaluate, and keep what was found; words and errors as of `evaluate`."""
+def evaluated(
+    kind: str,
+    name: str,
+    data: str | None = None,
+    bank: str | None = None,
+    *,
+    knn_k: tuple[int, ...] = (),
+) -> Evaluation:
+    """Open one model and the files, evaluate, and keep what was found; words and errors as of `evaluate`.
+
+    Args:
+        knn_k: numbers of neighbours beside those of the run's settings.
+    """
     model = open_model(name)
     settings = model.settings.data
     query = _labelled("data", data, (settings.test,) if settings.test else (), "test")
@@ -112,7 +123,7 @@ def evaluated(kind: str, name: str, data: str | None = None, bank: str | None = 
         neighbours = _labelled("bank", bank, settings.train_files, "train")
         require_same_classes(neighbours, query)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = Task(model, query, neighbours, device)
+    task = Task(model, query, neighbours, device, knn_k=knn_k)
     return _kept(kind, task, measure(kind, task))
 
 

@@ -10,36 +10,57 @@ An arm is a list of trainings, each of which begins from the weights of the one 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from vitds.config.deepspeed import load_ds_config, resolve_ds_config
 from vitds.config.experiment_flags import TrainingsFlags
-from vitds.config.load import dump_settings, read_settings
+from vitds.config.load import assigned, dump_settings, read_settings
 from vitds.config.methods import METHODS
+from vitds.config.recipes import list_recipes, read_recipe
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.order import steps_per_epoch
+from vitds.engine.attention import require_attention
+from vitds.engine.build import check_module
+from vitds.engine.resolve import resolve_precision
 from vitds.errors import RunError, SettingsError, UsageError
 from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data_files import hold_out, training_files
 from vitds.jobs.fit_plan import Speed, measure
+from vitds.methods import method_class
+from vitds.methods.base import SetSize
 from vitds.models.build import build_backbone
 from vitds.plan.units import units_of_epoch
 from vitds.report.table import show
+from vitds.runs.backbone import read_weights
 from vitds.runs.directory import Run, read_json, write_atomic, write_json
 from vitds.terminal import say
 
 RECORD = "experiment.json"
 DATA = "data"  # the folder within OUT of a command that builds its own files
+RECIPES = "recipes"  # likewise, of the recipes, which are written before the record
 ENOUGH_EPOCHS = 16  # each has a step or more: as many as are timed
 Json = dict[str, Any]
+# What the flags of a fine-tuning are called in messages about settings.
+OF_FINETUNING = {"set": "finetune_set", "epochs": "finetune_epochs"}
+# Setting -> why an experiment's words may not set it.
+OF_FLAGS = {
+    "seed": "--seeds says how many seeds there are: 0, 1, ...",
+    "data.train": "--data names the training images",
+    "data.test": "--test names the test images",
+}
+OF_PRETRAINING = {"init": "a fine-tuning begins from its pretraining"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,7 @@ class Experiment:
 
     def recipe(self, arm: Arm, training: Training) -> Path:
         """The file with a training's settings."""
-        return self.out / "recipes" / f"{arm.name}-{training.name}.yaml"
+        return self.out / RECIPES / f"{arm.name}-{training.name}.yaml"
 
     def runs(self, name: str) -> dict[str, list[str]]:
         """Title of each arm that has a training of this name -> its runs."""
@@ -140,22 +161,82 @@ class Experiment:
 
 
 def planned_training(name: str, settings: Settings) -> Training:
-    """A training whose files, labels, network and crops were looked at.
+    """A training whose files, labels, network, crops and settings were looked at.
 
-    Raises: SettingsError, DataError as the training itself would at its start.
+    Raises: SettingsError, DataError, ResourceError, RunError as the training itself would at its start.
     """
     train, test = training_files(settings)
     if test is None:
         raise SettingsError(f"{name}: no test file; give --test FILE.beton")
     if share := settings.eval.hold_out:
         train, _ = hold_out(train, share, settings.seed)
-    with torch.device("meta"):
-        build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
+    if settings.init is not None:
+        read_weights(Path(settings.init))
+    _check_engine(settings, SetSize(train.images, len(train.manifest.classes)))
     return Training(name, settings, train.images)
 
 
-def with_backbone(settings: Settings, other: Settings) -> Settings:
-    """With the network whose weights a training begins from."""
+def _check_engine(settings: Settings, size: SetSize) -> None:
+    """What a training finds out when it builds its engine.
+
+    Raises: SettingsError, ResourceError as it would.
+    """
+    engine, batch, ds = settings.engine, settings.batch, load_ds_config(None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if engine.precision != "auto":
+        resolve_precision(engine.precision, device)
+    require_attention(engine.attention, device)
+    kind = method_class(settings.method)
+    rows = kind.rows(size)
+    with torch.device("meta"):
+        backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
+        resolved = kind.resolve(settings, rows, backbone.facts.width)
+        method = kind(resolved, backbone, rows)
+    config = resolve_ds_config(
+        ds,
+        resolved,
+        micro_images=batch.chunk_images,
+        accumulation=batch.global_images // batch.chunk_images,
+        ranks=1,
+        precision=engine.precision,
+    )
+    check_module(method, resolved, ds, has_bf16_weights=config["bf16"]["enabled"])
+
+
+def refuse_words(flag: str, words: Sequence[str], owned: Mapping[str, str]) -> None:
+    """Refuse settings that would have no effect, since the experiment itself gives them.
+
+    Args:
+        flag: that gives the words, as `set`.
+        words: KEY=VALUE.
+        owned: setting -> the reason, beside those of all experiments.
+    Raises: SettingsError that names the setting and the reason.
+    """
+    reasons = OF_FLAGS | owned
+    for key in assigned(words):
+        if own := next((name for name in reasons if key == name or key.startswith(f"{name}.")), None):
+            raise SettingsError(f"--{flag} {own}: {reasons[own]}; leave it out")
+
+
+def with_backbone(settings: Settings, other: Settings, flag: str, words: Sequence[str]) -> Settings:
+    """With the network whose weights a training begins from.
+
+    Args:
+        settings: of the training.
+        other: of the one before.
+        flag: that gave the training's words, as `finetune_set`.
+        words: KEY=VALUE; a network among them must be that one.
+    Raises: SettingsError if it is another.
+    """
+    network = other.backbone
+    for key, value in assigned(words).items():
+        if key.startswith(("backbone.name", "backbone.options")) and value != reduce(
+            lambda tree, part: tree.get(part, {}), key.split(".")[1:], network.model_dump()
+        ):
+            raise SettingsError(
+                f"--{flag} {key} is {value!r}, but the weights are those of {network.name} with options "
+                f"{network.options}; leave it out"
+            )
     same = {name: getattr(other.backbone, name) for name in ("name", "options")}
     return settings.model_copy(update={"backbone": settings.backbone.model_copy(update=same)})
 
@@ -180,7 +261,30 @@ def asked_for(flags: Any, files: Sequence[BetonFile]) -> Json:
     free = ("out", "plan", "seeds")
     words = {name: value for name, value in vars(flags).items() if name not in free}
     words = {name: list(value) if isinstance(value, tuple) else value for name, value in words.items()}
-    return words | {"content": [file.manifest.content_hash for file in files]}
+    return words | {
+        "content": [file.manifest.content_hash for file in files],
+        "recipe_files": {name: content_of_recipe(name) for name in _own_recipes(words)},
+    }
+
+
+def _own_recipes(words: Mapping[str, Any]) -> list[str]:
+    """Recipes that flags name and that are no packaged ones: files, which may change."""
+    named = [words.get("recipe"), words.get("finetune_recipe")]
+    named += [word.partition("=")[2].strip() for word in words.get("methods", "").split(",")]
+    packaged = {name for name, _ in list_recipes()}
+    return [name for name in named if name and name not in packaged]
+
+
+def content_of_recipe(name: str) -> str:
+    """A hash of what a recipe says, with those that it stands on.
+
+    Raises: SettingsError as `read_recipe`.
+    """
+    return _hash(json.dumps(read_recipe(name), sort_keys=True, default=str))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def begun_or_new(
@@ -197,44 +301,61 @@ def begun_or_new(
     Raises: UsageError for too few seeds; RunError if the folder holds something else (names the word and both
         values).
     """
-    if seeds < 1:
-        raise UsageError(f"`seeds={seeds}`: must be 1 or more.")
+    check_seeds(seeds)
     folder = Path(out).expanduser()
     record = folder / RECORD
     check_folder(folder)
     if not record.exists():
         return Experiment(kind, folder, tuple(make_arms()), seeds, asked)
     saved = read_json(record)
-    before = {"kind": saved["kind"], **saved["asked"]}
+    try:
+        before = {"kind": saved["kind"], **saved["asked"]}
+        arms = tuple(_arm(folder, facts) for facts in saved["arms"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{record} is no record of an experiment: it lacks {error}. Choose another `out`."
+        ) from error
     for name, now in {"kind": kind, **asked}.items():
         if now != before.get(name):
             raise RunError(
                 f"{folder} was begun with other words: {name} was {before.get(name)!r}, now {now!r}. Give "
                 "the same to go on, or another `out`."
             )
-    return Experiment(kind, folder, tuple(_arm(folder, facts) for facts in saved["arms"]), seeds, asked)
+    return Experiment(kind, folder, arms, seeds, asked)
+
+
+def check_seeds(seeds: int) -> None:
+    """Raises: UsageError for too few."""
+    if seeds < 1:
+        raise UsageError(f"`seeds={seeds}`: must be 1 or more.")
 
 
 def check_folder(folder: Path) -> None:
     """Raises: RunError if a folder holds something else than an experiment."""
     if not folder.exists() or (folder / RECORD).exists():
         return
-    if not folder.is_dir() or any(path.name != DATA for path in folder.iterdir()):
+    if not folder.is_dir() or any(path.name not in (DATA, RECIPES) for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no experiment. Choose another `out`.")
 
 
 def _arm(folder: Path, facts: Json) -> Arm:
-    trainings = tuple(
-        Training(each["name"], read_settings(folder / each["recipe"]), each["images"])
-        for each in facts["trainings"]
-    )
-    return Arm(facts["name"], facts["title"], trainings, tuple(facts["init"]))
+    """Raises: RunError if a recipe is not as it was written: other seeds were trained by that one."""
+    trainings = []
+    for each in facts["trainings"]:
+        settings = read_settings(folder / each["recipe"])
+        if _hash(dump_settings(settings)) != each["content"]:
+            raise RunError(
+                f"{folder / each['recipe']} was changed after the experiment began, and more runs would "
+                "differ from the others; change it back, or choose another `out`."
+            )
+        trainings.append(Training(each["name"], settings, each["images"]))
+    return Arm(facts["name"], facts["title"], tuple(trainings), tuple(facts["init"]))
 
 
 def write_plan(experiment: Experiment) -> None:
     """Write the recipes, then the record, at the first call."""
     out = experiment.out
-    (out / "recipes").mkdir(parents=True, exist_ok=True)
+    (out / RECIPES).mkdir(parents=True, exist_ok=True)
     if not (out / RECORD).exists():
         for arm in experiment.arms:
             for training in arm.trainings:
@@ -283,6 +404,7 @@ def _record(experiment: Experiment) -> Json:
                 {
                     "name": training.name,
                     "recipe": str(experiment.recipe(arm, training).relative_to(experiment.out)),
+                    "content": _hash(dump_settings(training.settings)),
                     "images": training.images,
                 }
                 for training in arm.trainings

@@ -62,12 +62,14 @@ def figures(
     Returns: by title: `mean`, `deviation` (None of one run), `interval` of the mean, `runs` with `top1` and
         `interval`, `difference` to the first arm with its paired `interval` (None of the first).
     """
-    found = {title: [evaluated(kind, run, data, bank) for run in runs] for title, runs in models.items()}
+    found = {
+        title: [evaluated(kind, run, data, bank, knn_k=(int(KNN_K),)) for run in runs]
+        for title, runs in models.items()
+    }
     all_of_them = [each for evaluations in found.values() for each in evaluations]
     if not all_of_them:
         return {}
-    names = [line.name for line in all_of_them[0].lines]
-    chosen = f"k = {KNN_K}" if f"k = {KNN_K}" in names else names[0]
+    chosen = f"k = {KNN_K}" if kind == KNN.kind else all_of_them[0].lines[0].name
     beside = compared(kind, all_of_them)
     groups = {row["group"]: row for row in beside["groups"] if row["line"] == chosen}
     differences = {row["group"]: row for row in beside["differences"] if row["line"] == chosen}

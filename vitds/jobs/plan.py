@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitds.config.deepspeed import DsConfig, load_ds_config, resolve_ds_config
-from vitds.config.load import load_settings
-from vitds.config.recipes import read_recipe
+from vitds.config.load import load_settings, other_backbone
 from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.digits import embedded_digits
@@ -149,11 +148,7 @@ def _check_words(rows: int, gpus: int, images_per_s: float | None, hours: bool) 
 
 def _settings(recipe: str, model: str | None, batch: int | None, words: Sequence[str]) -> Settings:
     """The recipe's, with another model and batch; the recipe's backbone.options belong to its own model."""
-    extra: dict[str, Any] = {}
-    if model is not None:
-        is_other = read_recipe(recipe).get("backbone", {}).get("name") != model
-        has_options = any(word.startswith("backbone.options") for word in words)
-        extra["backbone"] = {"name": model} | ({"options": {}} if is_other and not has_options else {})
+    extra: dict[str, Any] = dict(other_backbone(model, recipe, words))
     if batch is not None:
         extra["batch"] = {"global_images": batch}
     return load_settings(recipe=recipe, command="pretrain", assignments=words, flags={}, extra=extra)

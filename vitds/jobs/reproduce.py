@@ -17,11 +17,12 @@ from vitds.config.load import load_settings
 from vitds.config.names import did_you_mean
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import BuildOptions, build_set
+from vitds.data.catalogue import CATALOGUE
 from vitds.data.findings import Findings
 from vitds.data.published import published_images
 from vitds.data.sampling import Sample, draw_sample
 from vitds.data.split import with_suffix
-from vitds.errors import ResourceError, UsageError
+from vitds.errors import ResourceError, RunError, UsageError
 from vitds.jobs import result_rows
 from vitds.jobs.data import print_built
 from vitds.jobs.experiment import (
@@ -34,6 +35,7 @@ from vitds.jobs.experiment import (
     begun_or_new,
     carry_out,
     check_folder,
+    check_seeds,
     planned_training,
     print_plan,
     training_speed,
@@ -61,6 +63,7 @@ def run_reproduction(name: str, flags: ReproduceFlags) -> Json | None:
     Raises: UsageError for an unknown name; ResourceError without a GPU where the row needs one; DataError if
         the published files are not there or not those; RunError if `out` holds something else.
     """
+    check_seeds(flags.seeds)
     row_name, row = _row(name, flags.cpu)
     if not (flags.cpu or flags.toy or torch.cuda.is_available()):
         raise ResourceError(
@@ -103,6 +106,7 @@ def _data(folder: Path, row: Row, flags: ReproduceFlags) -> tuple[BetonFile, Bet
     halves = {half: with_suffix(folder / f"{row.set}.beton", half) for half in ("train", "test")}
     for half, path in halves.items():
         if path.exists():
+            _require_same(open_beton(path), row, half, is_toy=flags.toy)
             continue
         began, findings = time.monotonic(), Findings()
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +116,18 @@ def _data(folder: Path, row: Row, flags: ReproduceFlags) -> tuple[BetonFile, Bet
         built = build_set(images, path, BuildOptions(side_px=row.side, show_progress=True), findings)
         print_built(built, time.monotonic() - began)
     return open_beton(halves["train"]), open_beton(halves["test"])
+
+
+def _require_same(file: BetonFile, row: Row, half: str, *, is_toy: bool) -> None:
+    """Raises: RunError if a file was built for another row, or for the same one at another length."""
+    counts = CATALOGUE[row.set].counts
+    wanted = TOY_IMAGES * len(file.manifest.classes) if is_toy else counts[half]
+    if (file.images, file.manifest.side_px) != (wanted, row.side):
+        raise RunError(
+            f"{file.path} has {file.images:,} images of side {file.manifest.side_px}, and this row takes "
+            f"{wanted:,} of side {row.side}{' at toy length' * is_toy}: it was built for another one. Choose "
+            "another `out`."
+        )
 
 
 def _arm(name: str, row: Row, train: BetonFile, test: BetonFile, is_toy: bool) -> Arm:

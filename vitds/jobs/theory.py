@@ -131,6 +131,10 @@ def _measured(subject: Subject) -> Score:
     if images > PAIR_IMAGES:
         notes.append(f"pairs are those of {PAIR_IMAGES:,} of the {images:,} images, drawn by the run's seed")
     rows = None
+    if settings.head.lazy and subject.rows is not None:
+        notes.append(
+            "head.lazy: rows are as their own last step left them, without the decay that is due since"
+        )
     if subject.rows is not None:
         rows = {part: tensor[index_n] for part, tensor in subject.rows.items()}
         fidelity = prototype_fidelity(rows["weight"], f_nD)

@@ -51,6 +51,7 @@ from vitds.runs.best import best_weights, chosen_epoch
 from vitds.runs.checkpoint import CheckpointReader, Saved, newest_sound
 from vitds.runs.directory import Run, disk_note, save_environment, save_settings, write_json
 from vitds.runs.lock import RunLock
+from vitds.runs.metrics import seconds_of
 from vitds.schedule import LearningRate
 from vitds.use.run import TrainedRun
 
@@ -307,7 +308,10 @@ def _evaluate(
 
 
 def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None:
-    """Write summary.json, whose presence says that the run is finished; its times are of the last start."""
+    """Write summary.json, whose presence says that the run is finished.
+
+    Its seconds are those of the last start, and of the steps that it went on from, with their own starts.
+    """
     seconds = time.perf_counter() - session.started
     settings = trainer.settings
     damaged = sorted({image for part in dist.gather_objects(list(trainer.loader.damaged)) for image in part})
@@ -326,7 +330,8 @@ def _finish(session: Session, trainer: Trainer, results: dict[str, Any]) -> None
         )
     saving_s = trainer.clock.total_s
     if dist.is_main():
-        times = {"seconds": round(seconds, 1), "saving_seconds": round(saving_s, 2)}
+        earlier = seconds_of(session.run.metrics, trainer.began_at)
+        times = {"seconds": round(earlier + seconds, 1), "saving_seconds": round(saving_s, 2)}
         write_json(session.run.path / "summary.json", facts | results | times)
     session.say(f"saving checkpoints took {saving_s:.2f} of {seconds:.1f} s ({saving_s / seconds:.1%})")
     for k, score in results.get("knn", {}).items():

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitds.config.experiment_flags import TransferFlags
@@ -22,6 +22,7 @@ from vitds.errors import DataError, RunError, UsageError
 from vitds.jobs.compare import group_of
 from vitds.jobs.data_files import open_file
 from vitds.jobs.experiment import (
+    OF_PRETRAINING,
     Arm,
     Experiment,
     Json,
@@ -30,6 +31,7 @@ from vitds.jobs.experiment import (
     carry_out,
     planned_training,
     print_plan,
+    refuse_words,
     with_backbone,
     write_plan,
 )
@@ -90,6 +92,11 @@ def run_transfer(runs: Sequence[str], flags: TransferFlags) -> Json | None:
     Raises: UsageError for a source or target given twice; RunError for a run that is not finished, or if
         `out` holds something else; DataError for targets that cannot be used; SettingsError for the recipe.
     """
+    refuse_words(
+        "set",
+        flags.set,
+        {"data.train": "--to names the images", "data.test": "--to names the images", **OF_PRETRAINING},
+    )
     targets = _targets(flags.to)
     out = Path(flags.out).expanduser()
     sources = _sources(runs, out, flags.seeds)
@@ -102,6 +109,10 @@ def run_transfer(runs: Sequence[str], flags: TransferFlags) -> Json | None:
     experiment = begun_or_new(
         "transfer", flags.out, flags.seeds, asked, lambda: _arms(sources, targets, flags)
     )
+    # More seeds than at the first call begin from more random networks.
+    inits = [source.runs for _ in targets for source in sources]
+    arms = tuple(replace(arm, init=init) for arm, init in zip(experiment.arms, inits, strict=True))
+    experiment = replace(experiment, arms=arms)
     if flags.plan:
         print_plan(experiment)
         return None
@@ -184,7 +195,7 @@ def _arms(sources: Sequence[Source], targets: Sequence[Target], flags: TransferF
         files = {"data": str(target.train.path), "test": str(target.test.path), "epochs": flags.epochs}
         tuned = load_settings(recipe=flags.recipe, command="finetune", assignments=flags.set, flags=files)
         for source in sources:
-            training = planned_training("finetune", with_backbone(tuned, source.settings))
+            training = planned_training("finetune", with_backbone(tuned, source.settings, "set", flags.set))
             name, title = f"{source.name}--{target.name}", f"{source.title} to {target.name}"
             arms.append(Arm(name, title, (training,), source.runs))
     return arms

@@ -140,6 +140,12 @@ class Method(base.Method):
             )
         self.module = Painting(backbone, decoder)
         kept = kept_patches(facts.patches, settings.backbone.patch_drop)
+        if kept == facts.patches:
+            raise SettingsError(
+                f"method mae paints patches that it does not see, and of the {kept} of a crop "
+                f"backbone.patch_drop {settings.backbone.patch_drop:g} leaves none out; take larger crops or "
+                "smaller patches"
+            )
         self.about = f"decoder of {own.depth} x {own.width} on {kept} of {facts.patches} patches of each crop"
 
     @staticmethod

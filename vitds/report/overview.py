@@ -120,7 +120,7 @@ def _facts(run: Run, summary: Json, data: Json) -> list[tuple[str, str]]:
         ("steps", f"{summary['steps']:,} of {batch.global_images} images, {summary['epochs']:,} epochs"),
         ("crops", f"{views.count} an image, {views.crop_px} pixels a side"),
         ("seed", str(settings.seed)),
-        ("seconds", f"{summary['seconds']:,.0f}, of the last start"),
+        ("seconds", f"{summary['seconds']:,.0f}"),
         ("hardware", f"{environment.get('device')}: {device}; {ranks} rank{'s' * (ranks != 1)}"),
         ("precision", settings.engine.precision),
         (

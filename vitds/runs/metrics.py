@@ -45,6 +45,12 @@ def last_line(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def seconds_of(path: Path, steps: int) -> float:
+    """What the first `steps` steps took, with the starts that led to them, in seconds."""
+    lines = [line for line in read_metrics(path) if line["step"] < steps]
+    return sum((line["time/step_s"] + line.get("time/start_s", 0.0) for line in lines), 0.0)
+
+
 def cut_back(path: Path, steps: int) -> list[dict[str, Any]]:
     """Keep the lines of the first `steps` steps and drop the rest, for a resume from there.
 
