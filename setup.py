@@ -28,6 +28,7 @@ pixels = Extension(
 softmax = Extension(
     "vitds.kernels._softmax",
     sources=["vitds/kernels/softmax.c"],
+    depends=["vitds/kernels/processor.h"],
     libraries=["m"],
     extra_compile_args=["-O3", "-fopenmp"],
     extra_link_args=["-fopenmp", "-Wl,--no-undefined"],
@@ -37,6 +38,7 @@ softmax = Extension(
 mix = Extension(
     "vitds.kernels._mix",
     sources=["vitds/kernels/mix.c"],
+    depends=["vitds/kernels/processor.h"],
     libraries=["m"],
     extra_compile_args=["-O3", "-fopenmp", "-ffp-contract=off"],
     extra_link_args=["-fopenmp", "-Wl,--no-undefined"],

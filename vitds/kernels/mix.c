@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "processor.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef enum { NONE, CUTMIX, MIXUP } Kind;
@@ -75,30 +77,21 @@ INLINE void one_row(const Batch *b, int64_t row, int is_bf16) {
     }
 }
 
-/* Each type is compiled for three processors; the best one that runs here is taken. */
 typedef void Row(const Batch *b, int64_t row);
 #define ROW(name, is_bf16, attributes)                                                                     \
     attributes static void name(const Batch *b, int64_t row) { one_row(b, row, is_bf16); }
 ROW(float_any, 0, )
 ROW(bf16_any, 1, )
-#if defined(__x86_64__) && !defined(VITDS_PLAIN)
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
-#define AVX2 __attribute__((target("avx2,fma")))
-ROW(float_512, 0, AVX512)
-ROW(bf16_512, 1, AVX512)
-ROW(float_256, 0, AVX2)
-ROW(bf16_256, 1, AVX2)
+ROW(float_256, 0, FOR_256)
+ROW(bf16_256, 1, FOR_256)
+ROW(float_512, 0, FOR_512)
+ROW(bf16_512, 1, FOR_512)
 static Row *best(int is_bf16) {
-    int has_512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                  __builtin_cpu_supports("avx512dq");
-    int has_256 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (has_512) return is_bf16 ? bf16_512 : float_512;
-    if (has_256) return is_bf16 ? bf16_256 : float_256;
+    int bits = register_bits();
+    if (bits == 512) return is_bf16 ? bf16_512 : float_512;
+    if (bits == 256) return is_bf16 ? bf16_256 : float_256;
     return is_bf16 ? bf16_any : float_any;
 }
-#else
-static Row *best(int is_bf16) { return is_bf16 ? bf16_any : float_any; }
-#endif
 
 void vitds_write_images(const Batch *batch, int threads) {
     Row *row = best((int)batch->is_bf16);

@@ -26,6 +26,7 @@
 #include "colour.h"
 #include "pixels.h"
 #include "policy.h"
+#include "processor.h"
 #include "resample.h"
 #include "view.h"
 
@@ -104,11 +105,7 @@ INLINE void flip_rows(const View *view) {
             }
 }
 
-/* Each stage is compiled for three kinds of processor, with everything it calls inlined; the best one that
- * runs here is taken. */
-#if defined(__x86_64__) && !defined(VITDS_PLAIN)
-#define FOR_512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
-#define FOR_256 __attribute__((target("avx2")))
+/* A stage for one processor has everything it calls inlined. */
 #define STAGE(name)                                                                                        \
     FOR_512 static void name##_512(const View *view) { name(view); }                                       \
     FOR_256 static void name##_256(const View *view) { name(view); }                                       \
@@ -117,14 +114,6 @@ INLINE void flip_rows(const View *view) {
         int bits = register_bits();                                                                        \
         (bits == 512 ? name##_512 : bits == 256 ? name##_256 : name##_any)(view);                          \
     }
-static int register_bits(void) {
-    bool has_512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                   __builtin_cpu_supports("avx512dq");
-    return has_512 ? 512 : __builtin_cpu_supports("avx2") ? 256 : 128;
-}
-#else
-#define STAGE(name) static void run_##name(const View *view) { name(view); }
-#endif
 STAGE(resample)
 STAGE(recolour)
 STAGE(blur)
