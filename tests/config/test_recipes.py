@@ -1,6 +1,8 @@
 """A recipe that says what differs from its base, and the packaged ones."""
 
 from importlib.resources import files
+from operator import attrgetter
+from typing import Any
 
 import pytest
 
@@ -107,3 +109,127 @@ def test_recipes_of_the_papers_backbones_have_the_scripts_numbers(key):
     assert [stage.optimizer.lr_peak for stage in stages] == [rate, rate_224, rate_448]
     assert [stage.batch.global_images for stage in stages] == [256, 256, images_448]
     assert first.batch.chunk_images == chunk and first.views.count == 6
+
+
+# The authors' numbers, and where a small set asks for others: fewer prototypes, narrower projectors, a
+# teacher that follows faster, MAE's small decoder.
+RIVALS = {
+    "simclr": {
+        "simclr.temperature": 0.5,
+        "simclr.layers": 3,
+        "simclr.hidden": 2048,
+        "simclr.width": 256,
+        "optimizer.lr_peak": 5e-4,
+        "optimizer.weight_decay": 1e-3,
+        "optimizer.decay": "all",
+        "batch.global_images": 512,
+        "batch.chunk_images": 512,
+        "schedule.warmup_epochs": 10,
+    },
+    "supcon": {
+        "supcon.temperature": 0.1,
+        "supcon.width": 128,
+        "optimizer.lr_peak": 5e-4,
+        "optimizer.weight_decay": 1e-3,
+        "batch.global_images": 512,
+        "batch.chunk_images": 512,
+        "schedule.warmup_epochs": 10,
+    },
+    "mocov3": {
+        "mocov3.temperature": 0.2,
+        "mocov3.momentum": 0.99,
+        "mocov3.hidden": 2048,
+        "mocov3.width": 256,
+        "backbone.frozen": ("patch_embed",),
+        "optimizer.lr_peak": 6e-4,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.decay": "all",
+        "optimizer.clip_norm": 0,
+        "batch.global_images": 512,
+        "batch.chunk_images": 512,
+        "schedule.warmup_epochs": 40,
+    },
+    "dino": {
+        "dino.prototypes": 4096,
+        "dino.hidden": 2048,
+        "dino.width": 256,
+        "dino.temperature": 0.1,
+        "dino.teacher_temperature": (0.04, 0.04),
+        "dino.momentum": 0.99,
+        "dino.centre_momentum": 0.9,
+        "dino.frozen_epochs": 12,
+        "backbone.drop_path": 0.1,
+        "optimizer.lr_peak": 5e-4,
+        "optimizer.weight_decay": 0.04,
+        "optimizer.weight_decay_end": 0.4,
+        "optimizer.decay": "matrices",
+        "optimizer.clip_norm": 3.0,
+        "batch.global_images": 256,
+        "schedule.warmup_epochs": 10,
+    },
+    "mae": {
+        "mae.width": 128,
+        "mae.depth": 1,
+        "backbone.patch_drop": 0.75,
+        "backbone.drop_path": 0,
+        "backbone.options": {"patch_size": 8},
+        "optimizer.lr_peak": 5e-4,
+        "optimizer.betas": (0.9, 0.95),
+        "optimizer.weight_decay": 0.05,
+        "optimizer.decay": "matrices",
+        "batch.global_images": 256,
+        "schedule.warmup_epochs": 40,
+    },
+    "lejepa": {
+        "lejepa.sigreg": 0.05,
+        "lejepa.directions": 1024,
+        "lejepa.hidden": 2048,
+        "lejepa.width": 64,
+        "optimizer.lr_peak": 5e-4,
+        "optimizer.weight_decay": 0.05,
+        "batch.global_images": 256,
+        "batch.chunk_images": 256,
+        "schedule.warmup_epochs": 10,
+    },
+}
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_rivals_recipe_has_its_authors_numbers_on_the_papers_network(method: str) -> None:
+    expected: dict[str, Any] = RIVALS[method] | {
+        "method": method,
+        "epochs": 800,
+        "views.crop_px": 112,
+        "backbone.name": "deit_tiny_patch16_224",
+    }
+    settings = load(f"{method}_deit_tiny")
+    assert {key: attrgetter(key)(settings) for key in expected} == expected
+
+
+# Of each view: the share of its area, colour, grey, blur and solarise; then the strengths of the colours.
+SIMCLRS, BYOLS = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)
+RIVALS_VIEWS = {
+    "simclr": ([((0.08, 1.0), 0.8, 0.2, 0.5, 0.0)] * 2, SIMCLRS),
+    "supcon": ([((0.2, 1.0), 0.8, 0.2, 0.0, 0.0)] * 2, (0.4, 0.4, 0.4, 0.1)),
+    "mocov3": ([((0.08, 1.0), 0.8, 0.2, 1.0, 0.0), ((0.08, 1.0), 0.8, 0.2, 0.1, 0.2)], BYOLS),
+    # Blur and solarise of the global views are the means of the authors' two.
+    "dino": (
+        [((0.4, 1.0), 0.8, 0.2, 0.55, 0.1)] * 2 + [((0.05, 0.4), 0.8, 0.2, 0.5, 0.0)] * 4,
+        BYOLS,
+    ),
+    "mae": ([((0.2, 1.0), 0.0, 0.0, 0.0, 0.0)], (0, 0, 0, 0)),
+    "lejepa": (
+        [((0.3, 1.0), 0.8, 0.2, 0.5, 0.2)] * 2 + [((0.05, 0.3), 0.8, 0.2, 0.5, 0.2)] * 4,
+        BYOLS,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", RIVALS_VIEWS)
+def test_a_rivals_recipe_has_its_authors_views(method: str) -> None:
+    views = load(f"{method}_deit_tiny").views
+    scales = [group.scale for group in views.groups for _ in range(group.views)]
+    chances = [views.of_each_view(name) for name in ("colour", "grey", "blur", "solarise")]
+    strengths = (views.brightness, views.contrast, views.saturation, views.hue)
+    assert (list(zip(scales, *chances, strict=True)), strengths) == RIVALS_VIEWS[method]
+    assert set(views.of_each_view("flip")) == {0.5} and views.blur_sigma == (0.1, 2.0)

@@ -43,6 +43,25 @@ def test_uniformity_of_a_collapsed_and_of_a_spread_model():
     assert uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
 
 
+@pytest.mark.parametrize(("width", "floor"), [(16, -3.513), (64, -3.875), (256, -3.969), (768, -3.990)])
+def test_of_random_features_uniformity_is_at_the_floor_of_their_width_and_alignment_is_2(
+    width: int, floor: float
+) -> None:
+    rows = gaussian(500, width)
+    assert uniformity(rows) == pytest.approx(floor, abs=0.006)
+    assert alignment(rows, gaussian(500, width, seed=1)) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("images", "width", "mean", "expected"),
+    [(2040, 192, 0, 189.7), (2040, 192, 5, 82.8), (6149, 192, 0, 191.3), (2040, 384, 0, 374.4)],
+)
+def test_rankme_of_gaussian_features_is_nearly_their_width_and_falls_with_a_common_mean(
+    images: int, width: int, mean: float, expected: float
+) -> None:
+    assert rankme(gaussian(images, width) + mean) == pytest.approx(expected, abs=0.15)
+
+
 def test_rankme_counts_directions_of_equal_weight():
     directions = torch.linalg.qr(gaussian(60, 60))[0][:, :5]
     mixing = torch.linalg.qr(gaussian(12, 12, seed=1))[0][:5]

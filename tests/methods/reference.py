@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -52,6 +52,29 @@ def chunk_norm(x: Tensor, is_real: Tensor, eps: float = 1e-5) -> Tensor:
         variance = ((real - mean) ** 2).mean(0)
         out[group] = (x[group] - mean) / (variance + eps).sqrt()
     return out
+
+
+def plain_projector(x: Tensor, part: nn.Module, is_real: Tensor, norms: list[str]) -> Tensor:
+    """(M, D), (groups, n) -> (M, d): for each of `norms` a linear layer and that norm, ReLU between them.
+
+    Args:
+        part: whose weights they have, all of which are used.
+        norms: affine, scale or plain, see ChunkNorm; none stands for a bias alone.
+    """
+    weights = {name: value.double() for name, value in part.state_dict().items()}
+    x = x.detach().double().unflatten(0, is_real.shape)
+    for number, norm in enumerate(norms):
+        x = (x.clamp_min(0) if number else x) @ weights.pop(f"layers.{number}.weight").T
+        if norm == "none":
+            x = x + weights.pop(f"layers.{number}.bias")
+        else:
+            x = chunk_norm(x, is_real)
+        if norm in ("affine", "scale"):
+            x = x * weights.pop(f"norms.{number}.weight")
+        if norm == "affine":
+            x = x + weights.pop(f"norms.{number}.bias")
+    assert not weights
+    return x.flatten(0, 1)
 
 
 def epps_pulley(x: Tensor) -> float:

@@ -29,8 +29,8 @@ def cosines(seed: int, *shape: int) -> Tensor:
     return 2 * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
 
 
-def terms_of(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    return entropy_and_distance(student, teacher / 0.04, 0.1)
+def terms_of(student: Tensor, teacher: Tensor, temperature: float = 0.04) -> tuple[Tensor, Tensor]:
+    return entropy_and_distance(student, teacher / temperature, 0.1)
 
 
 def test_terms_equal_the_plain_reference() -> None:
@@ -60,17 +60,28 @@ def test_a_constant_added_to_the_teachers_logits_changes_nothing() -> None:
     torch.testing.assert_close(terms_of(student, teacher + 0.7), terms_of(student, teacher))
 
 
-@pytest.mark.parametrize(
-    ("outputs", "independent", "same"), [(1024, 7.17, 6.16), (4096, 8.49, 7.56), (8192, 9.22, 8.26)]
-)
-def test_the_loss_starts_near_log_of_the_prototypes(outputs: int, independent: float, same: float) -> None:
+# Prototypes, images, the teacher's temperature, and the loss of independent and of equal views.
+STARTS = [
+    (1024, 64, 0.04, 7.17, 6.16),
+    (4096, 64, 0.04, 8.49, 7.56),
+    (8192, 64, 0.04, 9.22, 8.26),
+    (65536, 8, 0.04, 11.29, 10.32),
+    (65536, 8, 0.07, 11.29, 10.73),
+]
+
+
+@pytest.mark.parametrize(("outputs", "images", "temperature", "independent", "same"), STARTS)
+def test_the_loss_starts_near_log_of_the_prototypes(
+    outputs: int, images: int, temperature: float, independent: float, same: float
+) -> None:
     """Simulated: random features and prototypes of length one in 256 dimensions."""
     generator = torch.Generator().manual_seed(6)
     prototypes = F.normalize(torch.randn(outputs, 256, generator=generator), dim=1)
-    other, one = (F.normalize(torch.randn(1, 2, 64, 256, generator=generator), dim=3) for _ in range(2))
+    other, one = (F.normalize(torch.randn(1, 2, images, 256, generator=generator), dim=3) for _ in range(2))
     one = one[:, :1].expand(-1, 2, -1, -1)  # both views of an image are alike
     for student, expected in ((other, independent), (one, same)):
-        loss = sum(part.mean() for part in terms_of(student @ prototypes.T, one @ prototypes.T))
+        terms = terms_of(student @ prototypes.T, one @ prototypes.T, temperature)
+        loss = sum(part.mean() for part in terms)
         assert loss.item() == pytest.approx(expected, abs=0.06)
 
 
@@ -178,6 +189,17 @@ def test_equal_features_are_told_by_the_teachers_entropy(centre_momentum: float,
         assert found[0].item() == pytest.approx(entropy, abs=1e-3)
     else:
         assert found[0].item() < entropy
+
+
+def test_one_prototype_for_all_images_is_told_by_an_entropy_near_zero() -> None:
+    settings = small_settings()
+    method = method_of(settings)
+    for part in (method.module, method.module.teacher):
+        nn.init.zeros_(part.projector[-1].weight)
+        with torch.no_grad():
+            part.projector[-1].bias.copy_(method.module.prototypes.weight[5])
+    entropy, _ = method.losses(method.module, method.prepare(crop_batch(settings), settings, CPU), 0)
+    assert entropy.item() == pytest.approx(0, abs=1e-3)
 
 
 # Schedules

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +55,17 @@ def test_the_statistic_of_a_normal_sample_is_1_whatever_its_size() -> None:
         z, is_real = x[:, None, :, None], torch.ones(2000, size, dtype=torch.bool)
         found = sigreg(z, is_real, torch.ones(2000, 1, 1))
         assert found.mean().item() == pytest.approx(1.0525, abs=0.06)
+        assert found.std().item() == pytest.approx(0.95, abs=0.06)
+
+
+def test_the_weights_of_the_points_are_the_integral_of_their_window() -> None:
+    """Over a period of all cosines they cancel: what images cost more alone than together is the sum."""
+    period = 2 * math.pi / (3 / 16)
+    x = torch.linspace(0, period, 65, dtype=torch.float64)[:-1]
+    together = statistic(x) / 64
+    alone = sum(statistic(each[None]) for each in x) / 64
+    # At t = 0 both functions are 1, so nothing tells its weight of 3 / 16.
+    assert alone - together + 3 / 16 == pytest.approx(2.4997, abs=1e-4)
 
 
 @pytest.mark.parametrize(

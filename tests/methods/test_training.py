@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.engine.training import METHODS, SMALL, outcome, rewound, small_losses, small_run, small_run_path
-from vitds.config.tree import Backbone
+from vitds.config.tree import Backbone, Optimizer
 from vitds.config.yaml_text import parse_yaml
 from vitds.errors import SettingsError
 from vitds.models.build import build_backbone
 from vitds.runs.checkpoint import CheckpointReader, list_checkpoints, verify_checkpoint
 from vitds.runs.metrics import read_metrics
-from vitds.schedule import teacher_momentum
+from vitds.schedule import teacher_momentum, weight_decay
 
 STEPS = 6  # three epochs of two steps
 SAVES = {"checkpoint__every_steps": 1, "checkpoint__keep": 9}
@@ -206,6 +206,27 @@ def test_dinos_teacher_and_centre_follow_after_each_update_on_two_ranks(dino_run
         assert 0 < (now["centre"] - before["centre"]).abs().max() < 0.2  # a tenth of a mean of cosines
     lines = read_metrics(dino_run / "metrics.jsonl")
     assert all(0 < line["loss/entropy"] <= np.log(32) and line["loss/distance"] >= 0 for line in lines)
+
+
+def weight_decay_found(before: dict[str, Tensor], now: dict[str, Tensor], name: str, line: dict) -> float:
+    """What an update took from a weight beside AdamW's own step, as a share of rate times weight."""
+    updates = line["step"] + 1
+    first, second = (now[f"{name}.{moment}"].double() for moment in ("exp_avg", "exp_avg_sq"))
+    direction = first / (1 - 0.9**updates) / ((second / (1 - 0.999**updates)).sqrt() + 1e-8)
+    weight = before[name].double()
+    taken = weight - line["lr"] * direction - now[name].double()
+    return float((taken * weight).sum() / weight.square().sum()) / line["lr"]
+
+
+def test_dinos_matrices_lose_the_scheduled_weight_decay_in_each_step_and_norms_none(dino_run: Path) -> None:
+    steps, lines = saved_weights(dino_run), read_metrics(dino_run / "metrics.jsonl")
+    rising = Optimizer(weight_decay=0.04, weight_decay_end=0.4)
+    assert len(steps) == 9 and lines[0]["lr"] == 0  # a step at a rate of 0 takes nothing
+    for step in range(1, 9):
+        around = steps[step - 1], steps[step]
+        matrix = weight_decay_found(*around, "backbone.blocks.0.mlp.fc1.weight", lines[step])
+        assert matrix == pytest.approx(weight_decay(rising, step, 9), rel=0.01)
+        assert weight_decay_found(*around, "backbone.norm.weight", lines[step]) == pytest.approx(0, abs=2e-3)
 
 
 def test_dinos_teacher_leaves_the_run(dino_run: Path) -> None:
