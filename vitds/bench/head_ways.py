@@ -58,6 +58,7 @@ class Contender:
 
 
 def make_batch(rows: int, dim: int, batch: int, device: torch.device) -> tuple[Tensor, Targets]:
+    """Features (M, D), float32, and their rows as targets, unmixed, each weighing 1/M; always the same."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(batch, dim, generator=generator).to(device).requires_grad_()
     target = torch.randint(0, rows, (batch,), generator=generator).to(device)
@@ -66,7 +67,16 @@ def make_batch(rows: int, dim: int, batch: int, device: torch.device) -> tuple[T
 
 
 def contenders(dense: DenseHead, features: Tensor, targets: Targets, precision: str) -> Iterator[Contender]:
-    """The first four are what the others are compared with."""
+    """All ways that are measured, in the order of the table.
+
+    The first four are what the others are compared with.
+
+    Args:
+        dense: our head, whose weight all of them take.
+        features: (M, D).
+        targets: of the features.
+        precision: of the products, fp32 or bf16.
+    """
     dtype, weight, target = AUTOCAST.get(precision), dense.weight, targets.a
     rows, device = len(weight), features.device.type
 

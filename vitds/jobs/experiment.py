@@ -263,7 +263,7 @@ def asked_for(flags: Any, files: Sequence[BetonFile]) -> Json:
     words = {name: list(value) if isinstance(value, tuple) else value for name, value in words.items()}
     return words | {
         "content": [file.manifest.content_hash for file in files],
-        "recipe_files": {name: content_of_recipe(name) for name in _own_recipes(words)},
+        "recipe_files": {name: _content_of_recipe(name) for name in _own_recipes(words)},
     }
 
 
@@ -275,7 +275,7 @@ def _own_recipes(words: Mapping[str, Any]) -> list[str]:
     return [name for name in named if name and name not in packaged]
 
 
-def content_of_recipe(name: str) -> str:
+def _content_of_recipe(name: str) -> str:
     """A hash of what a recipe says, with those that it stands on.
 
     Raises: SettingsError as `read_recipe`.
