@@ -233,3 +233,20 @@ def test_a_rivals_recipe_has_its_authors_views(method: str) -> None:
     strengths = (views.brightness, views.contrast, views.saturation, views.hue)
     assert (list(zip(scales, *chances, strict=True)), strengths) == RIVALS_VIEWS[method]
     assert set(views.of_each_view("flip")) == {0.5} and views.blur_sigma == (0.1, 2.0)
+
+
+@pytest.mark.parametrize("method", ["diet", "simclr", "mocov3", "dino", "lejepa", "supcon"])
+def test_the_methods_recipes_for_a_cpu_differ_in_what_is_the_methods_own(method: str) -> None:
+    idmm, other = load("photos_cpu"), load(f"{method}_photos_cpu")
+    for key in (
+        "backbone",
+        "schedule",
+        "engine",
+        "checkpoint",
+        "epochs",
+        "optimizer.kind",
+        "optimizer.lr_peak",
+    ):
+        assert attrgetter(key)(other) == attrgetter(key)(idmm), key
+    views = other.views.model_copy(update={"groups": idmm.views.groups})
+    assert views == idmm.views

@@ -11,6 +11,7 @@ import pytest
 from tests.experiments.toy import flagged, refusal
 from vitds.cli import main
 from vitds.errors import Stopped
+from vitds.jobs import compare_methods
 from vitds.jobs.experiment import RECORD
 from vitds.jobs.experiment_result import figures
 from vitds.jobs.fit_plan import Speed
@@ -204,7 +205,6 @@ def test_recipes_of_two_networks_or_of_none_are_refused(
         ({"methods": "../idmm=photos_cpu"}, 2, "'../idmm' names no folder"),
         ({"methods": "scratch=photos_cpu"}, 2, "scratch has no pretraining, and so no recipe"),
         ({"methods": ","}, 2, "--methods is empty; name some of idmm, "),
-        ({"methods": "simclr"}, 2, "simclr has no recipe that ends in photos_cpu"),
         ({"methods": "simclr=idmm_digits"}, 2, "recipe idmm_digits is of method idmm, not simclr"),
         ({"methods": "idmm=photos_cpu,mocov3=mocov3_digits"}, 2, "name one for all with --backbone"),
         ({"amount": "0"}, 2, "--amount 0: must be more than 0"),
@@ -220,6 +220,15 @@ def test_what_cannot_run_is_refused_in_a_line_before_anything_runs(
     out = tmp_path / "out"
     found, line = refusal(words(digit_files, out, **changes), out, capsys)
     assert found == status and said in line
+
+
+def test_a_method_without_a_recipe_for_the_images_is_refused(
+    digit_files, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setitem(compare_methods.METHODS, "own", compare_methods.METHODS["simclr"])
+    out = tmp_path / "out"
+    status, line = refusal(words(digit_files, out, methods="own"), out, capsys)
+    assert status == 2 and "own has no recipe that ends in " in line
 
 
 def test_a_usual_recipe_is_that_of_the_images(tmp_path: Path, monkeypatch, capsys) -> None:
