@@ -26,11 +26,15 @@ def page(folder: Path = FOLDER) -> str:
     """
     rows = [row for row in map(read_row, sorted(folder.glob("*.json"))) if row.held_out or row.test]
 
+    shown = set()
+
     def of(name: str) -> list[Row]:
+        shown.add(name)
         return [row for row in rows if row.table == name]
 
-    def others(*names: str) -> list[str]:
-        return sorted({row.table for row in rows} - set(names))
+    def others() -> list[str]:
+        """Tables that no text above speaks of."""
+        return sorted({row.table for row in rows} - shown)
 
     environment = Environment(
         loader=FileSystemLoader(FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
