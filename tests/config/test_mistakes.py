@@ -128,6 +128,14 @@ def test_wrong_setting_is_named_with_value_what_is_allowed_and_origin(recipe, wo
     assert refusal(recipe, word) == f"{message} (from --set {word})"
 
 
+def test_sgd_needs_a_head_that_takes_its_rate(recipe):
+    assert refusal(recipe, "optimizer.kind=sgd") == (
+        "optimizer.kind: rows of a sharded head move by AdamW, which has other rates than sgd; set "
+        "head.kind=dense, got auto"
+    )
+    assert load(recipe, "optimizer.kind=sgd", "head.kind=dense").optimizer.kind == "sgd"
+
+
 def test_origin_of_a_wrong_value_is_its_recipe_flag_or_argument(recipe, tmp_path):
     (tmp_path / "bad.yaml").write_text("epochs: 0\n")
     assert refusal(str(tmp_path / "bad.yaml")).endswith(f"(from recipe {tmp_path / 'bad.yaml'})")

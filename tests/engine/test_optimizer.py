@@ -1,7 +1,8 @@
-"""Muon beside AdamW: what it turns, how far, and that a run with it keeps every promise."""
+"""Muon and SGD beside AdamW: what a step does, and that a run with them keeps every promise."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vitds.engine.update import set_groups
 from vitds.models.build import build_backbone
 
 MUON = {"optimizer__kind": "muon"}
+SGD = {"optimizer__kind": "sgd", "head__kind": "dense"}
 
 
 def plain_orthogonalized(matrix: Tensor) -> Tensor:
@@ -83,10 +85,28 @@ def test_three_steps_are_those_of_the_definition() -> None:
     assert torch.equal(module[1].bias, bias)
 
 
-def test_a_cancelled_step_and_a_rate_of_zero_leave_weights_to_the_bit() -> None:
+def test_three_steps_of_sgd_are_torchs() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(6, 5)
+    other = copy.deepcopy(module)
+    optimizer = build_optimizer(module, Optimizer(kind="sgd", weight_decay=0.1), lr_scales={})
+    torchs = torch.optim.SGD(other.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1, nesterov=True)
+    for rate in (0.1, 0.2, 0.05):
+        for weight, twin in zip(module.parameters(), other.parameters(), strict=True):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        set_groups(optimizer, rate=rate, weight_decay=0.1, epoch=0)
+        torchs.param_groups[0]["lr"] = rate
+        optimizer.step(), torchs.step()
+    assert torch.equal(module.weight, other.weight)
+    assert torch.equal(module.bias, other.bias)
+
+
+@pytest.mark.parametrize("kind", ["muon", "sgd"])
+def test_a_cancelled_step_and_a_rate_of_zero_leave_weights_to_the_bit(kind: str) -> None:
     module = nn.Linear(6, 5)
     before = module.weight.detach().clone()
-    optimizer = build_optimizer(module, Optimizer(kind="muon", weight_decay=0.1), lr_scales={})
+    optimizer = build_optimizer(module, Optimizer(kind=kind, weight_decay=0.1), lr_scales={})
     module.weight.grad, module.bias.grad = torch.ones(5, 6), torch.ones(5)
     optimizer.skip = True
     optimizer.step()
@@ -122,11 +142,14 @@ def test_no_classifier_is_turned() -> None:
     assert matrix_names(dino) == {"projector.weight"}, "a prototype is a class's row"
 
 
-@pytest.mark.parametrize("backbone", ["vit", "resnet"])
+@pytest.mark.parametrize(
+    "kind",
+    [MUON | {"backbone": "vit"}, MUON | {"backbone": "resnet"}, SGD | {"backbone": "resnet", "stage": "2"}],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    rank_pool, digit_files, tmp_path: Path, backbone: str
+    rank_pool, digit_files, tmp_path: Path, kind: dict[str, str]
 ) -> None:
-    options = MUON | {"backbone": backbone, "checkpoint__every_steps": 2, "checkpoint__keep": 9}
+    options = kind | {"checkpoint__every_steps": 2, "checkpoint__keep": 9}
     rank_pool(2).run(small_run_path, str(tmp_path / "whole"), digit_files, **options)
     again = rewound(tmp_path / "whole", tmp_path / "again", 2)
     rank_pool(2).run(small_run_path, str(again), digit_files, **options)
@@ -147,6 +170,17 @@ def test_losses_do_not_depend_on_ranks_accumulation_or_head(rank_pool, digit_fil
     np.testing.assert_allclose(one, two, rtol=1e-4)
     adamw = rank_pool(1).run(small_losses, str(tmp_path / "adamw"), digit_files, optimizer__lr_peak=1e-3)[0]
     assert max(abs(a - b) for a, b in zip(one, adamw, strict=True)) > 1e-3
+
+
+def test_losses_with_sgd_do_not_depend_on_ranks_accumulation_or_stage(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
+    options = SGD | {"optimizer__lr_peak": 0.05}
+    one = rank_pool(1).run(small_losses, str(tmp_path / "one"), digit_files, **options)[0]
+    for stage in ("1", "3"):
+        shared = options | {"stage": stage, "batch__micro_images": 4}
+        two = rank_pool(2).run(small_losses, str(tmp_path / f"two{stage}"), digit_files, **shared)[0]
+        np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("stage", "precision"), [("1", "fp32"), ("3", "fp32"), ("0", "fp16")])

@@ -207,13 +207,14 @@ class Batch(Section):
 class Optimizer(Section):
     """How the weights of the engine move.
 
-    kind: AdamW for all of them, or Muon for the matrices, at the same rate.
+    kind: AdamW for all of them, Muon for the matrices, at the same rate, or SGD with Nesterov's momentum of
+        0.9, which wants a rate a hundred times as large.
     weight_decay_end: to which the weight decay goes by a cosine; None: it stays.
     decay: the weight decay is of all parameters, as in the paper's code, or of those with two dimensions and
         more.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "muon", "sgd"] = "adamw"
     lr_peak: Annotated[float, Field(gt=0, le=1e30)] = 5e-4  # float32 holds no step of more
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     weight_decay_end: Annotated[float, Field(ge=0)] | None = None
@@ -370,6 +371,11 @@ class Settings(MethodSections):
             raise ValueError(
                 f"backbone.patch_drop: method {self.method} paints the patches that are left out, so it "
                 "needs more than 0, got 0; timm's vit_ and deit_ models take it"
+            )
+        if self.optimizer.kind == "sgd" and "head" in facts.reads and self.head.kind != "dense":
+            raise ValueError(
+                f"optimizer.kind: rows of a sharded head move by AdamW, which has other rates than sgd; set "
+                f"head.kind=dense, got {self.head.kind}"
             )
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The optimizer of the engine's parameters: AdamW, or Muon for the matrices and AdamW for the rest."""
+"""The optimizer of the engine's parameters: AdamW, SGD, or Muon for the matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 # By it an update is as large as AdamW's, so rate and weight decay mean the same (arXiv:2502.16982).
 LIKE_ADAMW = 0.2
+SGD_MOMENTUM = 0.9
 CLASSIFIERS = ("head", "prototypes")  # parts of a method's module
 
 
@@ -28,6 +29,31 @@ class SkippableAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """torch's step, or nothing."""
         return None if self.skip else super().step(closure)
+
+
+class SkippableSGD(SkippableAdamW):
+    """SGD with Nesterov's momentum, the weight decay in the gradient, as torch.optim.SGD has it.
+
+    States and checkpoints are AdamW's. Momentum is kept as `exp_avg`; `exp_avg_sq` stays 0.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """An update of every group, or nothing."""
+        if self.skip:
+            return
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            moments = [_momentum(self.state[weight], weight) for weight in weights]
+            gradients = torch._foreach_add(
+                [weight.grad for weight in weights], weights, alpha=group["weight_decay"]
+            )
+            torch._foreach_mul_(moments, SGD_MOMENTUM)
+            torch._foreach_add_(moments, gradients)
+            torch._foreach_add_(gradients, moments, alpha=SGD_MOMENTUM)
+            torch._foreach_add_(weights, gradients, alpha=-group["lr"])
 
 
 class SkippableMuon(SkippableAdamW):
@@ -56,15 +82,22 @@ class SkippableMuon(SkippableAdamW):
         for weight in group["params"]:
             if weight.grad is None:
                 continue
-            state = self.state[weight]
-            if "exp_avg" not in state:
-                state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg"].lerp_(weight.grad, 1 - MOMENTUM)
+            momentum = _momentum(self.state[weight], weight).lerp_(weight.grad, 1 - MOMENTUM)
             # Nesterov's: the momentum as it will be if the gradient stays.
-            ahead = weight.grad.lerp(state["exp_avg"], MOMENTUM).flatten(1)
+            ahead = weight.grad.lerp(momentum, MOMENTUM).flatten(1)
             scale = LIKE_ADAMW * max(ahead.shape) ** 0.5
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(orthogonalized(ahead).view_as(weight), alpha=-group["lr"] * scale)
+
+
+def _momentum(state: dict[str, Any], weight: Tensor) -> Tensor:
+    """The one of AdamW's two moments that Muon and SGD have, 0 at first."""
+    if "exp_avg" not in state:
+        state["exp_avg"] = torch.zeros_like(weight)
+    return state["exp_avg"]
+
+
+OPTIMIZERS = {"adamw": SkippableAdamW, "muon": SkippableMuon, "sgd": SkippableSGD}
 
 
 def orthogonalized(matrix: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
@@ -145,7 +178,7 @@ def build_optimizer(
     held_epochs: Mapping[str, int] = {},  # noqa: B006 (never written to)
     on_host: bool = False,
 ) -> SkippableAdamW:
-    """AdamW or Muon; each step sets rate and weight decay of its groups anew (vitds/engine/update.py).
+    """AdamW, Muon or SGD; each step sets rate and weight decay of its groups anew (vitds/engine/update.py).
 
     Args:
         module: whose parameters it updates; those that need no gradient are left out.
@@ -166,5 +199,6 @@ def build_optimizer(
     # launch a tensor.
     is_on_gpu = any(parameter.is_cuda for parameter in module.parameters())
     fused = {"fused": True} if on_host or is_on_gpu else {}
-    optimizer = SkippableMuon if settings.kind == "muon" else SkippableAdamW
-    return optimizer(groups, lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, **fused)
+    return OPTIMIZERS[settings.kind](
+        groups, lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, **fused
+    )
