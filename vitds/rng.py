@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     HOLD_OUT = 21
     DIRECTIONS = 22
     PAIRS = 23
+    NORMS = 24
 
 
 def _mix(word: Word) -> Word:

@@ -1,7 +1,7 @@
 """Which image comes when: one permutation of 0..N-1 an epoch, of which ranks take slices.
 
-The permutation is a pure function of (seed, epoch). It is padded to whole steps of G images with repeats of
-its last image, which are not real (weight 0). A step's G images are cut in order into chunks of K. Rank r
+The permutation is a pure function of (seed, epoch). It is padded to whole steps of G images with its first
+images once more, which are not real (weight 0). A step's G images are cut in order into chunks of K. Rank r
 takes chunks [r·A·m, (r+1)·A·m), its micro step a the a-th m of them. So the images of a step are the same for
 any number of ranks, and an epoch may start at any step without reading what came before.
 """
@@ -127,9 +127,10 @@ def rank_positions(
     steps = np.arange(start_step, steps_per_epoch(len(order), global_images))
     # (steps, 1) + (own,) -> places in the order of this rank's images: one run of them in each step.
     place = steps[:, None] * global_images + rank * own + np.arange(own)
-    # Places beyond the end pad the last step: a real image comes again, but does not count.
+    # Places beyond the end pad the last step: the epoch's first images come again, but do not count. Not one
+    # image over and over: a backbone's BatchNorm sees these rows too.
     is_real = place < len(order)
-    index = order[np.minimum(place, len(order) - 1)]
+    index = order[place % len(order)]
     # (steps, own) -> (T, B): cut in order, so a micro batch is a run as well.
     return index.reshape(-1, micro_images), is_real.reshape(-1, micro_images)
 

@@ -23,6 +23,7 @@ from vitds.evaluate.answers import answers_of, balanced_means
 from vitds.evaluate.features import Features
 from vitds.evaluate.files import file_features
 from vitds.evaluate.knn import knn_accuracy
+from vitds.evaluate.norms import measure_norms
 from vitds.evaluate.probes import alignment, rankme, uniformity
 from vitds.methods.base import Method
 from vitds.models.build import build_backbone
@@ -69,6 +70,7 @@ class Probes:
             method: adds its own.
         """
         load_backbone(self.backbone, method.exported(weights), "this run")
+        measure_norms(self.settings, self.backbone, self.file, self.device)
         found: dict[str, float] = {}
         if not method.leaves_class_head or self.settings.views.count > 1:
             first_MD, last_MD, index_M = self._two_views()

@@ -37,6 +37,7 @@ from vitds.engine.resolve import padding_note, resolve_settings
 from vitds.engine.update import JointUpdate
 from vitds.errors import RunError
 from vitds.evaluate.files import own_features
+from vitds.evaluate.norms import measure_norms
 from vitds.jobs.data_files import hold_out
 from vitds.jobs.evaluate import knn_of_run, top1_of_run
 from vitds.jobs.report import report_at_end
@@ -138,7 +139,7 @@ def _trained(
         weights = _weights_of_best_epoch(session, settings)
     method = trainer.method
     if dist.is_main():
-        save_weights(session.run.backbone, method.exported(weights))
+        save_weights(session.run.backbone, _as_evaluated(session, settings, file, method.exported(weights)))
         if method.leaves_class_head:
             head = {
                 name.removeprefix("head."): value
@@ -148,6 +149,18 @@ def _trained(
             save_class_head(session.run.path, head, file.manifest.classes)
     dist.barrier()
     return trainer, method
+
+
+def _as_evaluated(
+    session: Session, settings: Settings, file: BetonFile, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """A backbone's weights, with the statistics of its BatchNorm layers measured anew, if it has any."""
+    if not any(name.endswith("running_mean") for name in weights):
+        return weights
+    backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed)
+    load_backbone(backbone, weights, "this run")
+    measure_norms(settings, backbone.to(session.device), file, session.device)
+    return weights | {name: value for name, value in backbone.state_dict().items() if name in weights}
 
 
 def _weights_of_best_epoch(session: Session, settings: Settings) -> dict[str, Tensor]:
