@@ -128,6 +128,18 @@ def test_wrong_setting_is_named_with_value_what_is_allowed_and_origin(recipe, wo
     assert refusal(recipe, word) == f"{message} (from --set {word})"
 
 
+def test_settings_that_would_have_no_effect_on_what_they_are_for_are_refused(recipe):
+    assert refusal(recipe, "method=dino", "optimizer.average_decay=0.99") == (
+        "optimizer.average_decay: the result of method dino is its teacher, an average of weights already; set "
+        "dino.momentum"
+    )
+    lazy = ("head.lazy=true", "head.sample_rate=0.5", "head.bias=true")
+    assert refusal(recipe, *lazy, "optimizer.decay=matrices") == (
+        "optimizer.decay: rows that head.lazy leaves out make up for the weight decay of all their numbers; "
+        "set it to all, or head.bias=false"
+    )
+
+
 def test_sgd_needs_a_head_that_takes_its_rate(recipe):
     assert refusal(recipe, "optimizer.kind=sgd") == (
         "optimizer.kind: rows of a sharded head move by AdamW, which has other rates than sgd; set "

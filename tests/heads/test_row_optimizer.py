@@ -12,6 +12,7 @@ from tests.heads.reference import Allocations, lean_adamw
 from vitds.config.load import load_settings
 from vitds.config.tree import Head, Settings
 from vitds.engine.head_shard import HeadShard, total_norm
+from vitds.engine.update import set_groups
 from vitds.errors import RunError, SettingsError
 from vitds.heads.kind import head_reason, resolve_head
 from vitds.heads.optimizer import LeanAdamW, build_row_optimizer, rounded_by_chance
@@ -230,3 +231,18 @@ def test_the_norm_that_bfloat16_gradients_are_clipped_by_is_summed_in_float32() 
     exact = torch.cat([gradient.double().flatten() for gradient in gradients]).norm()
     assert total_norm(gradients).dtype == torch.float32
     torch.testing.assert_close(total_norm(gradients).double(), exact, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lean"])
+@pytest.mark.parametrize(("decay", "left"), [("all", 0.95), ("matrices", 1.0)])
+def test_a_bias_decays_as_that_of_a_dense_head(kind: str, decay: str, left: float) -> None:
+    module = nn.Linear(WIDTH, ROWS)
+    nn.init.ones_(module.weight), nn.init.ones_(module.bias)
+    settings = Settings().optimizer.model_copy(update={"decay": decay})
+    optimizer = build_row_optimizer(module, kind, settings)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    set_groups(optimizer, rate=0.1, weight_decay=0.5, epoch=0)
+    optimizer.step()
+    torch.testing.assert_close(module.weight, torch.full_like(module.weight, 0.95))
+    torch.testing.assert_close(module.bias, torch.full_like(module.bias, left))

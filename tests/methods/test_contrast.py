@@ -201,3 +201,10 @@ def test_a_projector_has_no_bias_in_its_layers_and_the_norm_that_is_asked_for_at
     assert all(layer.bias is None for layer in projector.layers)
     assert [len(list(norm.parameters())) for norm in projector.norms] == [2, 2, learned]
     assert projector(torch.randn(6, 4), torch.ones(1, 6, dtype=torch.bool)).shape == (6, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_projector_of_16_bit_weights_takes_what_its_float32_norms_give(dtype: torch.dtype) -> None:
+    projector = Projector([4, 8, 8, 3], last="scale").to(dtype)
+    found = projector(torch.randn(6, 4, dtype=dtype), torch.ones(1, 6, dtype=torch.bool))
+    assert found.dtype == torch.float32 and found.isfinite().all()

@@ -1,23 +1,23 @@
-"""`vitds bench step`: a whole training step beside a bare loop of the same module on fixed synthetic
-tensors."""
+"""`vitds bench step`: a whole training step beside a bare loop of the same module on one batch."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from vitds import dist
-from vitds.batch import Targets, TrainBatch
 from vitds.bench.report import print_rows
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.load import load_settings
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
-from vitds.data.beton import open_beton
+from vitds.data.beton import BetonFile, open_beton
 from vitds.data.digits import embedded_digits
+from vitds.data.loader import TrainLoader
 from vitds.engine.optimizer import build_optimizer
 from vitds.engine.process import start_ranks
 from vitds.jobs.timed_steps import train_steps
@@ -60,7 +60,7 @@ def bench_step(
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         ours = train_steps(settings, ds, file, rows, device)
-        bare, with_optimizer = bare_steps(ours.settings, rows, len(ours.whole_s), ours.accumulation, device)
+        bare, with_optimizer = bare_steps(ours.settings, file, len(ours.whole_s), ours.accumulation, device)
         times["step"] += ours.whole_s[1:]  # the first one warms up
         times["step, outside forward and backward"] += ours.outside_s[1:]
         times["bare forward and backward"] += bare[1:]
@@ -76,14 +76,15 @@ def bench_step(
 
 
 def bare_steps(
-    settings: Settings, rows: int, steps: int, accumulation: int, device: torch.device
+    settings: Settings, file: BetonFile, steps: int, accumulation: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step without and with AdamW: no loader, no engine, no metrics, the same tensors each
     time."""
-    crop_px = settings.views.crop_px
     crops = settings.batch.micro_images * settings.views.count
-    backbone = build_backbone(settings.backbone, crop_px=crop_px, seed=0)
+    backbone = build_backbone(settings.backbone, crop_px=settings.views.crop_px, seed=0)
+    rows = method_class(settings.method).rows(SetSize(file.images, len(file.manifest.classes)))
     method = method_class(settings.method)(settings, backbone, rows)
+    method.learn_labels(file.labels)
     module = torch.nn.ModuleList([method.module, *method.outside]).to(device).train()
     if device.type == "cuda":
         for part in method.backbones:
@@ -93,11 +94,9 @@ def bare_steps(
             part.compile()
     StochasticDraws(backbone, seed=0, rows_per_chunk=crops, patches=patch_count(backbone)).fill(0, 0, 1)
     optimizer = build_optimizer(module, settings.optimizer, lr_scales={})
-    images = torch.randn(crops, 3, crop_px, crop_px, device=device)
-    target = torch.randint(0, max(rows, 1), (crops,), device=device)
-    one = torch.ones(crops, device=device)
-    targets = Targets(target, target, one, one / crops, torch.zeros_like(target), len(method.terms))
-    batch = TrainBatch(images, targets)
+    share = {"rank": dist.rank(), "ranks": dist.world_size(), "micro_images": settings.batch.micro_images}
+    with closing(TrainLoader(file, settings, **share).batches(0, 1)) as batches:
+        batch = method.prepare(next(batches), settings, device)
     dtype = AUTOCAST.get(settings.engine.precision)
     bare_s: list[float] = []
     with_optimizer_s: list[float] = []

@@ -243,8 +243,8 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
     different = [
         (key, before[key], value) for key, value in now.items() if value not in (before[key], "auto")
     ]
-    # Where an epoch is chosen, which ones are measured decides the result.
-    chooses = ("eval.every_epochs",) if saved.eval.choose == "best" else ()
+    # Where an epoch is chosen, which ones are measured decides the result; lazy rows are settled at each.
+    chooses = ("eval.every_epochs",) if saved.eval.choose == "best" or saved.head.lazy else ()
     return [row for row in different if row[0] in chooses or not row[0].startswith(FREE_ON_RESUME)]
 
 

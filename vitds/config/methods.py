@@ -112,6 +112,7 @@ class MethodFacts:
         hides_patches: whether it needs patches that the backbone does not see.
         temperature: key of the temperature in its softmax over images, by cosine; None: it has none, or has
             rows instead.
+        leaves_teacher: whether the result is the teacher, itself an average of weights.
     """
 
     command: Command
@@ -123,6 +124,7 @@ class MethodFacts:
     teacher_sees: Literal["nothing", "first group", "all"] = "nothing"
     hides_patches: bool = False
     temperature: str | None = None
+    leaves_teacher: bool = False
 
 
 METHODS: dict[str, MethodFacts] = {
@@ -146,7 +148,9 @@ METHODS: dict[str, MethodFacts] = {
     ),
     "lejepa": MethodFacts("pretrain", ("lejepa",), least_views=2, couples=True),
     "supcon": MethodFacts("pretrain", ("supcon",), views=2, couples=True, temperature="supcon.temperature"),
-    "dino": MethodFacts("pretrain", ("dino",), least_views=2, teacher_sees="first group"),
+    "dino": MethodFacts(
+        "pretrain", ("dino",), least_views=2, teacher_sees="first group", leaves_teacher=True
+    ),
     "mae": MethodFacts("pretrain", ("mae",), hides_patches=True),
 }
 DEFAULT_METHODS: dict[str, MethodName] = {"pretrain": "idmm", "finetune": "supervised"}

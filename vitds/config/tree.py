@@ -344,6 +344,11 @@ class Settings(MethodSections):
                 "optimizer.weight_decay_end: rows that head.lazy leaves out make up for steps of one weight "
                 "decay; leave one of the two out"
             )
+        if self.head.lazy and self.head.bias and self.optimizer.decay == "matrices":
+            raise ValueError(
+                "optimizer.decay: rows that head.lazy leaves out make up for the weight decay of all their "
+                "numbers; set it to all, or head.bias=false"
+            )
         return self
 
     @model_validator(mode="after")
@@ -376,6 +381,11 @@ class Settings(MethodSections):
             raise ValueError(
                 f"optimizer.kind: rows of a sharded head move by AdamW, which has other rates than sgd; set "
                 f"head.kind=dense, got {self.head.kind}"
+            )
+        if facts.leaves_teacher and self.optimizer.average_decay:
+            raise ValueError(
+                f"optimizer.average_decay: the result of method {self.method} is its teacher, an average of "
+                f"weights already; set {self.method}.momentum"
             )
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(

@@ -44,7 +44,8 @@ class HeadShard:
         key = {"seed": settings.seed, "first_row": head.first}
         self.optimizer = build_row_optimizer(head, settings.head.optimizer, settings.optimizer, **key)
         # Read by set_groups, as in the engine's groups.
-        self.optimizer.param_groups[0]["lr_scale"] = settings.head.lr_scale
+        for group in self.optimizer.param_groups:
+            group["lr_scale"] = settings.head.lr_scale
         self.lazy: LazyRows | None = None
         if settings.head.lazy:
             # Of the whole run at once: a row makes up for missed steps at the rates that those had.

@@ -62,6 +62,8 @@ def largest_micro_on_gpu(
         ranks = dist.world_size()
         plans[images] = plan_memory(make_case(tried, ds, sizes, rows=rows, ranks=ranks, on_gpu=True))
     limit = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
+    # A trial moves a BatchNorm's statistics as training does.
+    buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.to(device).train()
     if settings.engine.activation_checkpointing:
         backbone.set_grad_checkpointing(True)
@@ -76,6 +78,8 @@ def largest_micro_on_gpu(
     )
     # As it came: DeepSpeed moves it to the card itself, with everything else.
     backbone.to("cpu")
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(buffers[name])
     torch.cuda.empty_cache()
     # The least of all ranks, as the maximum of negatives: they need one value, and cards may differ.
     smallest = int(-dist.all_reduce_max(torch.tensor(-float(found), device=device)).item())
@@ -115,8 +119,9 @@ def _peak_bytes(backbone: nn.Module, settings: Settings, images: int, device: to
             features = backbone(
                 torch.zeros(rows, 3, settings.views.crop_px, settings.views.crop_px, device=device)
             )
-        # Any loss serves that reaches every feature.
-        features.float().sum().backward()
+        if features.requires_grad:  # of a frozen backbone they do not
+            # Any loss serves that reaches every feature.
+            features.float().sum().backward()
         return torch.cuda.max_memory_allocated(device)
     except torch.OutOfMemoryError:
         return float("inf")

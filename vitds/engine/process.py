@@ -33,10 +33,6 @@ from vitds.launcher import Place, read_meeting, read_place, whole_number
 # gloo serves as well. Set whole and not changed: to read it would try every op's builder, with compilers.
 deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
-# Asked for by torch's deterministic mode, and read when cuBLAS is first used, which is before a run's
-# settings are resolved.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
 # What a launcher puts into its ranks' environment, and how many processes above them belong to it:
 # `deepspeed` starts a second one.
 LAUNCHERS = {"CROSS_RANK": 2, "TORCHELASTIC_RUN_ID": 1}

@@ -45,7 +45,8 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     multiplies bf16 natively (a timed product decides: emulated bf16 is 25 times slower than fp32), else fp32.
     Raises: ResourceError if the device cannot do what was asked for.
     """
-    native = (
+    # Rank 0 decides: ranks must not train in different precisions because one was busy or has another card.
+    native = dist.broadcast_object(
         torch.cuda.is_bf16_supported(including_emulation=False)
         if device.type == "cuda"
         else _cpu_bf16_is_fast()
@@ -75,8 +76,7 @@ def _cpu_bf16_is_fast() -> bool:
         for _ in range(3):
             matrix @ matrix
         seconds[dtype] = time.perf_counter() - start
-    # Rank 0 decides: ranks must not train in different precisions because one was busy.
-    return bool(dist.broadcast_object(seconds[torch.bfloat16] < 1.1 * seconds[torch.float32]))
+    return seconds[torch.bfloat16] < 1.1 * seconds[torch.float32]
 
 
 def resolve_settings(

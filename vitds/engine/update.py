@@ -187,11 +187,11 @@ class JointUpdate:
             head.restore(saved, updates)
 
     def settled_weights(self, done: int) -> dict[str, Tensor]:
-        """The engine's float32 weights by name, on every rank; lazy rows are brought up to `done` steps."""
+        """The result as of `done` steps; lazy rows are brought up to them."""
         for head in self.heads:
             head.settle(done)
-        return self.state.weights()
+        return self.result()
 
     def result(self) -> dict[str, Tensor]:
-        """What leaves the run: the weights, or their averages where those are kept."""
+        """What leaves the run, float32 by name, on every rank: weights, or averages where those are kept."""
         return self.state.weights(averaged=self.state.average_decay > 0)

@@ -20,12 +20,12 @@ from vitds.models.precision import AUTOCAST
 
 def file_features(settings: Settings, model: nn.Module, file: BetonFile, device: torch.device) -> Features:
     """What a model says of every image of a file, in the file's order, on every rank; each rank has made its
-    share.
+    share. Where data.damaged is skip, images that cannot be decoded are missing, with a warning.
 
     Args:
         settings: of the run: views, precision, images of a forward pass.
         model: moved to `device`.
-    Raises: DataError if an image cannot be decoded; what `extract_features` raises.
+    Raises: DataError if an image cannot be decoded and data.damaged is fatal; what `extract_features` raises.
     """
     batches = eval_batches(
         file,
@@ -33,6 +33,7 @@ def file_features(settings: Settings, model: nn.Module, file: BetonFile, device:
         batch_images=settings.eval.batch_images,
         rank=dist.rank(),
         ranks=dist.world_size(),
+        damaged=settings.data.damaged,
     )
     own = _extracted(settings, model, batches, device)
     parts = dist.gather_objects((own.rows_MD.numpy(), own.label_M.numpy(), own.index_M.numpy()))

@@ -135,15 +135,24 @@ def build_row_optimizer(
         seed: of the chance by which bfloat16 rows are rounded.
         first_row: of this rank.
     """
+    # As in the engine's groups; `decays` is read by set_groups.
+    parameters = list(module.parameters())
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if settings.decay == "matrices":
+        groups = [
+            {"params": part, "decays": decays}
+            for decays in (True, False)
+            if (part := [parameter for parameter in parameters if (parameter.dim() > 1) == decays])
+        ]
     # Made here, and not in a first step: a resume writes into them, and step 0 can be saved.
     options: dict[str, Any] = dict(
         lr=settings.lr_peak, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
     )
     if kind == "lean":
-        optimizer = LeanAdamW(module.parameters(), seed=seed, first_row=first_row, **options)
+        optimizer = LeanAdamW(groups, seed=seed, first_row=first_row, **options)
     else:
         # The plain one makes two temporaries of the weight's size.
-        optimizer = torch.optim.AdamW(module.parameters(), fused=True, **options)
+        optimizer = torch.optim.AdamW(groups, fused=True, **options)
     for parameter in module.parameters():
         # Where each wants it: a fused step reads it on the device, a lean one in Python, which must not wait.
         state = {"step": torch.zeros((), device="cpu" if kind == "lean" else parameter.device)}

@@ -78,7 +78,8 @@ class Projector(nn.Module):
             # Before each layer but the first: between layers, and never after the last one.
             if number:
                 x_MD = nn.functional.relu(x_MD)
-            x_MD = layer(x_MD)
+            # A norm gives float32; where autocast is off, 16-bit weights take their own kind alone.
+            x_MD = layer(x_MD if torch.is_autocast_enabled(x_MD.device.type) else x_MD.to(layer.weight.dtype))
             if number < len(self.norms):
                 x_MD = self.norms[number](x_MD, is_real_gn)
         return x_MD

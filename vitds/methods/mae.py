@@ -155,7 +155,7 @@ class Method(base.Method):
         patches = model_facts(settings.backbone, settings.views.crop_px).patches
         crops = settings.views.count * settings.batch.micro_images
         tokens = crops * (patches + 1)
-        # As plan/vit.py counts a block, its MLP four times as wide.
+        # As plan/activations.py counts a block, its MLP four times as wide.
         block = 2 * W * FLOAT + 14 * W * product + 4 * (W // HEAD_WIDTH + 4)
         pixels = 3 * settings.views.crop_px**2 * crops
         kept = tokens * (own.depth * block + W * (FLOAT + product)) + pixels * FLOAT
