@@ -130,8 +130,8 @@ def test_wrong_setting_is_named_with_value_what_is_allowed_and_origin(recipe, wo
 
 def test_settings_that_would_have_no_effect_on_what_they_are_for_are_refused(recipe):
     assert refusal(recipe, "method=dino", "optimizer.average_decay=0.99") == (
-        "optimizer.average_decay: the result of method dino is its teacher, an average of weights already; set "
-        "dino.momentum"
+        "optimizer.average_decay: the result of method dino is its teacher, an average of weights already; "
+        "set dino.momentum"
     )
     lazy = ("head.lazy=true", "head.sample_rate=0.5", "head.bias=true")
     assert refusal(recipe, *lazy, "optimizer.decay=matrices") == (
