@@ -14,7 +14,7 @@ from tests.data.images import class_folders, encode, photo, png, write_folder
 from tests.data.small_files import picture
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import build_beton
-from vitds.data.findings import Findings
+from vitds.data.findings import TEST_GROUP, Findings
 from vitds.data.likeness import LOOK_PX, look_of, nearest_looks
 from vitds.data.sampling import Sample
 from vitds.data.sources import ImageSet
@@ -89,13 +89,16 @@ def test_images_without_a_label_are_for_training_unless_their_group_is_tested():
     rows = (
         [("a", f"p{i // 2}") for i in range(20)] + [(None, f"p{i}") for i in range(10)] + [(None, None)] * 5
     )
-    images = image_set(rows)
-    train, test = split_once(images, OUT, 0.3, 0, Findings())
+    images, findings = image_set(rows), Findings()
+    train, test = split_once(images, OUT, 0.3, 0, findings)
+    assert findings.names[TEST_GROUP] == [str(i) for i in test.chosen if i >= 20]
     assert not (groups_of(images, train.chosen) & groups_of(images, test.chosen)) - {None}
     assert set(range(30, 35)) <= set(train.chosen)
     assert len([i for i in test.chosen if i < 20]) == 6 and len(test.chosen) == 9
-    for train, _ in split_folds(images, OUT, 2, 0, Findings()):
+    findings = Findings()
+    for train, _ in split_folds(images, OUT, 2, 0, findings):
         assert set(range(30, 35)) <= set(train.chosen)
+    assert findings.counts[TEST_GROUP] == 10
 
 
 def test_groups_that_are_too_large_or_of_one_class_are_named():
@@ -136,6 +139,32 @@ def test_the_manifest_says_by_what_the_split_was_grouped(tmp_path):
     assert train.manifest.grouped.groups + test.manifest.grouped.groups == 5
     sides = [{name.split("/")[1][:2] for name in beton.names} for beton in (train, test)]
     assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_unlabelled_images_go_where_their_group_goes_and_those_of_none_are_counted(tmp_path, column):
+    files = {f"{name}/p{i % 5}_{i}.png": png(10 * i + ord(name)) for name in "ab" for i in range(10)}
+    more = {f"p{i}_u.png": png(200 + i) for i in range(5)} | {"odd.png": png(210)}
+    table = tmp_path / "t.csv"
+    rows = [f"{name},{name[0]},{'' if name[2:4] == 'p4' else name[2:4]}" for name in files]
+    table.write_text("\n".join(["file,label,patient", *rows]))
+    options = {"labels": table, "group": "patient"} if column else {"group": r"(p\d)_"}
+    train, test = opened(
+        build_beton(
+            [write_folder(tmp_path / "set", files)],
+            tmp_path / "x.beton",
+            unlabelled=write_folder(tmp_path / "more", more),
+            test_fraction=0.4,
+            **options,
+        )
+    )
+    groupless = train.manifest.findings["groupless"]
+    if column:  # the table says nothing of the unlabelled ones, and of no image of p4
+        assert groupless.count == len(more) + 4 and train.manifest.unlabelled == len(more)
+        return
+    sides = [{Path(name).name[:2] for name in beton.names} for beton in (train, test)]
+    assert not sides[0] & sides[1] and test.manifest.unlabelled == len(sides[1]) == 2
+    assert train.manifest.findings[TEST_GROUP].count == 2 and groupless.names[0].endswith("odd.png")
 
 
 def test_a_sample_decides_the_training_images_and_leaves_the_test_file_whole(tmp_path):

@@ -46,6 +46,7 @@ KINDS = {
 }
 # Of folders, tables and of what is no image; nothing is wrong with any image, so these are no error under
 # `strict`.
+TEST_GROUP = "test_group"
 OTHER_FILE = "other_file"
 LEFT_BEHIND = "left_behind"
 PART_NAME = "part_name"
@@ -55,6 +56,7 @@ TEXTS = {
     **KINDS,
     TABLE_READ: "how the table of labels was read",
     TABLE_TWICE: "a row of the table of labels that says again what another one says",
+    TEST_GROUP: "without a label, of a group in the test file: there too, and kept out of training",
     PART_NAME: "a class by its folder, whose name is that of a part of a data set",
     LEFT_BEHIND: "passed over: a hidden folder, or one that a system left behind",
     OTHER_FILE: "passed over: no picture, by name and content",

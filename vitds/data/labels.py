@@ -123,9 +123,7 @@ def label_by_name(
     return named
 
 
-def group_by_pattern(
-    found: Sequence[Placed], pattern: str, findings: Findings, columns: Sequence[str] = ()
-) -> list[Placed]:
+def group_by_pattern(found: Sequence[Placed], pattern: str, columns: Sequence[str] = ()) -> list[Placed]:
     """The images with their groups: what a regular expression finds in each path below the source.
 
     Where it has a group in brackets, that is taken, else all that it matches.
@@ -143,8 +141,6 @@ def group_by_pattern(
         match = expression.search("/".join(each.parts))
         together = match[1] if match and expression.groups else match[0] if match else None
         grouped.append(each._replace(image=replace(each.image, group=together or None)))
-        if not together:
-            findings.add("groupless", each.image.name)
     if all(each.image.group is None for each in grouped):
         near = nearest(pattern, columns)
         column = f"did you mean the column {near}?" if near else "or a column of the table in `labels`."
