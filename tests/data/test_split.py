@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.data.images import class_folders, encode, photo, png, write_folder
 from tests.data.small_files import picture
+from vitds.data import likeness
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import build_beton
 from vitds.data.findings import TEST_GROUP, Findings
@@ -218,6 +219,20 @@ def test_a_photograph_is_found_again_after_a_change_and_others_are_not(change):
     assert found.tolist() == list(range(0, 30, 3))
     others = [look_of(picture(number, 120, 150)) for number in range(40, 60)]
     assert (nearest_looks(others, looks) == -1).all()
+
+
+def test_pairs_are_compared_in_blocks_and_the_last_of_the_most_alike_is_found(monkeypatch):
+    draw = np.random.default_rng(0)
+    scene = draw.uniform(60, 200, (LOOK_PX, LOOK_PX))  # of a fixed camera: all are alike
+    looks = [(scene + draw.normal(0, 9, scene.shape)).astype(np.uint8).tobytes() for _ in range(70)]
+    others = looks[:20] + [look_of(photo(1))] + looks[10:30]
+    whole = nearest_looks(looks, others)
+    assert whole[:30].tolist() == [*range(10), *range(21, 41)]
+    monkeypatch.setattr(likeness, "BLOCK", (16, 8))
+    monkeypatch.setattr(likeness, "PAIRS", 30)
+    assert (nearest_looks(looks, others) == whole).all()
+    parts = likeness._proposed(*(likeness._hashes(likeness._grey(half)) for half in (looks, others)))
+    assert max(len(rows) for rows, _ in parts) == 30
 
 
 def test_blank_images_and_empty_halves_are_like_nothing():
