@@ -173,6 +173,11 @@ REFUSED = [  # the table, the options, the message
         r"labels\.csv: two rows for a1\.jpg: line 1 says 'ant', line 5 'bee'\. Leave one",
     ),
     (
+        "file,label,who\na1.jpg,ant,p1\nb2.jpg,bee,p3\na1.jpg,ant,p2\n",
+        {"group": "who"},
+        r"two rows for a1\.jpg: line 2 says 'p1', line 4 'p2'\. Leave one: an image has one group",
+    ),
+    (
         text_of([*ROWS, ("b2", "Bee"), ("a1", "BEE ")]),
         {},
         r"two rows for b2: line 4 says 'bee', line 5 'Bee'",
