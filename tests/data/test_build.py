@@ -26,6 +26,7 @@ from tests.data.images import (
 )
 from vitds.data.beton import open_beton
 from vitds.data.build import BuildOptions, build_beton
+from vitds.data.sampling import Sample
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, ResourceError, UsageError
 
@@ -307,6 +308,10 @@ def test_classes_for_images_without_labels_are_refused(tmp_path):
         ({"quality": 101}, r"`quality=101`: must be from 1 to 100\."),
         ({"workers": 0}, r"`workers=0`: must be from 1 to 1024\."),
         ({"test_fraction": 1.0}, r"`test_fraction=1\.0`: must be between 0 and 1\."),
+        (
+            {"classes_from": "x.beton", "sample": Sample(classes=2)},
+            r"`classes_from` and `classes` exclude each other: both decide the class list",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

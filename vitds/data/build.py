@@ -78,6 +78,10 @@ class BuildOptions:
             raise UsageError(f"`test_fraction={self.test_fraction}`: must be between 0 and 1.")
         if self.test_fraction is not None and self.folds is not None:
             raise UsageError("`test_fraction` and `folds` exclude each other: both split the set.")
+        if self.classes_from and self.sample.classes:
+            raise UsageError(
+                "`classes_from` and `classes` exclude each other: both decide the class list. Leave one out."
+            )
         if self.seed is not None and not self.is_split and self.sample.is_everything:
             raise UsageError(
                 f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction` or `folds`, or with "
