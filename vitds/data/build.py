@@ -312,7 +312,7 @@ def _write(
     return Manifest(
         **totals.facts(),
         version=MANIFEST_VERSION,
-        file_bytes=writer.finish(),
+        file_bytes=writer.finish(totals.content.digest()),
         classes=images.classes,
         storage=storing.storage,
         side_px=storing.side_px,
