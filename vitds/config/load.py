@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from vitds.config.flags import TrainFlags
 from vitds.config.methods import DEFAULT_METHODS, METHODS, Command, readers
 from vitds.config.names import NO_TEXT, is_text, nearest
-from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe
+from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe, recipe_layers
 from vitds.config.tree import Section, Settings
 from vitds.config.yaml_text import dump_yaml, parse_yaml
 from vitds.errors import SettingsError
@@ -90,7 +90,9 @@ def load_settings(
         every mistake with its key, its value, what is allowed, and where it was given.
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
-    of_recipe = _leaves(read_recipe(recipe), f"recipe {recipe}")
+    of_recipe = [
+        given for name, values in recipe_layers(recipe) for given in _leaves(values, f"recipe {name}")
+    ]
     if flags.get("hold_out"):
         of_recipe = [*(Given(key, value, "--hold_out") for key, value in OF_HOLD_OUT.items()), *of_recipe]
     of_person = [
