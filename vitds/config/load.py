@@ -7,6 +7,7 @@ all: a later source wins key by key, and a message can say where a value came fr
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -280,13 +281,19 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
 def _assigned(assignments: Sequence[str], flag: str) -> list[Given]:
     """The leaves of all words of `--set`, or what it is called.
 
-    Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values.
+    Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values, or one
+        value whole and in part.
     """
     leaves: dict[str, Given] = {}
     for given in (given for word in assignments for given in _leaves_of(word, flag)):
         first = leaves.setdefault(given.key, given)
         if first is not given and first.value != given.value:
             raise SettingsError(f"{given.key} is set twice: {first.origin} and {given.origin}; leave one out")
+    for whole, part in itertools.permutations(leaves.values(), 2):
+        if part.key.startswith(f"{whole.key}."):
+            raise SettingsError(
+                f"{whole.key} is set twice: {whole.origin} and, in part, {part.origin}; write one of them"
+            )
     return list(leaves.values())
 
 
@@ -347,8 +354,9 @@ def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float.
     """
     for leaf in _cut(tree, ""):
-        if isinstance(leaf.value, str) and not is_text(leaf.value):
-            raise SettingsError(f"{leaf.key}: {leaf.value!r} {NO_TEXT}{_origin(leaf.key, origins)}")
+        for text in _texts_in([leaf.key, leaf.value]):
+            if not is_text(text):
+                raise SettingsError(f"{leaf.key}: {text!r} {NO_TEXT}{_origin(leaf.key, origins)}")
     try:
         settings = Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
         mistakes = _unread(settings.method, origins)
@@ -359,6 +367,17 @@ def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     if len(mistakes) == 1:
         raise SettingsError(mistakes[0])
     raise SettingsError("\n  ".join([f"{len(mistakes)} settings are wrong:", *mistakes]))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value, a mapping's keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_in([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def _unread(method: str, origins: Mapping[str, str]) -> list[str]:
