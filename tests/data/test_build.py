@@ -307,6 +307,7 @@ def test_classes_for_images_without_labels_are_refused(tmp_path):
         ({"side_px": 0}, r"`side_px=0`: must be from 1 to 65535\."),
         ({"quality": 101}, r"`quality=101`: must be from 1 to 100\."),
         ({"workers": 0}, r"`workers=0`: must be from 1 to 1024\."),
+        ({"seed": 2**63}, r"`seed=9223372036854775808`: must be from 0 to 9223372036854775807\."),
         ({"test_fraction": 1.0}, r"`test_fraction=1\.0`: must be between 0 and 1\."),
         (
             {"classes_from": "x.beton", "sample": Sample(classes=2)},

@@ -24,6 +24,7 @@ from vitds.data.trees import SourceImage
 from vitds.data.workers import work_through
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, UsageError
+from vitds.rng import LARGEST_SEED
 
 # `auto` takes raw storage up to this size of a set, or for images of this size, of which a JPEG saves little.
 RAW_BYTES = 2 << 30
@@ -69,7 +70,10 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.storage not in ("auto", "raw", "jpg"):
             raise UsageError(f"`storage={self.storage}`: must be auto, raw or jpg.")
-        limits = (("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024), ("folds", 2, 100))
+        limits = (
+            *(("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024), ("folds", 2, 100)),
+            ("seed", 0, LARGEST_SEED),
+        )
         for name, low, high in limits:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
