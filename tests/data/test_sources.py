@@ -56,6 +56,11 @@ def test_a_tar_is_found_to_hold_what_its_folder_holds(tmp_path, scan, mode):
     assert [read_bytes(image) for image in images.images] == [SOME[name] for name in ORDER]
 
 
+def test_a_plain_tar_may_begin_with_the_letters_of_a_compression(tmp_path, scan):
+    images, _ = scan(write_tar(tmp_path / "set.tar", {"BZh9/a.jpg": b"1", "cat/b.jpg": b"2"}))
+    assert images.classes == ("BZh9", "cat")
+
+
 def test_the_folder_that_a_tar_was_made_of_is_no_class(tmp_path, scan):
     images, _ = scan(write_tar(tmp_path / "set.tar", {f"set/{name}": data for name, data in SOME.items()}))
     assert images.classes == ("ant", "cat")
