@@ -19,6 +19,7 @@ KINDS = {
     "unreadable": "left out: cannot be read",
     "dead_link": "left out: a link that leads nowhere, or in a circle",
     "archive_link": "left out: a link inside an archive to none of its images",
+    "archive_twice": "an archive's member in place of an earlier one of the same path",
     "archive_outside": "left out: an archive member whose path leads outside",
     "unlabelled": "left out: an image beside the class folders",
     "unlisted": "left out: not in the table of labels (an empty label there would keep it, without a class)",
