@@ -21,7 +21,7 @@ from vitds.data.sampling import Sample, draw_classes, draw_images
 from vitds.data.sources import SOURCE_OPTIONS, ImageSet, SourceOptions, scan_sources
 from vitds.data.split import Part, split_folds, split_once
 from vitds.data.trees import SourceImage
-from vitds.data.workers import work_through
+from vitds.data.workers import stops_in_order, work_through
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, UsageError
 from vitds.rng import LARGEST_SEED
@@ -107,6 +107,7 @@ def _refuse_quality(quality: int | None, why: str) -> None:
         )
 
 
+@stops_in_order()
 def build_beton(
     sources: Sequence[str | Path], out: str | Path, **options: Any
 ) -> list[tuple[Path, Manifest]]:
@@ -132,6 +133,7 @@ def build_beton(
         return build_set(images, Path(out), checked, findings, grouped_by=reading.group)
 
 
+@stops_in_order()
 def build_set(
     images: ImageSet,
     out: Path,
