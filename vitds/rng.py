@@ -52,6 +52,9 @@ class Purpose(IntEnum):
     NORMS = 24
 
 
+LARGEST_SEED = 2**63 - 1  # of those that a person gives; the smallest is 0
+
+
 def _mix(word: Word) -> Word:
     # splitmix64's finaliser with its own constants: each step can be undone, so no two words become one.
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

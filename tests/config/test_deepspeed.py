@@ -236,3 +236,9 @@ def test_keys_of_other_deepspeed_versions_pass(written):
     assert written('{"some_future_block": {"enabled": true}}').values == {
         "some_future_block": {"enabled": True}
     }
+
+
+@pytest.mark.parametrize("key", ["gradient_clippin", r"gradient_clippi\u006e"])
+def test_mistyped_key_is_named_with_its_own_line_and_not_a_nested_one(written, key):
+    nested = '{"flops_profiler": {"x": ["gradient_clippin"], "gradient_clippin": "a: {"},'
+    assert refusal(written, f'{nested}\n "{key}": 1}}').split(": ")[0].endswith("ds.json:2")

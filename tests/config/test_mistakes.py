@@ -71,6 +71,36 @@ def test_key_set_to_two_values_is_refused(recipe):
     assert load(recipe, "epochs=3", "epochs=3").epochs == 3
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_value_set_whole_and_in_part_is_refused(recipe, order):
+    words = ["backbone.options.depth=4", "backbone.options={embed_dim: 96}"]
+    assert refusal(recipe, *words[::order]) == (
+        f"backbone.options is set twice: --set {words[1]} and, in part, --set {words[0]}; write one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    "value, why",
+    [
+        ("&a {x: *a}", "found unconstructable recursive node"),
+        ("!!int abc", "a value cannot be read: invalid literal for int"),
+        ("!!timestamp x", "a value cannot be read: "),
+        ("1" * 5000, "a value cannot be read: Exceeds the limit"),
+        ("[" * 3000 + "]" * 3000, "a value cannot be read: maximum recursion depth exceeded"),
+    ],
+)
+def test_set_value_that_yaml_cannot_build_is_named(recipe, value, why):
+    said = refusal(recipe, f"backbone.options={value}")
+    assert said.startswith(f"--set backbone.options={value}: not valid YAML: {why}") and "\n" not in said
+
+
+def test_name_that_is_no_text_is_refused_within_a_list_too(recipe):
+    said = refusal(recipe, flags={"data": ["b.beton", "a\udcff.beton"]})
+    assert said.startswith(r"data.train: 'a\udcff.beton' is no UTF-8 text") and said.endswith("(from --data)")
+    assert "is no UTF-8 text" in refusal(recipe, "a\udcff=3")
+    assert "is no UTF-8 text" in refusal(recipe, backbone={"options": {"a\udcff": 1}})
+
+
 def test_key_below_a_single_value_is_refused(recipe):
     assert refusal(recipe, "epochs.first=3") == (
         "epochs.first (from --set epochs.first=3): epochs is one value, 7, and has no keys; set it whole"

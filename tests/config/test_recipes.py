@@ -38,8 +38,31 @@ def test_base_that_is_unknown_or_has_a_base_itself_is_refused(recipe, tmp_path):
 
 def test_wrong_setting_of_a_base_is_named_with_the_recipe_that_has_it(tmp_path):
     (tmp_path / "bad.yaml").write_text("epochs: 0\n")
-    path = write_derived(tmp_path, f"base: {tmp_path / 'bad.yaml'}\nseed: 1\n")
-    assert refusal(path) == f"epochs: must be greater than or equal to 1, got 0 (from recipe {path})"
+    path = write_derived(tmp_path, "base: bad.yaml\nseed: -1\n")
+    assert refusal(path).splitlines() == [
+        "2 settings are wrong:",
+        f"  seed: must be greater than or equal to 0, got -1 (from recipe {path})",
+        f"  epochs: must be greater than or equal to 1, got 0 (from recipe {tmp_path / 'bad.yaml'})",
+    ]
+
+
+def test_base_is_looked_for_beside_the_recipe_and_then_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    for folder, epochs in ((tmp_path, 4), (tmp_path / "own", 5)):
+        (folder / "mine.yaml").write_text(f"epochs: {epochs}\n")
+    monkeypatch.chdir(tmp_path)
+    write_derived(tmp_path / "own", "base: mine.yaml\n")
+    assert load("own/derived.yaml").epochs == 5
+    (tmp_path / "own/mine.yaml").unlink()
+    assert load("own/derived.yaml").epochs == 4
+
+
+def test_recipe_with_data_of_its_own_has_not_the_test_set_of_its_base(tmp_path):
+    path = write_derived(tmp_path, "base: finetune_digits\ndata: {train: my.beton}\n")
+    assert load("finetune_digits", command="finetune").data.test == "digits"
+    assert load(path, command="finetune").data.test is None and "test" not in read_recipe(path)["data"]
+    path = write_derived(tmp_path, "base: finetune_digits\ndata: {train: my.beton, test: t.beton}\n")
+    assert load(path, command="finetune").data.test == "t.beton"
 
 
 # packaged recipes

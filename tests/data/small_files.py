@@ -72,7 +72,7 @@ def write_file(
         manifest = Manifest(
             version=MANIFEST_VERSION,
             images=images,
-            file_bytes=writer.finish(),
+            file_bytes=writer.finish(bytes(32)),
             classes=("a", "b", "c"),
             storage=storage,
             side_px=None,

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.images import class_folders, jpeg, write_folder
+from tests.data.built import build
+from tests.data.images import class_folders, jpeg, png, write_folder
 from vitds.data.beton import (
     ALLOCATION,
     FIELD,
+    FIELDS,
     HEADER,
     SAMPLE,
     SAMPLES_START,
@@ -298,6 +300,25 @@ def test_a_manifest_that_does_not_fit_is_refused(copy, values, message):
     change_manifest(path, **values)
     with pytest.raises(DataError, match=message):
         open_beton(path)
+
+
+def test_the_manifest_of_another_build_of_as_many_images_and_bytes_is_refused(tmp_path):
+    files = {"a/1.png": png(1), "a/2.png": png(2)}
+    new, old = (
+        build(tmp_path / "new", files),
+        build(tmp_path / "old", dict(zip(files, [png(3), png(4)], strict=True))),
+    )
+    assert new.path.stat().st_size == old.path.stat().st_size
+    old.path.replace(new.path)  # as if the second build had been killed after its manifest
+    with pytest.raises(
+        DataError, match=r"x\.beton\.json: written for other images .* do not belong together"
+    ):
+        open_beton(new.path)
+    data = bytearray(new.path.read_bytes())  # as written before the hash stood in it
+    fields = np.frombuffer(data, FIELD, len(FIELDS), HEADER.itemsize)
+    fields["arguments"] = 0
+    new.path.write_bytes(data)
+    assert open_beton(new.path).images == 2
 
 
 def test_a_manifest_that_is_no_json_is_refused(copy):

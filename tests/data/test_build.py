@@ -26,6 +26,7 @@ from tests.data.images import (
 )
 from vitds.data.beton import open_beton
 from vitds.data.build import BuildOptions, build_beton
+from vitds.data.sampling import Sample
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, ResourceError, UsageError
 
@@ -306,7 +307,12 @@ def test_classes_for_images_without_labels_are_refused(tmp_path):
         ({"side_px": 0}, r"`side_px=0`: must be from 1 to 65535\."),
         ({"quality": 101}, r"`quality=101`: must be from 1 to 100\."),
         ({"workers": 0}, r"`workers=0`: must be from 1 to 1024\."),
+        ({"seed": 2**63}, r"`seed=9223372036854775808`: must be from 0 to 9223372036854775807\."),
         ({"test_fraction": 1.0}, r"`test_fraction=1\.0`: must be between 0 and 1\."),
+        (
+            {"classes_from": "x.beton", "sample": Sample(classes=2)},
+            r"`classes_from` and `classes` exclude each other: both decide the class list",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -370,7 +376,7 @@ def partial_of(folder: Path) -> list[Path]:
     return list(folder.glob(".x.beton.*.partial"))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_leaves_no_half_file_and_no_process(tmp_path, sent):
     source = write_folder(
         tmp_path / "set", dict.fromkeys((f"a/{i}.png" for i in range(200)), png(0, 600, 500))
@@ -390,7 +396,7 @@ def test_an_interrupted_build_leaves_no_half_file_and_no_process(tmp_path, sent)
     assert process.returncode != 0
     left = [path.name for path in (tmp_path / "out").iterdir()]
     assert (
-        left == [] if sent == signal.SIGINT else not any(name.endswith((".beton", ".json")) for name in left)
+        left == [] if sent != signal.SIGKILL else not any(name.endswith((".beton", ".json")) for name in left)
     )
 
 

@@ -160,6 +160,18 @@ def test_a_table_serves_a_tar_as_its_folder(tmp_path):
     assert labels_of(images) == ANSWER
 
 
+@pytest.mark.parametrize("stated", ["utf-8", "utf-16-le"])
+def test_a_mark_before_the_first_cell_is_not_read_with_a_stated_encoding(folder, stated):
+    text = "\ufeff" + text_of([("a1.jpg", "PKs"), *ROWS[1:]])
+    images, _ = scan(folder, labels=table(folder, text, stated), label_encoding=stated)
+    assert labels_of(images) == ANSWER | {"a1.jpg": "PKs"}
+
+
+def test_a_table_may_begin_with_the_letters_of_a_zip(folder):
+    images, _ = scan(folder, labels=table(folder, text_of(ROWS, header=("PK", "label"))))
+    assert labels_of(images) == ANSWER
+
+
 def test_two_rows_that_say_the_same_are_counted(folder):
     images, findings = scan(folder, labels=table(folder, text_of([*ROWS, ROWS[0]])))
     assert labels_of(images) == ANSWER
@@ -171,6 +183,11 @@ REFUSED = [  # the table, the options, the message
         text_of([*ROWS, ("a1.jpg", "bee")]),
         {},
         r"labels\.csv: two rows for a1\.jpg: line 1 says 'ant', line 5 'bee'\. Leave one",
+    ),
+    (
+        "file,label,who\na1.jpg,ant,p1\nb2.jpg,bee,p3\na1.jpg,ant,p2\n",
+        {"group": "who"},
+        r"two rows for a1\.jpg: line 2 says 'p1', line 4 'p2'\. Leave one: an image has one group",
     ),
     (
         text_of([*ROWS, ("b2", "Bee"), ("a1", "BEE ")]),

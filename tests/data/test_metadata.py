@@ -118,6 +118,13 @@ def test_a_png_that_is_turned_stays_so_where_its_text_is_broken(tmp_path):
     assert set(names(beton)) == {"rotated", "metadata"}
 
 
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_png_is_turned_wherever_its_exif_data_stand(tmp_path, place):
+    chunk = png_chunk(b"eXIf", exif(8)[6:])
+    beton = build(tmp_path, {"a/1.png": png_with(chunk, place)}, storage="raw")
+    assert np.array_equal(pixels_of(beton, 0), np.rot90(photo(1))) and set(names(beton)) == {"rotated"}
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_means_nothing_is_upright(tmp_path, orientation):
     beton = build(tmp_path, {"a/1.png": png_with(png_chunk(b"eXIf", exif(orientation)[6:]))}, storage="raw")

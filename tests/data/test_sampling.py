@@ -116,6 +116,7 @@ def test_more_than_there_is_is_refused(whole, sample, message):
     [
         ({"per_class": 0}, r"`per_class=0`: must be at least 1\."),
         ({"classes": -1}, r"`classes=-1`: must be at least 1\."),
+        ({"total": 1, "seed": -1}, r"`seed=-1`: must be from 0 to 9223372036854775807\."),
         ({"per_class": 1, "total": 1}, r"`per_class` and `total` exclude each other"),
         (
             {"list": "x", "total": 1},

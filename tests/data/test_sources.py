@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import tarfile
@@ -54,6 +55,11 @@ def test_a_tar_is_found_to_hold_what_its_folder_holds(tmp_path, scan, mode):
     )
     assert members(images) == ORDER
     assert [read_bytes(image) for image in images.images] == [SOME[name] for name in ORDER]
+
+
+def test_a_plain_tar_may_begin_with_the_letters_of_a_compression(tmp_path, scan):
+    images, _ = scan(write_tar(tmp_path / "set.tar", {"BZh9/a.jpg": b"1", "cat/b.jpg": b"2"}))
+    assert images.classes == ("BZh9", "cat")
 
 
 def test_the_folder_that_a_tar_was_made_of_is_no_class(tmp_path, scan):
@@ -223,6 +229,30 @@ def test_links_within_a_tar_are_images_as_they_are_in_its_folder(tmp_path, scan)
     assert members(of_tar) == members(of_folder) and len(of_tar.images) == 5
     assert [read_bytes(image) for image in of_tar.images] == [read_bytes(image) for image in of_folder.images]
     assert odd.counts == odd_too.counts == {}
+
+
+def test_links_to_links_are_images_in_any_order_and_circles_are_none(tmp_path, scan):
+    links = {"a.jpg": "b.jpg", "b.jpg": "c.jpg", "c.jpg": "z.jpg", "d.jpg": "c.jpg"}
+    links |= {"e.jpg": "f.jpg", "f.jpg": "g.jpg", "g.jpg": "f.jpg", "h.jpg": "h.jpg", "i.jpg": "../../z.jpg"}
+    extra = [tar_member(f"cat/{name}", tarfile.SYMTYPE, target) for name, target in links.items()]
+    source = write_tar(tmp_path / "set.tar", {"cat/z.jpg": b"1"}, extra=extra)
+    images, findings = scan(source)
+    assert members(images) == [f"cat/{letter}.jpg" for letter in "abcdz"]
+    assert {read_bytes(image) for image in images.images} == {b"1"}
+    assert findings.names == {"archive_link": [f"{source}:cat/{letter}.jpg" for letter in "efghi"]}
+
+
+def test_of_two_members_of_one_path_the_last_is_taken_and_named(tmp_path, scan):
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name, data in (("a", b"1"), ("a", b"2"), ("b", b"3"), ("c", b"4")):
+            info = tarfile.TarInfo(f"cat/{name}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        tar.addfile(tar_member("cat/b.jpg", tarfile.SYMTYPE, "c.jpg"))
+        tar.addfile(tar_member("cat/c.jpg", tarfile.LNKTYPE, "cat/c.jpg"))
+    images, findings = scan(tmp_path / "set.tar")
+    assert [read_bytes(image) for image in images.images] == [b"2", b"4", b"4"]
+    assert findings.names == {"archive_twice": [f"{tmp_path}/set.tar:cat/{letter}.jpg" for letter in "abc"]}
 
 
 def test_pipes_and_devices_are_no_images(tmp_path, scan):

@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.data.images import class_folders, encode, photo, png, write_folder
 from tests.data.small_files import picture
+from vitds.data import likeness
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import build_beton
-from vitds.data.findings import Findings
+from vitds.data.findings import TEST_GROUP, Findings
 from vitds.data.likeness import LOOK_PX, look_of, nearest_looks
 from vitds.data.sampling import Sample
 from vitds.data.sources import ImageSet
@@ -89,13 +90,16 @@ def test_images_without_a_label_are_for_training_unless_their_group_is_tested():
     rows = (
         [("a", f"p{i // 2}") for i in range(20)] + [(None, f"p{i}") for i in range(10)] + [(None, None)] * 5
     )
-    images = image_set(rows)
-    train, test = split_once(images, OUT, 0.3, 0, Findings())
+    images, findings = image_set(rows), Findings()
+    train, test = split_once(images, OUT, 0.3, 0, findings)
+    assert findings.names[TEST_GROUP] == [str(i) for i in test.chosen if i >= 20]
     assert not (groups_of(images, train.chosen) & groups_of(images, test.chosen)) - {None}
     assert set(range(30, 35)) <= set(train.chosen)
     assert len([i for i in test.chosen if i < 20]) == 6 and len(test.chosen) == 9
-    for train, _ in split_folds(images, OUT, 2, 0, Findings()):
+    findings = Findings()
+    for train, _ in split_folds(images, OUT, 2, 0, findings):
         assert set(range(30, 35)) <= set(train.chosen)
+    assert findings.counts[TEST_GROUP] == 10
 
 
 def test_groups_that_are_too_large_or_of_one_class_are_named():
@@ -136,6 +140,32 @@ def test_the_manifest_says_by_what_the_split_was_grouped(tmp_path):
     assert train.manifest.grouped.groups + test.manifest.grouped.groups == 5
     sides = [{name.split("/")[1][:2] for name in beton.names} for beton in (train, test)]
     assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_unlabelled_images_go_where_their_group_goes_and_those_of_none_are_counted(tmp_path, column):
+    files = {f"{name}/p{i % 5}_{i}.png": png(10 * i + ord(name)) for name in "ab" for i in range(10)}
+    more = {f"p{i}_u.png": png(200 + i) for i in range(5)} | {"odd.png": png(210)}
+    table = tmp_path / "t.csv"
+    rows = [f"{name},{name[0]},{'' if name[2:4] == 'p4' else name[2:4]}" for name in files]
+    table.write_text("\n".join(["file,label,patient", *rows]))
+    options = {"labels": table, "group": "patient"} if column else {"group": r"(p\d)_"}
+    train, test = opened(
+        build_beton(
+            [write_folder(tmp_path / "set", files)],
+            tmp_path / "x.beton",
+            unlabelled=write_folder(tmp_path / "more", more),
+            test_fraction=0.4,
+            **options,
+        )
+    )
+    groupless = train.manifest.findings["groupless"]
+    if column:  # the table says nothing of the unlabelled ones, and of no image of p4
+        assert groupless.count == len(more) + 4 and train.manifest.unlabelled == len(more)
+        return
+    sides = [{Path(name).name[:2] for name in beton.names} for beton in (train, test)]
+    assert not sides[0] & sides[1] and test.manifest.unlabelled == len(sides[1]) == 2
+    assert train.manifest.findings[TEST_GROUP].count == 2 and groupless.names[0].endswith("odd.png")
 
 
 def test_a_sample_decides_the_training_images_and_leaves_the_test_file_whole(tmp_path):
@@ -189,6 +219,20 @@ def test_a_photograph_is_found_again_after_a_change_and_others_are_not(change):
     assert found.tolist() == list(range(0, 30, 3))
     others = [look_of(picture(number, 120, 150)) for number in range(40, 60)]
     assert (nearest_looks(others, looks) == -1).all()
+
+
+def test_pairs_are_compared_in_blocks_and_the_last_of_the_most_alike_is_found(monkeypatch):
+    draw = np.random.default_rng(0)
+    scene = draw.uniform(60, 200, (LOOK_PX, LOOK_PX))  # of a fixed camera: all are alike
+    looks = [(scene + draw.normal(0, 9, scene.shape)).astype(np.uint8).tobytes() for _ in range(70)]
+    others = looks[:20] + [look_of(photo(1))] + looks[10:30]
+    whole = nearest_looks(looks, others)
+    assert whole[:30].tolist() == [*range(10), *range(21, 41)]
+    monkeypatch.setattr(likeness, "BLOCK", (16, 8))
+    monkeypatch.setattr(likeness, "PAIRS", 30)
+    assert (nearest_looks(looks, others) == whole).all()
+    parts = likeness._proposed(*(likeness._hashes(likeness._grey(half)) for half in (looks, others)))
+    assert max(len(rows) for rows, _ in parts) == 30
 
 
 def test_blank_images_and_empty_halves_are_like_nothing():

@@ -6,6 +6,7 @@ import functools
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vitds.data.workers import work_through
+from vitds.data.workers import stops_in_order, work_through
 from vitds.errors import DataError, ResourceError
 
 
@@ -70,7 +71,7 @@ def test_the_death_of_a_worker_is_an_error_and_not_a_wait():
 
 
 SHOWN = """
-from vitds.data.workers import work_through
+from vitds.data.workers import stops_in_order, work_through
 list(work_through(abs, range(20), workers=1, title="building x.beton", show_progress=True))
 """
 
@@ -89,3 +90,18 @@ def test_progress_with_counts_and_time_left_is_shown_on_a_terminal_and_nowhere_e
     )
     piped = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, timeout=60, check=True)
     assert piped.stderr == piped.stdout == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_is_a_ctrl_c_unless_it_is_heard_or_ignored(number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), stops_in_order(), stops_in_order():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with stops_in_order():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from tests.engine.training import outcome, rewound, small_run, small_run_path
 from vitds.config.load import load_settings
 from vitds.data.beton import open_beton
+from vitds.data.manifest import Grouped
 from vitds.errors import DataError, VitdsError
-from vitds.jobs.data_files import hold_out
+from vitds.jobs.data_files import hold_out, split_groups_note
 from vitds.runs.backbone import read_weights
 from vitds.runs.checkpoint import list_checkpoints
 from vitds.runs.directory import read_json
@@ -171,6 +173,14 @@ def test_accuracy_along_training_needs_images(digit_files, tmp_path: Path) -> No
     assert "eval.every_epochs 1: no images to measure accuracy on. Give --test FILE.beton" in said.replace(
         "argument test", "--test"
     )
+
+
+def test_holding_out_of_a_file_of_whole_groups_is_said_to_split_them(digit_files) -> None:
+    file = open_beton(digit_files[0])
+    assert split_groups_note(file) is None
+    grouped = replace(file, manifest=replace(file.manifest, grouped=Grouped(by="patient", groups=9)))
+    said = split_groups_note(grouped)
+    assert "kept groups whole (by patient), and images are held out one by one" in said
 
 
 def test_a_class_of_one_image_is_not_held_out(digit_files) -> None:

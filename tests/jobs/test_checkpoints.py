@@ -41,6 +41,19 @@ def test_checkpoints_are_listed_and_verified_and_a_damaged_one_is_named(run: str
     )
 
 
+def test_a_manifest_that_cannot_be_read_is_a_line_of_the_list(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    for step in range(1, 5):
+        write_checkpoint(run / "checkpoints", step, {"model": {"a": torch.ones(9)}}, {}, keep=9)
+    for step, text in ((1, "{"), (2, '{"files": {}}'), (3, '{"step": 3, "files": {"a": 1}}')):
+        (run / f"checkpoints/step-{step:08}/manifest.json").write_text(text)
+    assert main(["checkpoint", "list", str(run), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["step"] for row in rows] == [None, None, None, 4] and rows[3]["problem"] == ""
+    assert "cannot be read" in rows[0]["problem"] and "lacks the step" in rows[1]["problem"]
+    assert main(["checkpoint", "list", str(run)]) == 0 and "lacks" in capsys.readouterr().out
+
+
 def names(run: str) -> list[str]:
     return sorted(path.name for path in (Path(run) / "checkpoints").iterdir())
 

@@ -2,6 +2,7 @@
  * Every buffer has exactly the length that is passed, so that a byte read or written outside one ends the
  * program. Usage: fuzz CASES SEED JPEG [JPEG ..], each named HEIGHTxWIDTH.jpg. Prints how often each result
  * came: made, refused, damaged. */
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,7 +53,7 @@ static ViewSpec good_spec(int height, int width, int side) {
     p.saturation = real(0, 3);
     p.hue = real(-0.5f, 0.5f);
     p.grey = !upto(0, 4);
-    p.blur_sigma = upto(0, 1) ? real(0, 10.6f) : 0;
+    p.blur_sigma = upto(0, 1) ? fminf(real(0, 11), 32 / 3.0f) : 0; /* the largest too */
     p.solarise = !upto(0, 4);
     for (int i = 0; i < 2; i++) {
         p.policy_op[i] = upto(0, 1) ? upto(NO_POLICY, POLICY_BRIGHTNESS) : NO_POLICY;

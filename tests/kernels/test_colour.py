@@ -92,7 +92,7 @@ def test_greyscale_is_the_reference_and_torchvisions() -> None:
         )
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.34, 0.7, 1.0, 1.37, 2.0, 5.0])
+@pytest.mark.parametrize("sigma", [0.1, 0.34, 0.7, 1.0, 1.37, 2.0, 5.0, 32 / 3])
 def test_blur_of_photographs_is_the_reference_and_torchvisions(sigma: float) -> None:
     for picture in photograph_parts(SIDE):
         view = cut(picture, whole_spec(SIDE, SIDE, SIDE, blur_sigma=sigma), SIDE)[0]

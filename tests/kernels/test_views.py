@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from tests.kernels.pictures import photograph_parts, photographs, whole_spec
 from vitds.errors import DataError, ResourceError, ShapeError
 from vitds.kernels import views as kernels
+from vitds.kernels.library import find_library
 from vitds.kernels.views import (
     RAW,
     VIEW_SPEC,
@@ -137,6 +139,14 @@ def test_missing_library_names_the_command_that_builds_it(
     (tmp_path / "_pixels.so").write_bytes(b"no library")
     with pytest.raises(ResourceError, match=r"cannot be loaded: .*Run `bash launch/setup_env.sh`"):
         library.__wrapped__()
+
+
+def test_of_two_pythons_libraries_each_takes_its_own(tmp_path: Path) -> None:
+    (tmp_path / "_pixels.cpython-310-x86_64-linux-gnu.so").touch()
+    assert find_library(tmp_path, "_pixels").name == "_pixels.cpython-310-x86_64-linux-gnu.so"
+    own = tmp_path / f"_pixels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    own.touch()
+    assert find_library(tmp_path, "_pixels") == own and find_library(tmp_path, "_mix") is None
 
 
 def test_views_do_not_depend_on_what_the_scratch_was_used_for_before() -> None:

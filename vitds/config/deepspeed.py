@@ -51,6 +51,7 @@ ZERO_KEYS = tuple(
         "stage3_max_reuse_distance zero_hpz_partition_size"
     ).split()
 )
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]')
 PRECISION_BLOCKS: dict[str, Precision] = {"bf16": "bf16", "torch_autocast": "bf16", "fp16": "fp16"}
 
 
@@ -92,10 +93,20 @@ class DsConfig:
 
     def place(self, key: str) -> str:
         """`file:line` of a dotted key that the file has, to be shown to a person."""
-        position = 0
-        for part in key.split("."):
-            position = re.compile(rf'"{re.escape(part)}"\s*:').search(self.text, position).start()
-        return f"{self.path}:{self.text.count(chr(10), 0, position) + 1}"
+        above: list[str | None] = []  # of each open object or list the last key; a list has none
+        text = None
+        for token in JSON_TOKEN.finditer(self.text):
+            if token[0] in "{[":
+                above.append(None)
+            elif token[0] in "}]":
+                above.pop()
+            elif token[0] != ":":
+                text = token
+            else:
+                above[-1] = json.loads(text[0])
+                if ".".join(map(str, above)) == key:
+                    return f"{self.path}:{self.text.count(chr(10), 0, text.start()) + 1}"
+        return str(self.path)
 
 
 def load_ds_config(path: str | None) -> DsConfig:

@@ -7,6 +7,7 @@ all: a later source wins key by key, and a message can say where a value came fr
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from vitds.config.flags import TrainFlags
 from vitds.config.methods import DEFAULT_METHODS, METHODS, Command, readers
 from vitds.config.names import NO_TEXT, is_text, nearest
-from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe
+from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe, recipe_layers
 from vitds.config.tree import Section, Settings
 from vitds.config.yaml_text import dump_yaml, parse_yaml
 from vitds.errors import SettingsError
@@ -90,7 +91,9 @@ def load_settings(
         every mistake with its key, its value, what is allowed, and where it was given.
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
-    of_recipe = _leaves(read_recipe(recipe), f"recipe {recipe}")
+    of_recipe = [
+        given for name, values in recipe_layers(recipe) for given in _leaves(values, f"recipe {name}")
+    ]
     if flags.get("hold_out"):
         of_recipe = [*(Given(key, value, "--hold_out") for key, value in OF_HOLD_OUT.items()), *of_recipe]
     of_person = [
@@ -278,13 +281,19 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
 def _assigned(assignments: Sequence[str], flag: str) -> list[Given]:
     """The leaves of all words of `--set`, or what it is called.
 
-    Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values.
+    Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values, or one
+        value whole and in part.
     """
     leaves: dict[str, Given] = {}
     for given in (given for word in assignments for given in _leaves_of(word, flag)):
         first = leaves.setdefault(given.key, given)
         if first is not given and first.value != given.value:
             raise SettingsError(f"{given.key} is set twice: {first.origin} and {given.origin}; leave one out")
+    for whole, part in itertools.permutations(leaves.values(), 2):
+        if part.key.startswith(f"{whole.key}."):
+            raise SettingsError(
+                f"{whole.key} is set twice: {whole.origin} and, in part, {part.origin}; write one of them"
+            )
     return list(leaves.values())
 
 
@@ -345,8 +354,9 @@ def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float.
     """
     for leaf in _cut(tree, ""):
-        if isinstance(leaf.value, str) and not is_text(leaf.value):
-            raise SettingsError(f"{leaf.key}: {leaf.value!r} {NO_TEXT}{_origin(leaf.key, origins)}")
+        for text in _texts_in([leaf.key, leaf.value]):
+            if not is_text(text):
+                raise SettingsError(f"{leaf.key}: {text!r} {NO_TEXT}{_origin(leaf.key, origins)}")
     try:
         settings = Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
         mistakes = _unread(settings.method, origins)
@@ -357,6 +367,17 @@ def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     if len(mistakes) == 1:
         raise SettingsError(mistakes[0])
     raise SettingsError("\n  ".join([f"{len(mistakes)} settings are wrong:", *mistakes]))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value, a mapping's keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_in([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def _unread(method: str, origins: Mapping[str, str]) -> list[str]:

@@ -36,12 +36,16 @@ def read_header(path: Path) -> dict[str, str]:
     return dict(re.findall(r"^# (\w+): (.*)$", top, re.MULTILINE))
 
 
+def _is_path(recipe: str) -> bool:
+    return "/" in recipe or recipe.endswith((".yaml", ".yml"))
+
+
 def find_recipe(recipe: str) -> Path:
     """The file of a recipe's name, or of a path (a word with a slash, or ending in .yaml or .yml).
 
     Raises: SettingsError if no recipe has the name (names the nearest), or no file stands at the path.
     """
-    if "/" in recipe or recipe.endswith((".yaml", ".yml")):
+    if _is_path(recipe):
         path = Path(recipe).expanduser()
         if not path.is_file():
             raise SettingsError(f"recipe {recipe}: no such file")
@@ -55,25 +59,42 @@ def find_recipe(recipe: str) -> Path:
     return packaged[recipe]
 
 
+def recipe_layers(recipe: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name or path, and settings, of a recipe's `base`, where it names one, and of itself, unchecked.
+
+    A base's file is looked for from the recipe's folder, then from the current one. Its test set belongs to
+    its own training data, and is left out where the recipe names others.
+
+    Raises: SettingsError if it or its base cannot be found or read, is not YAML, or holds no mapping of
+        settings (names the file); or if the base has a base too.
+    """
+    path = find_recipe(recipe)
+    own = read_mapping(path)
+    if "base" not in own:
+        return [(recipe, own)]
+    name = str(own.pop("base"))
+    if _is_path(name) and (path.parent / name).is_file():
+        name = str(path.parent / name)
+    base = read_mapping(find_recipe(name))
+    if "base" in base:
+        raise SettingsError(
+            f"recipe {recipe}: its base {name} has a base itself, {base['base']}; one step is all there is"
+        )
+    data, own_data = base.get("data"), own.get("data")
+    if isinstance(data, dict) and isinstance(own_data, dict) and "train" in own_data:
+        data.pop("test", None)
+    return [(name, base), (recipe, own)]
+
+
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The settings that a recipe gives, over those of its `base` where it names one, unchecked.
 
     Key by key within a section; lists and the backbone's options are replaced whole.
 
-    Raises: SettingsError if it or its base cannot be found or read, is not YAML, or holds no mapping of
-        settings (names the file); or if the base has a base too.
+    Raises: SettingsError as `recipe_layers`.
     """
-    own = read_mapping(find_recipe(recipe))
-    if "base" not in own:
-        return own
-    name = str(own.pop("base"))
-    settings = read_mapping(find_recipe(name))
-    if "base" in settings:
-        raise SettingsError(
-            f"recipe {recipe}: its base {name} has a base itself, {settings['base']}; one step is all there "
-            "is"
-        )
-    for key, value in own.items():
+    (_, settings), *over = recipe_layers(recipe)
+    for key, value in (item for _, own in over for item in own.items()):
         is_section = isinstance(value, dict) and isinstance(settings.get(key), dict)
         settings[key] = settings[key] | value if is_section else value
     return settings

@@ -31,6 +31,10 @@ class Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Builds a value whole at once, which refuses one that holds itself."""
+        return super().construct_object(node, deep=True)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Refuses a key that stands twice, of which PyYAML takes the last."""
         mapping = super().construct_mapping(node, deep=deep)
@@ -82,6 +86,8 @@ def parse_yaml(text: str, where: str) -> Any:
         raise SettingsError(
             f"{where}:{line}: not valid YAML: character {error.character!r} is not allowed"
         ) from None
+    except Exception as error:  # a tag, as in !!int abc, a number too long, or brackets too deep
+        raise SettingsError(f"{where}: not valid YAML: a value cannot be read: {error}") from None
 
 
 def dump_yaml(values: Any) -> str:

@@ -9,6 +9,7 @@ import bz2
 import gzip
 import lzma
 import posixpath
+import re
 import shutil
 import tarfile
 import zlib
@@ -19,11 +20,12 @@ from typing import Literal
 from vitds.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+# By how the file begins; a plain tar begins with a name, which may be BZhang.
 _COMPRESSIONS = {
-    b"\x1f\x8b": gzip.open,
-    b"BZ": bz2.open,
-    b"\xfd7": lzma.open,
-}  # by the file's first two bytes
+    rb"\x1f\x8b\x08": gzip.open,
+    rb"BZh[1-9](1AY&SY|\x17rE8P\x90)": bz2.open,
+    rb"\xfd7zXZ\0": lzma.open,
+}
 
 
 Kind = Literal["file", "folder", "link", "sparse", "method_unknown", "bomb", "other"]
@@ -72,7 +74,8 @@ def read_archive(path: Path, workspace: Path) -> tuple[Path, list[Member]]:
     """
     try:
         with path.open("rb") as file:
-            opener = _COMPRESSIONS.get(file.read(2))
+            head = file.read(10)
+        opener = next((opener for mark, opener in _COMPRESSIONS.items() if re.match(mark, head)), None)
         if opener:
             plain = workspace / f"{len(list(workspace.iterdir()))}-{path.name}"
             with opener(path, "rb") as packed, plain.open("wb") as unpacked:

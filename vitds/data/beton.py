@@ -3,7 +3,7 @@
 A .beton is FFCV's file, format version 2, little-endian, with the fields image, index and label:
 
     header       version, number of fields, page size, number of samples N, where the allocation table lies
-    fields       3 descriptors: type and name
+    fields       3 descriptors: type, name, and, of ours, the manifest's content hash with the image's
     samples      N rows: image (mode, width, height, pointer), index, label; there may be space for more
     data         each sample's bytes, JPEG or raw (H, W, 3) uint8, none across a page's border
     allocations  N rows: sample, pointer, size; to the end of the file
@@ -27,6 +27,7 @@ from vitds.errors import DataError
 from vitds.kernels.views import JPEG, RAW
 
 FORMAT_VERSION = 2
+HASH_BYTES = 32
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31
 
 HEADER = np.dtype(
@@ -131,7 +132,7 @@ def open_beton(path: str | Path) -> BetonFile:
         with path.open("rb") as file:
             size = path.stat().st_size
             header = _read_header(path, file, size)
-            samples, allocations = _read_tables(path, file, size, header)
+            samples, allocations, content = _read_tables(path, file, size, header)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be opened ({error.strerror}). "
@@ -139,7 +140,7 @@ def open_beton(path: str | Path) -> BetonFile:
         ) from None
     manifest = load_manifest(path)
     sizes = _check_samples(path, header, samples, allocations)
-    _check_meaning(path, size, samples, manifest)
+    _check_meaning(path, size, samples, content, manifest)
     image = samples["image"]
     arrays = {
         "heights": image["height"].astype(np.int32),
@@ -211,7 +212,10 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> dict[str, int]:
     return header
 
 
-def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) -> tuple[NDArray, NDArray]:
+def _read_tables(
+    path: Path, file: BinaryIO, size: int, header: dict[str, int]
+) -> tuple[NDArray, NDArray, bytes]:
+    """The samples, the allocations, and the 32 bytes of the content hash; zeros in older files."""
     descriptors = np.frombuffer(
         file.read(min(header["num_fields"] * FIELD.itemsize, size - HEADER.itemsize)), np.uint8
     )
@@ -241,7 +245,8 @@ def _read_tables(path: Path, file: BinaryIO, size: int, header: dict[str, int]) 
     allocations = file.read(count * ALLOCATION.itemsize)
     if len(allocations) != count * ALLOCATION.itemsize:
         raise _damaged(path, "it became shorter while it was read")
-    return np.frombuffer(samples, SAMPLE), np.frombuffer(allocations, ALLOCATION)
+    content = descriptors["arguments"][0, :HASH_BYTES].tobytes()
+    return np.frombuffer(samples, SAMPLE), np.frombuffer(allocations, ALLOCATION), content
 
 
 def _check_samples(
@@ -285,7 +290,7 @@ def _check_samples(
     return sizes
 
 
-def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) -> None:
+def _check_meaning(path: Path, size: int, samples: NDArray, content: bytes, manifest: Manifest) -> None:
     if (manifest.images, manifest.file_bytes) != (len(samples), size):
         raise DataError(
             f"{manifest_path(path)}: written for {manifest.images} images in {manifest.file_bytes} bytes, "
@@ -306,6 +311,11 @@ def _check_meaning(path: Path, size: int, samples: NDArray, manifest: Manifest) 
             f"{manifest_path(path)}: it speaks of {manifest.unlabelled} images without a label and names "
             f"{lines}, {path.name} has {without} of {len(samples)}. The two files do not belong together: "
             "copy both from one build, or build again with `vitds data build`."
+        )
+    if any(content) and manifest.content_hash != f"sha256:{content.hex()}":
+        raise DataError(
+            f"{manifest_path(path)}: written for other images than {path.name} has. The two files do not "
+            "belong together: copy both from one build, or build again with `vitds data build`."
         )
 
 

@@ -21,9 +21,10 @@ from vitds.data.sampling import Sample, draw_classes, draw_images
 from vitds.data.sources import SOURCE_OPTIONS, ImageSet, SourceOptions, scan_sources
 from vitds.data.split import Part, split_folds, split_once
 from vitds.data.trees import SourceImage
-from vitds.data.workers import work_through
+from vitds.data.workers import stops_in_order, work_through
 from vitds.data.writer import BetonWriter
 from vitds.errors import DataError, UsageError
+from vitds.rng import LARGEST_SEED
 
 # `auto` takes raw storage up to this size of a set, or for images of this size, of which a JPEG saves little.
 RAW_BYTES = 2 << 30
@@ -69,7 +70,10 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.storage not in ("auto", "raw", "jpg"):
             raise UsageError(f"`storage={self.storage}`: must be auto, raw or jpg.")
-        limits = (("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024), ("folds", 2, 100))
+        limits = (
+            *(("side_px", 1, 65535), ("quality", 1, 100), ("workers", 1, 1024), ("folds", 2, 100)),
+            ("seed", 0, LARGEST_SEED),
+        )
         for name, low, high in limits:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -78,6 +82,10 @@ class BuildOptions:
             raise UsageError(f"`test_fraction={self.test_fraction}`: must be between 0 and 1.")
         if self.test_fraction is not None and self.folds is not None:
             raise UsageError("`test_fraction` and `folds` exclude each other: both split the set.")
+        if self.classes_from and self.sample.classes:
+            raise UsageError(
+                "`classes_from` and `classes` exclude each other: both decide the class list. Leave one out."
+            )
         if self.seed is not None and not self.is_split and self.sample.is_everything:
             raise UsageError(
                 f"`seed={self.seed}`: nothing is drawn. It goes with `test_fraction` or `folds`, or with "
@@ -99,6 +107,7 @@ def _refuse_quality(quality: int | None, why: str) -> None:
         )
 
 
+@stops_in_order()
 def build_beton(
     sources: Sequence[str | Path], out: str | Path, **options: Any
 ) -> list[tuple[Path, Manifest]]:
@@ -124,6 +133,7 @@ def build_beton(
         return build_set(images, Path(out), checked, findings, grouped_by=reading.group)
 
 
+@stops_in_order()
 def build_set(
     images: ImageSet,
     out: Path,
@@ -308,7 +318,7 @@ def _write(
     return Manifest(
         **totals.facts(),
         version=MANIFEST_VERSION,
-        file_bytes=writer.finish(),
+        file_bytes=writer.finish(totals.content.digest()),
         classes=images.classes,
         storage=storing.storage,
         side_px=storing.side_px,

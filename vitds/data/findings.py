@@ -19,6 +19,7 @@ KINDS = {
     "unreadable": "left out: cannot be read",
     "dead_link": "left out: a link that leads nowhere, or in a circle",
     "archive_link": "left out: a link inside an archive to none of its images",
+    "archive_twice": "an archive's member in place of an earlier one of the same path",
     "archive_outside": "left out: an archive member whose path leads outside",
     "unlabelled": "left out: an image beside the class folders",
     "unlisted": "left out: not in the table of labels (an empty label there would keep it, without a class)",
@@ -46,6 +47,7 @@ KINDS = {
 }
 # Of folders, tables and of what is no image; nothing is wrong with any image, so these are no error under
 # `strict`.
+TEST_GROUP = "test_group"
 OTHER_FILE = "other_file"
 LEFT_BEHIND = "left_behind"
 PART_NAME = "part_name"
@@ -55,6 +57,7 @@ TEXTS = {
     **KINDS,
     TABLE_READ: "how the table of labels was read",
     TABLE_TWICE: "a row of the table of labels that says again what another one says",
+    TEST_GROUP: "without a label, of a group in the test file: there too, and kept out of training",
     PART_NAME: "a class by its folder, whose name is that of a part of a data set",
     LEFT_BEHIND: "passed over: a hidden folder, or one that a system left behind",
     OTHER_FILE: "passed over: no picture, by name and content",

@@ -87,7 +87,7 @@ def _manifest(files: Sequence[BetonFile]) -> Manifest:
         sources=tuple(dict.fromkeys(source for each in manifests for source in each.sources)),
         findings={},
         unlabelled=sum(int((file.labels < 0).sum()) for file in files) if classes else 0,
-        grouped=None,
+        grouped=next((each.grouped for each in manifests if each.grouped), None),
         names="\n".join(each.names or "" for each in manifests) if has_names else None,
     )
 

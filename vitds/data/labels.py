@@ -63,15 +63,15 @@ def label_by_table(
         alike: what to do with labels that differ only by case or blanks; None: ask.
         group: a column that says which images belong together, if the table has one of that name.
     Returns: the images, with their groups if `group` is a column, and the table.
-    Raises: DataError as tables.read_table; if two rows give an image two labels, or a row means several
-        images (names the lines and the files).
+    Raises: DataError as tables.read_table; if two rows give an image two labels or groups, or a row means
+        several images (names the lines and the files).
     """
     # A source's own name, also where it is given as `.`
     names = [os.path.basename(os.path.abspath(source)) or "/" for source in sources]
     files = FileIndex([(names[each.source], *each.parts) for each in found])
     table = read_table(path, files, label_column, encoding)
     group_column = table.column(group) if group is not None else None
-    row_of = _rows_of_images(table, files, found, findings)
+    row_of = _rows_of_images(table, files, found, group_column, findings)
     classes = _class_names([cells[table.label_column] for _, cells in table.rows], alike, str(path), "rows")
     listed = []
     for i, each in enumerate(found):
@@ -123,9 +123,7 @@ def label_by_name(
     return named
 
 
-def group_by_pattern(
-    found: Sequence[Placed], pattern: str, findings: Findings, columns: Sequence[str] = ()
-) -> list[Placed]:
+def group_by_pattern(found: Sequence[Placed], pattern: str, columns: Sequence[str] = ()) -> list[Placed]:
     """The images with their groups: what a regular expression finds in each path below the source.
 
     Where it has a group in brackets, that is taken, else all that it matches.
@@ -143,8 +141,6 @@ def group_by_pattern(
         match = expression.search("/".join(each.parts))
         together = match[1] if match and expression.groups else match[0] if match else None
         grouped.append(each._replace(image=replace(each.image, group=together or None)))
-        if not together:
-            findings.add("groupless", each.image.name)
     if all(each.image.group is None for each in grouped):
         near = nearest(pattern, columns)
         column = f"did you mean the column {near}?" if near else "or a column of the table in `labels`."
@@ -157,9 +153,12 @@ def group_by_pattern(
 
 
 def _rows_of_images(
-    table: Table, files: FileIndex, found: Sequence[Placed], findings: Findings
+    table: Table, files: FileIndex, found: Sequence[Placed], group_column: int | None, findings: Findings
 ) -> dict[int, tuple[int, list[str]]]:
     """The row (line, cells) of each image that has one."""
+    kinds = {table.label_column: "label"}
+    if group_column is not None:
+        kinds[group_column] = "group"
     row_of: dict[int, tuple[int, list[str]]] = {}
     for line, cells in table.rows:
         cell = cells[table.file_column]
@@ -174,12 +173,12 @@ def _rows_of_images(
                 "of the path."
             )
         before = row_of.setdefault(meant[0], (line, cells))
-        if before[1][table.label_column].strip() != cells[table.label_column].strip():
-            raise DataError(
-                f"{table.path}: two rows for {cell}: line {before[0]} says "
-                f"{before[1][table.label_column]!r}, line {line} {cells[table.label_column]!r}. Leave one: "
-                "an image has one label."
-            )
+        for column, kind in kinds.items():
+            if before[1][column].strip() != cells[column].strip():
+                raise DataError(
+                    f"{table.path}: two rows for {cell}: line {before[0]} says {before[1][column]!r}, line "
+                    f"{line} {cells[column]!r}. Leave one: an image has one {kind}."
+                )
         if before[0] != line:
             findings.add(TABLE_TWICE, f"{table.path}: line {line}: {cell}")
     return row_of

@@ -28,8 +28,10 @@ _HEIF_METADATA = re.compile(rb"(infe\x02.{3}.{4}|infe\x03.{3}.{6})(?:Exif|mime)"
 
 
 def orientation_of(picture: Image.Image) -> tuple[int, bool]:
-    """How an opened, not yet decoded picture is to be turned, and whether its EXIF data could be read.
+    """How an opened picture is to be turned, and whether its EXIF data could be read.
 
+    Args:
+        picture: not yet decoded; a PNG decoded, as its EXIF data may stand behind the pixels.
     Returns: the EXIF orientation 1 to 8, 1 where there is none or it cannot be read; True if all of it could
         be read.
     """

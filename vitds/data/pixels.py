@@ -42,7 +42,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the numbers of an opened, not yet decoded picture mean.
+    """What the numbers of an opened picture mean, by its file's description.
 
     Attributes:
         rawmode: the samples as they lie in the file, in Pillow's words; "" where its decoder does not say.
@@ -62,13 +62,13 @@ class Layout:
 
 
 def layout_of(picture: Image.Image, raw: bytes) -> Layout:
-    """Read the description of a picture that Pillow has opened.
+    """Read the description of a picture that Pillow has opened; a PNG is decoded then.
 
     Args:
         picture: as Image.open gives it.
         raw: its file.
     Raises: Refused for samples of unknown range (signed, floating-point, 32 bits), for a camera's raw file,
-        and for what Pillow is known to read wrongly.
+        and for what Pillow is known to read wrongly; of a PNG whatever its decoder raises.
     """
     arguments = picture.tile[0][3] if picture.tile else ""
     arguments = arguments if isinstance(arguments, tuple) else (arguments,)
@@ -79,6 +79,8 @@ def layout_of(picture: Image.Image, raw: bytes) -> Layout:
         _check_tiff(picture)
         is_inverted = picture.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
     white = _white_level(picture, rawmode, bits)
+    if picture.format == "PNG":
+        picture.load()  # its EXIF data may stand behind the pixels
     orientation, is_readable = orientation_of(picture)
     depth = max((*bits, picture.info.get("bit_depth", 8)))  # pillow-heif says it so
     maxval = arguments[-1] if picture.format == "PPM" and isinstance(arguments[-1], int) else 0

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from vitds.data.sources import ImageSet
 from vitds.errors import DataError, UsageError
-from vitds.rng import Purpose, permutation
+from vitds.rng import LARGEST_SEED, Purpose, permutation
 
 Item = TypeVar("Item")
 CLASSES, IMAGES, POOL = 1, 2, 3  # the second part of the draws' keys: what is drawn
@@ -27,7 +27,7 @@ class Sample:
         total: so many images of all together, whatever their class.
         seed: of these draws, which are uniform and without repeats.
         list: a file that names the images, one a line, in place of the draws.
-    Raises: UsageError if a number is below 1, or two of them exclude each other.
+    Raises: UsageError if a number is below 1, or a seed out of range, or two of them exclude each other.
     """
 
     classes: int | None = None
@@ -41,6 +41,8 @@ class Sample:
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise UsageError(f"`{name}={value}`: must be at least 1.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UsageError(f"`seed={self.seed}`: must be from 0 to {LARGEST_SEED}.")
         if self.per_class and self.total:
             raise UsageError(
                 "`per_class` and `total` exclude each other: both say how many images are taken."

@@ -19,6 +19,7 @@ from pathlib import Path
 from vitds.data.findings import PART_NAME, Findings, shown
 from vitds.data.folders import Parts, require_classes
 from vitds.data.labels import Placed, group_by_pattern, label_by_name, label_by_table
+from vitds.data.tables import Table
 from vitds.data.trees import ARCHIVE_SUFFIXES, SourceImage, SourceTree, read_source
 from vitds.errors import DataError, UsageError
 
@@ -129,10 +130,12 @@ def scan_sources(
         tree = _take_images(read_source(source, findings, workspace), source, options)
         images = _label_by_folder(tree, source, options, findings) if options.is_by_folder else tree.files
         found += [Placed(parts, number, images[parts]) for parts in sorted(images)]
-    found = _with_labels(found, paths, options, findings)
+    found, table = _with_labels(found, paths, options, findings)
     if options.unlabelled:
         found += _without_labels(found, Path(options.unlabelled), len(paths), findings, workspace)
         sources = (*sources, options.unlabelled)
+    if options.group is not None:
+        found = _with_groups(found, table, options.group, findings)
     found.sort(
         key=lambda each: (each.image.class_name is None, each.image.class_name, each.parts, each.source)
     )
@@ -143,8 +146,8 @@ def scan_sources(
 
 def _with_labels(
     found: list[Placed], paths: Sequence[Path], options: SourceOptions, findings: Findings
-) -> list[Placed]:
-    """The images with classes from elsewhere than folders, and with groups."""
+) -> tuple[list[Placed], Table | None]:
+    """The images with classes from elsewhere than folders, and the table of labels, if there is one."""
     table = None
     if options.is_by_folder:
         _require_one_kind(found, paths)
@@ -161,9 +164,17 @@ def _with_labels(
             alike=options.alike,
             group=options.group,
         )
-    if options.group is None or (table and table.column(options.group) is not None):
-        return found
-    return group_by_pattern(found, options.group, findings, (table.header or ()) if table else ())
+    return found, table
+
+
+def _with_groups(found: list[Placed], table: Table | None, group: str, findings: Findings) -> list[Placed]:
+    """The images with their groups; those of no group are counted."""
+    if table is None or table.column(group) is None:  # else label_by_table has read the column
+        found = group_by_pattern(found, group, (table.header or ()) if table else ())
+    for each in found:
+        if each.image.group is None:
+            findings.add("groupless", each.image.name)
+    return found
 
 
 def _require_one_kind(found: Sequence[Placed], sources: Sequence[Path]) -> None:

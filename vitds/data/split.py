@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitds.data.findings import Findings
+from vitds.data.findings import TEST_GROUP, Findings
 from vitds.data.sources import ImageSet
 from vitds.errors import DataError
 from vitds.rng import Purpose, permutation
@@ -45,7 +45,8 @@ def split_once(images: ImageSet, out: Path, fraction: float, seed: int, findings
     Images without a label beside labelled ones are all for training, unless their group is for the test.
 
     Args:
-        findings: gets the classes of a single image, or of one side; a share that groups did not allow.
+        findings: gets the classes of a single image, or of one side; a share that groups did not allow; the
+            images without a label that go to the test file.
     Raises: DataError if nothing would be left for one of the two.
     """
     labels, groups = _labels(images), _groups(images)
@@ -60,6 +61,7 @@ def split_once(images: ImageSet, out: Path, fraction: float, seed: int, findings
         dealt = _deal(labels, groups, [fraction, 1 - fraction], GROUPS, seed)
         test = set(np.flatnonzero(dealt == 0).tolist())
         _note_uneven(images, labels, dealt == 0, fraction, findings)
+        _note_test_groups(images, labels, dealt == 0, findings)
         if not test or len(test) == len(labels):
             raise DataError(
                 f"{out}: the images are of {groups.max() + 1} groups, of which none can go to the test file "
@@ -72,7 +74,8 @@ def split_folds(images: ImageSet, out: Path, folds: int, seed: int, findings: Fi
     """F-fold1-train and F-fold1-test, and so on: each labelled image is in the test file of one fold.
 
     Args:
-        findings: gets the classes that are too small to be in every test file.
+        findings: gets the classes that are too small to be in every test file, and the images without a
+            label that are in one.
     Raises: DataError if there are fewer images or groups than folds.
     """
     labels = _labels(images)
@@ -88,6 +91,7 @@ def split_folds(images: ImageSet, out: Path, folds: int, seed: int, findings: Fi
     for label, name in enumerate(images.classes):
         if len(set(dealt[labels == label].tolist())) < folds:
             findings.add("fold_lacks", name)
+    _note_test_groups(images, labels, dealt >= 0, findings)
     tests = (set(np.flatnonzero(dealt == fold).tolist()) for fold in range(folds))
     return [_halves(out, test, len(labels), f"fold{fold + 1}-") for fold, test in enumerate(tests)]
 
@@ -113,6 +117,13 @@ def _note_uneven(
     share = is_test[labels >= 0].mean()
     if abs(share - fraction) > fraction / 2:
         findings.add("share_missed", f"{share:.1%} of the labelled images in place of {fraction:.1%}")
+
+
+def _note_test_groups(
+    images: ImageSet, labels: NDArray[np.int64], is_test: NDArray[np.bool_], findings: Findings
+) -> None:
+    for i in np.flatnonzero(is_test & (labels < 0)):
+        findings.add(TEST_GROUP, images.images[i].name)
 
 
 def _labels(images: ImageSet) -> NDArray[np.int64]:

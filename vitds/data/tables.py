@@ -177,14 +177,14 @@ def _text(path: Path, stated: str | None) -> tuple[str, str]:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the table of labels cannot be read ({error.strerror}).") from None
-    if raw.startswith(b"PK"):
+    if raw.startswith(b"PK\3\4"):
         raise DataError(f"{path}: a spreadsheet or zip, not a text. Save it as CSV, and give that.")
     marked = known or next((encoding for bom, encoding in BOMS if raw.startswith(bom)), None)
     if marked is None and b"\0" in raw[:200]:
         marked = "utf-16-le" if raw[1:2] == b"\0" else "utf-16-be"
     for encoding in (marked,) if marked else ("utf-8", "cp1252", "latin-1"):
         try:
-            return raw.decode(encoding), encoding
+            return raw.decode(encoding).removeprefix("\ufeff"), encoding  # a mark that `stated` leaves
         except UnicodeError as error:
             why = error
     raise DataError(

@@ -127,22 +127,37 @@ def _read_archive(source: Path, findings: Findings, workspace: Path) -> SourceTr
             elif member.name.startswith("/") or ".." in parts:
                 findings.add("archive_outside", where)
             elif member.kind == "link":
-                links[parts] = member
+                if parts in files or parts in links:
+                    findings.add("archive_twice", where)
+                if parts not in files or _target(member) != parts:  # tar can write a file as a link to itself
+                    files.pop(parts, None)
+                    links[parts] = member
             elif member.kind in NOT_READ:
                 kind, why = NOT_READ[member.kind]
                 findings.add(kind, f"{where} ({why})")
             elif member.kind == "file" and _keep(parts[-1], partial(_head, file, member), findings, where):
+                if parts in files or links.pop(parts, None):
+                    findings.add("archive_twice", where)
                 place = (str(path), member.offset, member.size, member.packed)
                 files[parts] = SourceImage(shown(where), "", None, *place)
-    for parts, link in links.items():  # as in a folder, a link to an image is one more image
-        where = f"{source}:{link.name}"
-        if target := files.get(PurePosixPath(link.target).parts):
-            files[parts] = replace(target, name=shown(where))
-        else:
-            findings.add("archive_link", where)
+    for first in list(links):  # as in a folder, a link to an image is one more image, by way of others too
+        chain, parts = {}, first
+        while parts in links:  # each is taken out, so that a circle ends
+            chain[parts] = links.pop(parts)
+            parts = _target(chain[parts])
+        for each, link in chain.items():
+            where = f"{source}:{link.name}"
+            if target := files.get(parts):
+                files[each] = replace(target, name=shown(where))
+            else:
+                findings.add("archive_link", where)
     for parts in sorted(left_behind):
         findings.add(LEFT_BEHIND, f"{source}:{'/'.join(parts)}")
     return SourceTree(files, frozenset(folders))
+
+
+def _target(link: Member) -> Parts:
+    return PurePosixPath(link.target).parts
 
 
 def _head(file: BinaryIO, member: Member) -> bytes:

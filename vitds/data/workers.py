@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -67,6 +67,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def stops_in_order() -> Iterator[None]:
+    """While entered, TERM and HUP end this process as Ctrl-C does, so that nothing half-made stays behind.
+
+    Where somebody else hears them, or they are ignored, as HUP is under nohup, that stays so.
+    """
+    heard = []
+    if threading.current_thread() is threading.main_thread():
+        heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    try:
+        for each in heard:
+            signal.signal(each, signal.default_int_handler)
+        yield
+    finally:
+        for each in heard:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def _all(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
 
@@ -99,7 +117,8 @@ def _map_in_order(
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us in order
+    for number in (signal.SIGINT, signal.SIGHUP):  # for the parent, which then ends us in order
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

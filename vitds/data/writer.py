@@ -89,9 +89,11 @@ class BetonWriter:
         self._end += len(data)
         self._count += 1
 
-    def finish(self) -> int:
+    def finish(self, content: bytes) -> int:
         """Write the tables and the header.
 
+        Args:
+            content: the 32 bytes of the manifest's content hash, by which the two files know each other.
         Returns: the file's size in bytes.
         Raises: ResourceError if it cannot be written.
         """
@@ -100,6 +102,7 @@ class BetonWriter:
         for row, (name, kind) in zip(fields, FIELDS.items(), strict=True):
             row["type_id"] = kind
             row["name"][: len(name)] = list(name.encode())
+        fields["arguments"][0, : len(content)] = list(content)  # where FFCV keeps nothing of an image field
         with self._named_errors():
             self._file.seek(self._end)
             self._file.write(self._allocations[: self._count].tobytes())
@@ -121,6 +124,11 @@ class BetonWriter:
             finally:
                 sidecar.unlink(missing_ok=True)
             self._partial.replace(self.path)
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # both names
+            finally:
+                os.close(folder)
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -16,24 +16,14 @@ from vitds.terminal import say
 
 
 def list_run(run: str, *, as_json: bool = False) -> list[dict[str, object]]:
-    """Print each checkpoint's step, ranks' files and bytes, oldest first.
+    """Print each checkpoint's step, ranks' files and bytes, oldest first; what is wrong with its manifest.
 
     Args:
         run: the run directory.
         as_json: print one JSON object and nothing else.
     Raises: RunError if the run has none.
     """
-    rows = []
-    for path in _checkpoints(run):
-        manifest = read_json(path / "manifest.json")
-        rows.append(
-            {
-                "path": str(path),
-                "step": manifest["step"],
-                "files": len(manifest["files"]),
-                "bytes": sum(facts["bytes"] for facts in manifest["files"].values()),
-            }
-        )
+    rows = [{"path": str(path), **_facts(path / "manifest.json")} for path in _checkpoints(run)]
     _print(rows, as_json)
     return rows
 
@@ -92,6 +82,23 @@ def _checkpoints(run: str) -> list[Path]:
     return found
 
 
+def _facts(path: Path) -> dict[str, object]:
+    try:
+        manifest = read_json(path)
+        step, files = manifest["step"], manifest["files"].values()
+        return {
+            "step": step,
+            "files": len(files),
+            "bytes": sum(each["bytes"] for each in files),
+            "problem": "",
+        }
+    except RunError as error:
+        problem = str(error)
+    except (KeyError, TypeError, AttributeError):
+        problem = f"{path} lacks the step, or the files with their bytes: damaged"
+    return {"step": None, "files": None, "bytes": None, "problem": problem}
+
+
 def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
@@ -101,8 +108,11 @@ def _print(rows: list[dict[str, object]], as_json: bool) -> None:
         say(json.dumps({"rows": rows}))
         return
     table = Table()
-    for key in rows[0]:
+    keys = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
+    for key in keys:
         table.add_column(key, overflow="fold")
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        table.add_row(
+            *(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key] or "") for key in keys)
+        )
     show(table)

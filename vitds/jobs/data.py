@@ -22,6 +22,7 @@ from vitds.data.manifest import MANIFEST_JSON, Manifest
 from vitds.data.sampling import Sample, draw_sample, keep_classes, write_list
 from vitds.data.sources import SOURCE_OPTIONS
 from vitds.data.split import with_suffix
+from vitds.data.workers import stops_in_order
 from vitds.errors import UsageError
 from vitds.jobs.data_check import images_per_class, print_findings
 
@@ -102,6 +103,7 @@ def _refuse_idle(named: str | None, flags: SourceFlags) -> None:
         )
 
 
+@stops_in_order()
 def _build_named(name: str, flags: BuildFlags, sample: Sample, options: BuildOptions) -> Built:
     """A sample decides the training images, or those of the one split that is asked for; a test file beside
     it keeps its classes.

@@ -149,6 +149,18 @@ def hold_out(train: BetonFile, share: float, seed: int) -> tuple[BetonFile, Beto
     return train.take(np.flatnonzero(~is_held_out)), train.take(np.flatnonzero(is_held_out))
 
 
+def split_groups_note(train: BetonFile) -> str | None:
+    """A line for the person who holds images out of a file whose build kept groups whole: the file does not
+    say which image is of which group, so `hold_out` divides them."""
+    if train.manifest.grouped is None:
+        return None
+    return (
+        f"{train.path}: its build kept groups whole (by {train.manifest.grouped.by}), and images are held "
+        "out one by one: a group may be on both sides, and accuracy along training too high. Better leave "
+        "eval.hold_out out, and give a file of other groups as --test"
+    )
+
+
 def _with_labels(file: BetonFile) -> BetonFile:
     """The labelled images of a file, of which some at least are.
 

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vitds.kernels.library import find_library
+
 SET_UP = "bash launch/setup_env.sh"
 SET_UP_NATIVE = (
     f"{SET_UP}; without a checkout: apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++ "
@@ -134,7 +136,7 @@ def check_ffcv() -> Check:
     if importlib.metadata.version("ffcv").endswith("+pure"):  # launch/pack_offline.sh
         return Check("FFCV, compiled part", "ok", "not in a pack for offline machines; training needs none")
     return _check_library(
-        "FFCV, compiled part", Path(package.submodule_search_locations[0]), "_libffcv*.so", "imdecode"
+        "FFCV, compiled part", Path(package.submodule_search_locations[0]), "_libffcv", "imdecode"
     )
 
 
@@ -144,21 +146,20 @@ def check_kernels() -> Check:
     folder = Path(__file__).parents[1] / "kernels"
     functions = {"_softmax": "vitds_softmax", "_mix": "vitds_write_images", "_pixels": "vitds_views"}
     checks = [
-        _check_library("vitds kernels", folder, f"{name}*.so", function)
-        for name, function in functions.items()
+        _check_library("vitds kernels", folder, library, function) for library, function in functions.items()
     ]
     return next((check for check in checks if check.state == "broken"), checks[-1])
 
 
-def _check_library(name: str, folder: Path, pattern: str, function: str) -> Check:
-    files = sorted(folder.glob(pattern))
-    if not files:
-        return Check(name, "broken", f"no {pattern} in {folder}", SET_UP_NATIVE)
+def _check_library(name: str, folder: Path, library: str, function: str) -> Check:
+    path = find_library(folder, library)
+    if path is None:
+        return Check(name, "broken", f"no {library}*.so in {folder}", SET_UP_NATIVE)
     try:
-        getattr(ctypes.CDLL(str(files[0])), function)
+        getattr(ctypes.CDLL(str(path)), function)
     except (OSError, AttributeError) as error:
         return Check(name, "broken", str(error), SET_UP_NATIVE)
-    return Check(name, "ok", str(files[0]))
+    return Check(name, "ok", str(path))
 
 
 def check_jpeg() -> Check:

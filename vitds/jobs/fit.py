@@ -25,6 +25,7 @@ from vitds.data.digits import embedded_digits
 from vitds.data.findings import Findings
 from vitds.data.sources import SOURCE_OPTIONS, SourceOptions, scan_sources
 from vitds.data.split import with_suffix
+from vitds.data.workers import stops_in_order
 from vitds.errors import RunError, UsageError
 from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import build, named_set, print_built
@@ -165,7 +166,7 @@ def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile
     findings = Findings()
     reading = SourceOptions(**{name: getattr(flags, name) for name in SOURCE_OPTIONS})
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
+    with stops_in_order(), tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
         images = scan_sources(sources, findings, Path(workspace), reading)
         options = BuildOptions(
             side_px=STORED_PX[_device()],

@@ -38,7 +38,7 @@ from vitds.engine.update import JointUpdate
 from vitds.errors import RunError
 from vitds.evaluate.files import own_features
 from vitds.evaluate.norms import measure_norms
-from vitds.jobs.data_files import hold_out
+from vitds.jobs.data_files import hold_out, split_groups_note
 from vitds.jobs.evaluate import knn_of_run, top1_of_run
 from vitds.jobs.report import report_at_end
 from vitds.jobs.session import Session, open_session
@@ -85,6 +85,8 @@ def train(command: Command, flags: TrainFlags, **sections: Any) -> Run:
                 f"{probe_file.images:,} training images are held out and not trained on: accuracy along "
                 f"training is measured on them, and {_CHOSEN_BY_IT[session.settings.eval.choose]}"
             )
+            if note := split_groups_note(file):
+                session.say(note)
         trainer, method = _trained(session, ds, file, probe_file)
         results = _evaluate(session, method, file, test_file)
         _finish(session, trainer, results)

@@ -13,11 +13,11 @@ INLINE int mirrored(int i, int side) {
     return i < side ? i : period - i;
 }
 
-/* The right half of a Gaussian of radius ceil(3 sigma) in 1/256. Its running sum from the tail is what is
- * rounded, so that half[0] + 2 * (half[1] + ..) = 256. Returns the radius, less where the outermost weights
- * have become 0. */
+/* The right half of a Gaussian of radius ceil(3 sigma) in 1/256, where the largest sigma as a float rounds to
+ * one pixel more than there is room for. Its running sum from the tail is what is rounded, so that half[0] +
+ * 2 * (half[1] + ..) = 256. Returns the radius, less where the outermost weights have become 0. */
 INLINE int gaussian(double sigma, int16_t half[MAX_RADIUS + 1]) {
-    int radius = (int)ceil(3 * sigma), kept = 0, done = 0;
+    int radius = (int)fmin(ceil(3 * sigma), MAX_RADIUS), kept = 0, done = 0;
     double bell[MAX_RADIUS + 1], total = 0, tail = 0;
     for (int k = 0; k <= radius; k++) {
         bell[k] = exp(-0.5 * k * k / (sigma * sigma));
