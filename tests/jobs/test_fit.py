@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from sklearn.datasets import load_digits
 
 from tests.data.test_catalogue import make_cifar10
 from vitds.cli import main
+from vitds.config.flags import FitFlags
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.catalogue import CATALOGUE
-from vitds.errors import RunError, UsageError
+from vitds.errors import RunError, UsageError, VitdsError
 from vitds.jobs.evaluate import evaluate
-from vitds.jobs.fit import fit
+from vitds.jobs.fit import _Record, _run, fit
 from vitds.jobs.fit_plan import Speed, choose, fill
 
 FAST, SLOW = Speed(epoch_s=1.0, around_s=20.0), Speed(epoch_s=30.0, around_s=20.0)
@@ -111,10 +113,27 @@ def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
     with pytest.raises(RunError, match="was begun with other words: seed was None, now 3"):
         fit(photos, minutes=1.5, out=out, seed=3)
     assert fit(photos, minutes=1.5, out=out).runs.keys() == {"finetune"}  # nothing is left to do
+    with pytest.raises(UsageError, match=r"0\.2 of them are left"):
+        fit(photos, minutes=1.7, out=out)
+    fit(photos, minutes=3.5, out=out, plan=True)  # neither a refusal nor a plan uses up what it asks for
     longer = fit(photos, minutes=3.5, out=out)
     assert list(longer.runs) == ["finetune", "finetune-2"] and longer.run.path.name == "finetune-2"
     assert longer.run.settings.init == str(out / "finetune")
     assert 3 <= longer.run.settings.epochs <= 10
+
+
+def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: object) -> None:
+        time.sleep(0.1)
+        raise VitdsError("stopped")
+
+    monkeypatch.setattr("vitds.jobs.fit.run_stages", stopped)
+    record = _Record(tmp_path, ["photos"], FitFlags(minutes=3.0))
+    stage = {"name": "finetune", "run": str(tmp_path / "finetune"), "words": [], "expected_s": 60.0}
+    record.add(stage)
+    with pytest.raises(VitdsError, match="stopped"):
+        _run(record, stage)
+    assert _Record(tmp_path, ["photos"], FitFlags(minutes=3.0)).facts["spent_s"] >= 0.1
 
 
 def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(
@@ -135,7 +154,8 @@ def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(
         (["flowers102", "photos", "--minutes", "3"], "flowers102: this set is built by itself"),
         (["digits", "--minutes", "3", "--split", "train"], "digits is taken whole, with its own test half"),
         (["digits", "--minutes", "3", "--root", "x"], "--root does nothing with digits"),
-        (["digits", "--minutes", "0"], "--minutes 0.0: must be more than 0"),
+        (["digits", "--minutes", "0"], "--minutes 0.0: must be a number of minutes, more than 0"),
+        (["digits", "--minutes", "inf"], "--minutes inf: must be a number of minutes, more than 0"),
         (["--minutes", "3"], "SOURCE is missing"),
         (["nothing-here", "--minutes", "3"], "nothing-here: there is no such folder, tar or zip"),
         (["digits", "--out", "x"], "--minutes is missing"),

@@ -6,6 +6,7 @@ OUT/fit.json says how far it is: the same call goes on, one with more minutes tr
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -56,8 +57,8 @@ def fit(*sources: str | Path, minutes: float, **options: Any) -> Result:
 def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
     """As `fit`, with the flags of the command line."""
     began = time.monotonic()
-    if not flags.minutes > 0:
-        raise UsageError(f"`minutes={flags.minutes}`: must be more than 0.")
+    if not 0 < flags.minutes < math.inf:
+        raise UsageError(f"`minutes={flags.minutes}`: must be a number of minutes, more than 0.")
     if not sources:
         raise UsageError("no images were given. Name a folder of them, a tar, a zip, or digits.")
     out = Path(flags.out or Path("runs") / (Path(sources[0]).name.partition(".")[0] or "fit")).expanduser()
@@ -113,9 +114,8 @@ class _Record:
         self.save()
 
     def spend(self, seconds: float) -> None:
-        """Count time; of a call that finds its work done, next to nothing."""
+        """Count time. The next `add` saves it: a plan, or a call that is refused, uses none up."""
         self.facts["spent_s"] = round(self.facts["spent_s"] + seconds, 1)
-        self.save()
 
     @property
     def left_s(self) -> float:
@@ -123,7 +123,7 @@ class _Record:
         return self.facts["minutes"] * 60 - self.facts["spent_s"]
 
     def extend(self, minutes: float) -> bool:
-        """Give a fit that is done more minutes; False if they are no more than before."""
+        """Give a fit that is done more minutes, saved by the next `add`; False if they are no more."""
         before = self.facts["minutes"]
         if minutes <= before:
             return False
@@ -187,8 +187,9 @@ def _train(
     record: _Record, choice: Choice, train: BetonFile, test: BetonFile | None, flags: FitFlags
 ) -> None:
     """Go on with what was begun; then fill the time that is left with new stages."""
-    for stage in record.stages:
-        _run(record, stage)
+    if not flags.plan:
+        for stage in record.stages:
+            _run(record, stage)
     commands = list(choice.stages)[len(record.stages) :]
     if not commands:  # all is done; more minutes than before train on
         if not record.extend(flags.minutes):
@@ -277,5 +278,9 @@ def _run(record: _Record, stage: dict[str, Any]) -> None:
         number, of = record.stages.index(stage) + 1, len(record.stages)
         say(f"stage {number} of {of}: {stage['name']}, until about {ends:%H:%M}")
     command = (sys.executable, "-m", "vitds", *stage["words"])
-    [result] = run_stages([Stage(run.path, command)])
-    record.spend(result.seconds)
+    began = time.monotonic()
+    try:
+        run_stages([Stage(run.path, command)])
+    finally:  # a stage that is stopped used its time too
+        record.spend(time.monotonic() - began)
+        record.save()
