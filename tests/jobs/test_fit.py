@@ -122,6 +122,24 @@ def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
     assert 3 <= longer.run.settings.epochs <= 10
 
 
+def test_a_fit_that_was_stopped_while_it_built_goes_on_or_takes_other_words(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_images: object, path: Path, *_: object, **__: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: Speed(epoch_s=20.0, around_s=0.0))
+    for other in ({}, {"seed": 3}):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("vitds.jobs.fit.build_set", stopped)
+            fit(photos, minutes=3.0, out=tmp_path, **other)
+    fit(photos, minutes=3.0, out=tmp_path, plan=True)
+    assert (tmp_path / "data" / "photos-train.beton").exists()
+    with pytest.raises(RunError, match="begun with other words: seed was None, now 3"):
+        fit(photos, minutes=3.0, out=tmp_path, seed=3)
+
+
 def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_: object) -> None:
         time.sleep(0.1)

@@ -63,7 +63,7 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         raise UsageError("no images were given. Name a folder of them, a tar, a zip, or digits.")
     out = Path(flags.out or Path("runs") / (Path(sources[0]).name.partition(".")[0] or "fit")).expanduser()
     record = _Record(out, sources, flags)
-    train, test = _data(out, sources, flags)
+    train, test = _data(record, sources, flags)
     choice = choose(train, on_gpu=torch.cuda.is_available())
     say(f"{choice.reason}")
     if flags.compare and choice.pretrain is None:
@@ -82,6 +82,9 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
 class _Record:
     """OUT/fit.json: of what this is a fit, the time spent, and its stages.
 
+    It stands before the data is built, so that the same call goes on where that was stopped. Until then other
+    words begin anew: nothing was made of the first ones.
+
     Raises: RunError if the folder holds the fit of other images, or anything else.
     """
 
@@ -92,9 +95,12 @@ class _Record:
         of = {"sources": [str(Path(source).absolute()) for source in sources], **of}
         self.facts: dict[str, Any] = {"of": of, "minutes": flags.minutes, "spent_s": 0.0, "stages": []}
         if self.path.exists():
-            self.facts = read_json(self.path)
-            before = self.facts["of"]
-            if changed := [name for name in of if of[name] != before.get(name)]:
+            found = read_json(self.path)
+            before = found["of"]
+            changed = [name for name in of if of[name] != before.get(name)]
+            if not changed:
+                self.facts = found
+            elif found["stages"] or any((out / "data").glob("*.beton")):
                 name = changed[0]
                 raise RunError(
                     f"{out} was begun with other words: {name} was {before.get(name)!r}, now {of[name]!r}. "
@@ -102,10 +108,10 @@ class _Record:
                 )
         elif out.exists() and any(out.iterdir()):
             raise RunError(f"{out} is not empty and holds no fit. Choose another `out`.")
-        out.mkdir(parents=True, exist_ok=True)
 
     def save(self) -> None:
-        """Write it."""
+        """Write it, with its folder."""
+        self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.facts)
 
     def add(self, stage: dict[str, Any]) -> None:
@@ -142,15 +148,17 @@ class _Record:
         return [Run(Path(stage["run"])) for stage in self.stages]
 
 
-def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
+def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
     """The training file and, where there are labels, the test file; built once."""
     named = named_set(sources, flags)
     if named and flags.split:
         raise UsageError(f"`split` does nothing here: {named} is taken whole, with its own test half.")
+    if named:
+        record.save()
     if named == DIGITS:
-        train, test = embedded_digits(out / "data")
+        train, test = embedded_digits(record.out / "data")
         return open_beton(train), open_beton(test)
-    path = out / "data" / "photos.beton"
+    path = record.out / "data" / "photos.beton"
     halves = [with_suffix(path, half) for half in ("train", "test")]
     if path.exists():
         return open_beton(path), None
@@ -167,6 +175,7 @@ def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
         images = scan_sources(sources, findings, Path(workspace), reading)
+        record.save()  # once the images are found: a mistyped folder leaves nothing behind
         options = BuildOptions(
             side_px=STORED_PX[_device()],
             test_fraction=TEST_SHARE if images.classes else None,
