@@ -25,9 +25,9 @@ FAST, SLOW = Speed(epoch_s=1.0, around_s=20.0), Speed(epoch_s=30.0, around_s=20.
 
 
 def of_size(file: BetonFile, side_px: int, classes: tuple[str, ...]) -> BetonFile:
-    """The file, with another manifest."""
-    manifest = replace(file.manifest, height_px=(side_px, 500), width_px=(side_px, 500), classes=classes)
-    return replace(file, manifest=manifest)
+    """The file, as if its images were of another size."""
+    sides = np.full(file.images, side_px, np.int32)
+    return replace(file, heights=sides, widths=2 * sides, manifest=replace(file.manifest, classes=classes))
 
 
 @pytest.fixture
@@ -58,9 +58,18 @@ def test_images_that_the_plan_leaves_out_are_said(file: BetonFile) -> None:
     assert "left out" not in choose(some, on_gpu=True).reason
 
 
-@pytest.mark.parametrize(("side_px", "crop_px"), [(8, 32), (33, 32), (47, 40), (48, 48)])
-def test_small_pictures_are_seen_whole(file: BetonFile, side_px: int, crop_px: int) -> None:
-    assert choose(of_size(file, side_px, ("a", "b")), on_gpu=False).settings == (f"views.crop_px={crop_px}",)
+@pytest.mark.parametrize(
+    ("side_px", "on_gpu", "crop_px"),
+    [(8, False, 32), (33, False, 32), (47, False, 40), (48, False, 48), (47, True, 32), (48, True, 48)],
+)
+def test_small_pictures_are_seen_whole(file: BetonFile, side_px: int, on_gpu: bool, crop_px: int) -> None:
+    assert choose(of_size(file, side_px, ("a", "b")), on_gpu=on_gpu).settings == (f"views.crop_px={crop_px}",)
+
+
+def test_one_small_picture_does_not_set_the_crop_of_all(file: BetonFile) -> None:
+    photographs = of_size(file, 200, ("a", "b"))
+    one_small = np.where(np.arange(file.images) == 3, 40, photographs.heights).astype(np.int32)
+    assert choose(replace(photographs, heights=one_small), on_gpu=False).settings == ()
 
 
 def test_epochs_fill_the_time_that_is_left() -> None:

@@ -19,7 +19,7 @@ from vitds.methods import method_class
 from vitds.methods.base import SetSize
 
 TIMED_STEPS = 8
-SMALL_PX = 48  # pictures up to this side are seen whole, at their own size
+SMALL_PX = 48  # sets whose median short side is at most this are seen whole, at their own size
 # Start of a process and the page at its end; measured on two cores, where it is 12 to 20 s.
 AROUND_A_STAGE_S = 20.0
 FORWARD_SHARE = 1 / 3  # of the time of a training step, as evaluation needs
@@ -56,8 +56,9 @@ class Choice:
 
 def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
     """The recipes for a training set and this machine. docs/results.md has the measurements behind it."""
-    side = min(file.manifest.height_px[0], file.manifest.width_px[0])
-    settings = (f"views.crop_px={max(32, side // 8 * 8)}",) if side <= SMALL_PX else ()
+    side = file.typical_side_px
+    patch = 16 if on_gpu else 8  # the GPU's recipes cut crops into patches of 16 pixels
+    settings = (f"views.crop_px={max(32, side // patch * patch)}",) if side <= SMALL_PX else ()
     if not file.manifest.classes:
         recipe = "idmm_deit_tiny" if on_gpu else "photos_cpu"
         return Choice(recipe, None, 1.0, settings, "no labels: pretraining alone")

@@ -179,10 +179,10 @@ def _check_sizes(source: Source, target: Target) -> None:
     crop_px = source.settings.views.crop_px
     low, high = SIDE_IN_CROPS
     for file in (target.train, target.test):
-        smallest = min(file.manifest.height_px[0], file.manifest.width_px[0])
-        if not low <= smallest / crop_px <= high:
+        side_px = file.typical_side_px
+        if not low <= side_px / crop_px <= high:
             raise DataError(
-                f"{file.path}: its images have {smallest} pixels on their short side, and {source.title} "
+                f"{file.path}: its images have {side_px} pixels on their short side, and {source.title} "
                 f"sees crops of {crop_px}: they are of another kind. Give a target with {low * crop_px:.0f} "
                 f"to {high * crop_px:.0f} pixels"
             )
