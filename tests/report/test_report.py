@@ -163,6 +163,20 @@ def test_a_run_without_test_images_shows_its_training_images_and_never_the_image
     assert "It was not evaluated" in pages["alone"].read_text()
 
 
+def test_evaluations_of_a_run_without_test_images_stand_beside_each_other(
+    runs, digit_files, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs["alone"], tmp_path / "run")
+    for data in digit_files:
+        assert main(["eval", "knn", str(run), "--data", data]) == 0
+    assert len(list((run / "analysis").glob("knn-*-*.json"))) == 2
+    assert not (run / "analysis" / "knn.json").exists()
+    report(str(run))
+    text = (run / "report.html").read_text()
+    assert all(f'<th scope="row">kNN, k = 5 on {data}</th>' in text for data in digit_files)
+    assert "Each class" in text and "It was not evaluated" not in text
+
+
 def test_a_vit_is_shown_by_attention_and_a_resnet_by_gradients(runs, pages) -> None:
     assert kept(runs["fine-seed0"])["looks"]["kind"] == "attention"
     assert kept(runs["resnet"])["looks"] == kept(runs["resnet"])["looks"] | {

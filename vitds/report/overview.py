@@ -139,10 +139,14 @@ def _facts(run: Run, summary: Json, data: Json) -> list[tuple[str, str]]:
 
 
 def _details(scores: list[Json]) -> Json | None:
-    """Each class, confusions and reliability, of the class head, else of nearest neighbours, else linear."""
+    """Each class, confusions and reliability, of the class head, else of nearest neighbours, else linear.
+
+    On the run's own test images; of a run without any on those that it was evaluated on.
+    """
+    shown = [score for score in scores if score["is_own"]] or scores
     for kind in ("top1", "knn", "linear"):
-        for score in scores:
-            if score["kind"] != kind or not score["is_own"]:
+        for score in shown:
+            if score["kind"] != kind:
                 continue
             parts = score.get("details", {})
             k = KNN_K if KNN_K in parts else min(parts, key=int, default=None)
@@ -152,7 +156,7 @@ def _details(scores: list[Json]) -> Json | None:
                     kind
                 ]
                 return {
-                    "of": what,
+                    "of": what if score["is_own"] else f"{what} on {score['data']}",
                     "per_class": part["per_class"],
                     "matrix": _matrix(part["confusion"], score["classes"]),
                     "classes": score["classes"],
