@@ -18,8 +18,8 @@ from vitds.data.beton import BetonFile, open_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import RunError, UsageError, VitdsError
 from vitds.jobs.evaluate import evaluate
-from vitds.jobs.fit import _Record, _run, fit
-from vitds.jobs.fit_plan import Speed, choose, fill
+from vitds.jobs.fit import _Record, _run, _train, fit
+from vitds.jobs.fit_plan import Choice, Speed, choose, fill
 
 FAST, SLOW = Speed(epoch_s=1.0, around_s=20.0), Speed(epoch_s=30.0, around_s=20.0)
 
@@ -147,6 +147,29 @@ def test_a_fit_that_was_stopped_while_it_built_goes_on_or_takes_other_words(
     assert (tmp_path / "data" / "photos-train.beton").exists()
     with pytest.raises(RunError, match="begun with other words: seed was None, now 3"):
         fit(photos, minutes=3.0, out=tmp_path, seed=3)
+
+
+def test_a_comparison_is_added_to_a_fit_whatever_was_done_before(
+    file: BetonFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(_record: _Record, stage: dict[str, str]) -> None:
+        done.append(stage["name"])
+
+    done: list[str] = []
+    choice = Choice("idmm_deit_tiny", "finetune_deit_tiny_224", 0.5, (), "")
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    monkeypatch.setattr("vitds.jobs.fit._run", trained)
+    record = _Record(tmp_path / "out", ["photos"], FitFlags(minutes=4.0))
+    _train(record, choice, file, None, FitFlags(minutes=4.0))
+    _train(record, choice, file, None, FitFlags(minutes=4.0, compare=True))
+    _train(record, choice, file, None, FitFlags(minutes=4.0, compare=True))
+    _train(record, choice, file, None, FitFlags(minutes=6.0, compare=True))
+    names = [stage["name"] for stage in record.stages]
+    assert names == ["pretrain", "finetune", "scratch", "finetune"]
+    expected = [stage["expected_s"] for stage in record.stages]
+    assert expected[2] == pytest.approx(sum(expected[:2]), abs=1)
+    assert "--init" not in record.stages[2]["words"]
+    assert record.stages[3]["words"][-2:] == ["--init", record.stages[1]["run"]]
 
 
 def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,8 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
     train, test = _data(record, sources, flags)
     choice = choose(train, on_gpu=torch.cuda.is_available())
     say(f"{choice.reason}")
-    if flags.compare and choice.pretrain is None:
-        say("nothing to compare: this is training from scratch")
+    if flags.compare and len(choice.stages) < 2:
+        say(f"nothing to compare with training from scratch: this is {' and '.join(choice.stages)} alone")
     record.spend(time.monotonic() - began)
     _train(record, choice, train, test, flags)
     if flags.plan:
@@ -143,9 +143,9 @@ class _Record:
         return self.facts["stages"]
 
     @property
-    def runs(self) -> list[Run]:
-        """Of all stages."""
-        return [Run(Path(stage["run"])) for stage in self.stages]
+    def last(self) -> str | None:
+        """The run that the next one goes on from; None before the first."""
+        return next((stage["run"] for stage in reversed(self.stages) if stage["name"] != SCRATCH), None)
 
 
 def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
@@ -200,19 +200,16 @@ def _train(
         for stage in record.stages:
             _run(record, stage)
     commands = list(choice.stages)[len(record.stages) :]
-    if not commands:  # all is done; more minutes than before train on
-        if not record.extend(flags.minutes):
-            return
-        commands = ["finetune" if choice.finetune else "pretrain"]
-    else:
+    if commands:
         record.facts["minutes"] = flags.minutes
+    elif record.extend(flags.minutes):  # all is done; more minutes than before train on
+        commands = ["finetune" if choice.finetune else "pretrain"]
     began = time.monotonic()
     speeds = {
         command: measure(command, choice.stages[command][0], choice.settings, train, test)
         for command in commands
     }
     record.spend(time.monotonic() - began)
-    shared_s = record.left_s
     for number in range(len(commands)):
         # Again before each stage: what those before took more or less is made up for.
         shares = {command: choice.stages[command][1] for command in commands[number:]}
@@ -228,12 +225,18 @@ def _train(
             return
         record.add(stages[0])
         _run(record, stages[0])
-    if flags.compare and choice.pretrain and choice.finetune:
-        epochs = fill({"finetune": 1}, speeds, shared_s)["finetune"]
-        record.add(
-            _stage(record, "finetune", epochs, speeds["finetune"], choice, train, test, flags, SCRATCH)
+    is_compared = any(stage["name"] == SCRATCH for stage in record.stages)
+    if flags.compare and len(choice.stages) == 2 and not is_compared:
+        speed = speeds.get("finetune") or measure(
+            "finetune", choice.stages["finetune"][0], choice.settings, train, test
         )
-        _run(record, record.stages[-1])
+        seconds = sum(stage["expected_s"] for stage in record.stages)  # as long as all stages of the model
+        epochs = max(1, round((seconds - speed.around_s) / speed.epoch_s))
+        scratch = _stage(record, "finetune", epochs, speed, choice, train, test, flags, SCRATCH)
+        say(_announcement(scratch))
+        if not flags.plan:
+            record.add(scratch)
+            _run(record, scratch)
 
 
 def _stage(
@@ -257,8 +260,8 @@ def _stage(
     words += ["--epochs", str(epochs)]
     if test is not None:
         words += ["--test", str(test.path)]
-    if record.runs and name is None:
-        words += ["--init", str(record.runs[-1].path)]
+    if record.last and name is None:
+        words += ["--init", record.last]
     if flags.seed is not None:
         words += ["--seed", str(flags.seed)]
     for setting in choice.settings:
