@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ def file(digit_files: tuple[str, str]) -> BetonFile:
     [
         (("a", "b"), False, ["finetune"]),
         (("a", "b"), True, ["pretrain", "finetune"]),
+        (("a",), False, ["pretrain"]),
         ((), False, ["pretrain"]),
         ((), True, ["pretrain"]),
     ],
@@ -170,6 +172,23 @@ def test_a_comparison_is_added_to_a_fit_whatever_was_done_before(
     assert expected[2] == pytest.approx(sum(expected[:2]), abs=1)
     assert "--init" not in record.stages[2]["words"]
     assert record.stages[3]["words"][-2:] == ["--init", record.stages[1]["run"]]
+
+
+def test_one_class_alone_is_pretrained_on_and_one_image_a_class_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    shutil.copytree(photos / "one", tmp_path / "one class" / "one")
+    fit(tmp_path / "one class", minutes=3.0, out=tmp_path / "one", plan=True)
+    said = capsys.readouterr().out
+    assert "one class alone: pretraining alone" in said and "pretrain: photos_cpu, " in said
+    for name in ("one", "zero"):
+        (tmp_path / "single" / name).mkdir(parents=True)
+        shutil.copy(photos / name / "3.png", tmp_path / "single" / name)
+    assert main(["fit", str(tmp_path / "single"), "--minutes", "3", "--out", str(tmp_path / "two")]) != 0
+    said = capsys.readouterr().err
+    assert "no class has two images" in said and "train without labels (--no_labels)" in said
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import math
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from vitds.data.digits import embedded_digits
 from vitds.data.findings import Findings
 from vitds.data.sources import SOURCE_OPTIONS, SourceOptions, scan_sources
 from vitds.data.split import with_suffix
-from vitds.errors import RunError, UsageError
+from vitds.errors import DataError, RunError, UsageError
 from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import build, named_set, print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
@@ -75,7 +76,7 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         return Result(out)
     result = Result(out)
     report(str(result.run.path), out=result.report)
-    print_result(result, list(sources))
+    print_result(result)
     return result
 
 
@@ -149,7 +150,10 @@ class _Record:
 
 
 def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
-    """The training file and, where there are labels, the test file; built once."""
+    """The training file and, where there are two classes or more, the test file; built once.
+
+    Raises: DataError if no class has an image to spare for the test.
+    """
     named = named_set(sources, flags)
     if named and flags.split:
         raise UsageError(f"`split` does nothing here: {named} is taken whole, with its own test half.")
@@ -175,11 +179,18 @@ def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[Bet
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
         images = scan_sources(sources, findings, Path(workspace), reading)
+        has_test = len(images.classes) > 1  # one class alone has nothing to be told from
+        per_class = Counter(image.class_name for image in images.images if image.class_name is not None)
+        if has_test and max(per_class.values()) < 2:
+            raise DataError(
+                f"{', '.join(sources)}: no class has two images, so none is left to test on. Give more "
+                "images of each class, or train without labels (`no_labels`)."
+            )
         record.save()  # once the images are found: a mistyped folder leaves nothing behind
         options = BuildOptions(
             side_px=STORED_PX[_device()],
-            test_fraction=TEST_SHARE if images.classes else None,
-            seed=flags.seed if images.classes else None,
+            test_fraction=TEST_SHARE if has_test else None,
+            seed=flags.seed if has_test else None,
             show_progress=True,
         )
         built = build_set(images, path, options, findings, grouped_by=reading.group)

@@ -32,7 +32,7 @@ class Choice:
 
     Attributes:
         pretrain: a recipe's name; None for no pretraining.
-        finetune: likewise; None where there are no labels.
+        finetune: likewise; None where there are fewer than two classes.
         share: of the time, for the pretraining.
         settings: of both, as words for --set.
         reason: one line for the person.
@@ -59,9 +59,10 @@ def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
     side = file.typical_side_px
     patch = 16 if on_gpu else 8  # the GPU's recipes cut crops into patches of 16 pixels
     settings = (f"views.crop_px={max(32, side // patch * patch)}",) if side <= SMALL_PX else ()
-    if not file.manifest.classes:
+    if len(file.manifest.classes) < 2:
         recipe = "idmm_deit_tiny" if on_gpu else "photos_cpu"
-        return Choice(recipe, None, 1.0, settings, "no labels: pretraining alone")
+        why = "one class alone" if file.manifest.classes else "no labels"
+        return Choice(recipe, None, 1.0, settings, f"{why}: pretraining alone")
     if on_gpu:
         why = "a GPU: the paper's recipe, a half of the time for each stage (not measured on a GPU yet)"
         return Choice("idmm_deit_tiny", "finetune_deit_tiny_224", 0.5, settings, why)
