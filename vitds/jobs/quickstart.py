@@ -75,7 +75,7 @@ def _print_table(root: Path, numbers: dict[str, object]) -> None:
     table.add_row("difference", f"{numbers['difference']:+.1f} points", "", style="bold")
     table.add_section()
     table.add_row("from scratch, 5x as long (stored)", f"{SCRATCH_AT_EQUAL_COMPUTE:.1f} %", "")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     board = f"tensorboard --logdir {shlex.quote(str(root))}"
     console.print(
@@ -90,4 +90,4 @@ def _print_table(root: Path, numbers: dict[str, object]) -> None:
         "picture": root / "pretrain" / "curve.png",
     }
     for what, path in places.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)
