@@ -19,7 +19,7 @@ from vitds.config.load import load_settings
 from vitds.evaluate.files import own_features
 from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
-from vitds.jobs.gallery import gallery
+from vitds.jobs.gallery import _without_folders, gallery
 from vitds.jobs.report import report
 from vitds.report.lines import number
 from vitds.runs.directory import Run, read_json
@@ -103,6 +103,19 @@ def test_photographs_are_named_below_their_source_wherever_that_lies(runs, pages
     assert all(name.startswith(("images/<b>", "/")) for each in found for name in each["names"])
     folder = Path(hostile_files[0]).parent / "images"
     assert str(folder) not in pages["hostile"].read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "below"),
+    [
+        ("image 3 (/home/me/photos/a.b.png)", "/home/me/photos", "image 3 (photos/a.b.png)"),
+        ("/p/x.tar:a.png ~ /p/x.tar:b.png", "/p/x.tar", "x.tar:a.png ~ x.tar:b.png"),
+        ("image 3 (cat/a.png)", ".", "image 3 (cat/a.png)"),
+        ("my/photos/a.png", "photos", "my/photos/a.png"),
+    ],
+)
+def test_a_source_is_taken_off_where_a_path_begins(name: str, source: str, below: str) -> None:
+    assert _without_folders(name, (source,)) == below
 
 
 def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:

@@ -34,7 +34,7 @@ from vitds.jobs.runs import list_runs
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import save_class_head, save_weights
 from vitds.runs.directory import Run, save_settings
-from vitds.use.export import crop_share, short_side
+from vitds.use.export import crop_share, new_folder, short_side
 from vitds.use.model import Model, open_model
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -393,6 +393,14 @@ def test_an_export_takes_a_checkpoint(used_runs, tmp_path: Path) -> None:
     folder = export("timm", str(newest), out=str(tmp_path / "out"))
     whole = export("timm", used_runs["supervised"], out=str(tmp_path / "whole"))
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_folder_that_one_stands_in_can_be_filled(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    with new_folder(".") as part:
+        (part / "weights").touch()
+    assert [path.name for path in tmp_path.glob("*/*")] == ["weights"]
 
 
 def test_a_folder_that_holds_something_is_left_alone(used_runs, tmp_path: Path, capsys) -> None:

@@ -43,6 +43,7 @@ from vitds.report.page import ResultTable
 from vitds.runs.backbone import save_weights
 from vitds.runs.directory import Run, content_of_weights, read_json, save_settings, write_atomic, write_json
 from vitds.terminal import say
+from vitds.use.tables import no_formula
 
 RANDOM = "random"
 MEASURES = {"knn": "kNN", "linear": "linear", "finetuned": "fine-tuned"}
@@ -283,5 +284,5 @@ def _write_csv(path: Path, result: Json) -> None:
         for key in MEASURES:
             for run in cell[key]["runs"]:
                 numbers = [run["run"], run["top1"], *run["interval"]]
-                table.writerow([cell["source"], cell["target"], key, *numbers])
-    write_atomic(path, text.getvalue().encode())
+                table.writerow(map(no_formula, [cell["source"], cell["target"], key, *numbers]))
+    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -27,7 +27,7 @@ def new_folder(out: str) -> Iterator[Path]:
 
     Raises: UsageError if something is there already; ResourceError if no folder can be made there.
     """
-    path = Path(out).expanduser()
+    path = Path(out).expanduser().absolute()  # `.` has no name to write beside
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"`out={out}`: is there already and not empty; name a new folder")
     part = path.with_name(f".{path.name}.writing-{os.getpid()}")
