@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vitds.jobs.chain import Stage, run_stages
+from vitds.report.overview import KNN_K
 from vitds.runs.directory import write_json
 
 # From scratch for 75 epochs, about the compute of both stages: the mean of three seeds, measured once
 # (docs/method.md, "What pretraining is worth").
 SCRATCH_AT_EQUAL_COMPUTE = 94.4
-KNN_K = "20"  # fixed beforehand: choosing the best k would be choosing on test data
 
 
 def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
