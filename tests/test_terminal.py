@@ -108,6 +108,15 @@ def test_a_table_is_drawn_in_an_encoding_without_its_lines(
     assert r"\u2026" in (tmp_path / "out").read_text() and r"\xfc" in (tmp_path / "out").read_text()
 
 
+def test_names_with_brackets_stand_in_a_table_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[1]", title="of runs/[b]")
+    for name in ("wolf [grey]", "[/b]", ":dog:"):
+        table.add_row(name)
+    show(table)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("[1]", "runs/[b]", "wolf [grey]", "[/b]", ":dog:"))
+
+
 def test_the_bar_goes_silent_where_its_reader_leaves() -> None:
     read, write = os.pipe()
     os.close(read)

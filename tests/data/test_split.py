@@ -107,9 +107,7 @@ def test_groups_that_are_too_large_or_of_one_class_are_named():
     rows = [("a", "p1")] * 9 + [("b", "p2")] * 9 + [("a", "p3"), ("b", "p3")]
     split_once(image_set(rows), OUT, 0.4, 0, findings)
     assert findings.counts.keys() <= {"one_sided", "share_missed"} and findings.counts
-    with pytest.raises(
-        DataError, match=r"the images are of 1 groups, .* `test_fraction=0\.4` needs more and"
-    ):
+    with pytest.raises(DataError, match=r"the images are of 1 groups, .* A share of 0\.4 needs more and"):
         split_once(image_set([("a", "p")] * 9), OUT, 0.4, 0, Findings())
 
 

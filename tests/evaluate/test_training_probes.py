@@ -1,4 +1,4 @@
-"""Alignment, uniformity, RankMe and instance accuracy."""
+"""Alignment, uniformity and RankMe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vitds.errors import NumericsError, ShapeError
 from vitds.evaluate import probes
-from vitds.evaluate.probes import alignment, instance_accuracy, rankme, uniformity
+from vitds.evaluate.probes import alignment, rankme, uniformity
 
 
 def gaussian(*shape, seed=0):
@@ -80,25 +80,6 @@ def test_rankme_of_a_collapsed_model_is_one():
     assert rankme(torch.zeros(20, 8)) == pytest.approx(1, rel=1e-3)
 
 
-def test_instance_accuracy_is_the_share_of_images_that_find_their_own_row():
-    head, index = torch.eye(6), torch.tensor([0, 3, 5, 2])
-    logits = head[index].clone()
-    logits[1] = head[4]
-    assert instance_accuracy([(logits, index)]) == 75
-
-
-def test_instance_accuracy_over_parts_equals_the_whole():
-    logits, index = gaussian(50, 50) + 2 * torch.eye(50), torch.arange(50)
-    parts = ((logits[start : start + 16], index[start : start + 16]) for start in range(0, 50, 16))
-    whole = instance_accuracy([(logits, index)])
-    assert (
-        instance_accuracy(parts)
-        == whole
-        == pytest.approx(100 * float((logits.argmax(1) == index).double().mean()))
-    )
-    assert 0 < whole < 100
-
-
 BAD = torch.tensor([[1.0, 1], [math.nan, 1]])
 
 
@@ -129,22 +110,6 @@ BAD = torch.tensor([[1.0, 1], [math.nan, 1]])
         (lambda: uniformity(BAD), NumericsError, "uniformity: image 1 gives values that are not finite"),
         (lambda: rankme(torch.ones(0, 3)), ValueError, "rankme needs 1 image or more, got 0"),
         (lambda: rankme(BAD), NumericsError, "rankme: image 1 gives values that are not finite"),
-        (lambda: instance_accuracy([]), ValueError, "instance accuracy: there are no images"),
-        (
-            lambda: instance_accuracy([(torch.ones(2, 4), torch.arange(3))]),
-            ShapeError,
-            "instance logits: 2 images but 3 labels",
-        ),
-        (
-            lambda: instance_accuracy([(torch.ones(2, 4), torch.tensor([0, 4]))]),
-            ValueError,
-            "image 1 has label 4, labels here are 0 to 3",
-        ),
-        (
-            lambda: instance_accuracy([(BAD, torch.arange(2))]),
-            NumericsError,
-            "instance logits: image 1 gives values that are not finite",
-        ),
     ],
 )
 def test_wrong_input_is_refused_with_its_place(call, error, text):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +14,21 @@ from sklearn.datasets import load_digits
 
 from tests.data.test_catalogue import make_cifar10
 from vitds.cli import main
+from vitds.config.flags import FitFlags
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.catalogue import CATALOGUE
-from vitds.errors import RunError, UsageError
+from vitds.errors import RunError, UsageError, VitdsError
 from vitds.jobs.evaluate import evaluate
-from vitds.jobs.fit import fit
-from vitds.jobs.fit_plan import Speed, choose, fill
+from vitds.jobs.fit import _Record, _run, _train, fit
+from vitds.jobs.fit_plan import Choice, Speed, choose, fill
 
 FAST, SLOW = Speed(epoch_s=1.0, around_s=20.0), Speed(epoch_s=30.0, around_s=20.0)
 
 
 def of_size(file: BetonFile, side_px: int, classes: tuple[str, ...]) -> BetonFile:
-    """The file, with another manifest."""
-    manifest = replace(file.manifest, height_px=(side_px, 500), width_px=(side_px, 500), classes=classes)
-    return replace(file, manifest=manifest)
+    """The file, as if its images were of another size."""
+    sides = np.full(file.images, side_px, np.int32)
+    return replace(file, heights=sides, widths=2 * sides, manifest=replace(file.manifest, classes=classes))
 
 
 @pytest.fixture
@@ -38,6 +41,7 @@ def file(digit_files: tuple[str, str]) -> BetonFile:
     [
         (("a", "b"), False, ["finetune"]),
         (("a", "b"), True, ["pretrain", "finetune"]),
+        (("a",), False, ["pretrain"]),
         ((), False, ["pretrain"]),
         ((), True, ["pretrain"]),
     ],
@@ -56,9 +60,18 @@ def test_images_that_the_plan_leaves_out_are_said(file: BetonFile) -> None:
     assert "left out" not in choose(some, on_gpu=True).reason
 
 
-@pytest.mark.parametrize(("side_px", "crop_px"), [(8, 32), (33, 32), (47, 40), (48, 48)])
-def test_small_pictures_are_seen_whole(file: BetonFile, side_px: int, crop_px: int) -> None:
-    assert choose(of_size(file, side_px, ("a", "b")), on_gpu=False).settings == (f"views.crop_px={crop_px}",)
+@pytest.mark.parametrize(
+    ("side_px", "on_gpu", "crop_px"),
+    [(8, False, 32), (33, False, 32), (47, False, 40), (48, False, 48), (47, True, 32), (48, True, 48)],
+)
+def test_small_pictures_are_seen_whole(file: BetonFile, side_px: int, on_gpu: bool, crop_px: int) -> None:
+    assert choose(of_size(file, side_px, ("a", "b")), on_gpu=on_gpu).settings == (f"views.crop_px={crop_px}",)
+
+
+def test_one_small_picture_does_not_set_the_crop_of_all(file: BetonFile) -> None:
+    photographs = of_size(file, 200, ("a", "b"))
+    one_small = np.where(np.arange(file.images) == 3, 40, photographs.heights).astype(np.int32)
+    assert choose(replace(photographs, heights=one_small), on_gpu=False).settings == ()
 
 
 def test_epochs_fill_the_time_that_is_left() -> None:
@@ -111,10 +124,85 @@ def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
     with pytest.raises(RunError, match="was begun with other words: seed was None, now 3"):
         fit(photos, minutes=1.5, out=out, seed=3)
     assert fit(photos, minutes=1.5, out=out).runs.keys() == {"finetune"}  # nothing is left to do
+    with pytest.raises(UsageError, match=r"0\.2 of them are left"):
+        fit(photos, minutes=1.7, out=out)
+    fit(photos, minutes=3.5, out=out, plan=True)  # neither a refusal nor a plan uses up what it asks for
     longer = fit(photos, minutes=3.5, out=out)
     assert list(longer.runs) == ["finetune", "finetune-2"] and longer.run.path.name == "finetune-2"
     assert longer.run.settings.init == str(out / "finetune")
     assert 3 <= longer.run.settings.epochs <= 10
+
+
+def test_a_fit_that_was_stopped_while_it_built_goes_on_or_takes_other_words(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_images: object, path: Path, *_: object, **__: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: Speed(epoch_s=20.0, around_s=0.0))
+    for other in ({}, {"seed": 3}):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("vitds.jobs.fit.build_set", stopped)
+            fit(photos, minutes=3.0, out=tmp_path, **other)
+    fit(photos, minutes=3.0, out=tmp_path, plan=True)
+    assert (tmp_path / "data" / "photos-train.beton").exists()
+    with pytest.raises(RunError, match="begun with other words: seed was None, now 3"):
+        fit(photos, minutes=3.0, out=tmp_path, seed=3)
+
+
+def test_a_comparison_is_added_to_a_fit_whatever_was_done_before(
+    file: BetonFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(_record: _Record, stage: dict[str, str]) -> None:
+        done.append(stage["name"])
+
+    done: list[str] = []
+    choice = Choice("idmm_deit_tiny", "finetune_deit_tiny_224", 0.5, (), "")
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    monkeypatch.setattr("vitds.jobs.fit._run", trained)
+    record = _Record(tmp_path / "out", ["photos"], FitFlags(minutes=4.0))
+    _train(record, choice, file, None, FitFlags(minutes=4.0))
+    _train(record, choice, file, None, FitFlags(minutes=4.0, compare=True))
+    _train(record, choice, file, None, FitFlags(minutes=4.0, compare=True))
+    _train(record, choice, file, None, FitFlags(minutes=6.0, compare=True))
+    names = [stage["name"] for stage in record.stages]
+    assert names == ["pretrain", "finetune", "scratch", "finetune"]
+    expected = [stage["expected_s"] for stage in record.stages]
+    assert expected[2] == pytest.approx(sum(expected[:2]), abs=1)
+    assert "--init" not in record.stages[2]["words"]
+    assert record.stages[3]["words"][-2:] == ["--init", record.stages[1]["run"]]
+
+
+def test_one_class_alone_is_pretrained_on_and_one_image_a_class_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    shutil.copytree(photos / "one", tmp_path / "one class" / "one")
+    fit(tmp_path / "one class", minutes=3.0, out=tmp_path / "one", plan=True)
+    said = capsys.readouterr().out
+    assert "one class alone: pretraining alone" in said and "pretrain: photos_cpu, " in said
+    for name in ("one", "zero"):
+        (tmp_path / "single" / name).mkdir(parents=True)
+        shutil.copy(photos / name / "3.png", tmp_path / "single" / name)
+    assert main(["fit", str(tmp_path / "single"), "--minutes", "3", "--out", str(tmp_path / "two")]) != 0
+    said = capsys.readouterr().err
+    assert "no class has two images" in said and "train without labels (--no_labels)" in said
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_: object) -> None:
+        time.sleep(0.1)
+        raise VitdsError("stopped")
+
+    monkeypatch.setattr("vitds.jobs.fit.run_stages", stopped)
+    record = _Record(tmp_path, ["photos"], FitFlags(minutes=3.0))
+    stage = {"name": "finetune", "run": str(tmp_path / "finetune"), "words": [], "expected_s": 60.0}
+    record.add(stage)
+    with pytest.raises(VitdsError, match="stopped"):
+        _run(record, stage)
+    assert _Record(tmp_path, ["photos"], FitFlags(minutes=3.0)).facts["spent_s"] >= 0.1
 
 
 def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(
@@ -135,7 +223,8 @@ def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(
         (["flowers102", "photos", "--minutes", "3"], "flowers102: this set is built by itself"),
         (["digits", "--minutes", "3", "--split", "train"], "digits is taken whole, with its own test half"),
         (["digits", "--minutes", "3", "--root", "x"], "--root does nothing with digits"),
-        (["digits", "--minutes", "0"], "--minutes 0.0: must be more than 0"),
+        (["digits", "--minutes", "0"], "--minutes 0.0: must be a number of minutes, more than 0"),
+        (["digits", "--minutes", "inf"], "--minutes inf: must be a number of minutes, more than 0"),
         (["--minutes", "3"], "SOURCE is missing"),
         (["nothing-here", "--minutes", "3"], "nothing-here: there is no such folder, tar or zip"),
         (["digits", "--out", "x"], "--minutes is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def test_the_table_the_csv_and_the_json_say_the_same(
         *tuned["top1_interval"],
     ]
     assert f"{tuned['top1']:.1f} %" in printed
+
+
+def test_a_csv_holds_whatever_name_a_folder_has(tmp_path: Path) -> None:
+    run = os.fsencode(tmp_path) + b"/r\xff"
+    os.mkdir(run)
+    with open(run + b"/settings.yaml", "w") as file:
+        file.write("epochs: many\n")
+    assert main(["runs", str(tmp_path), "--csv", str(tmp_path / "runs.csv")]) == 0
+    assert r"r\udcff" in (tmp_path / "runs.csv").read_text("utf-8")
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -19,7 +19,7 @@ from vitds.config.load import load_settings
 from vitds.evaluate.files import own_features
 from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
-from vitds.jobs.gallery import gallery
+from vitds.jobs.gallery import _without_folders, gallery
 from vitds.jobs.report import report
 from vitds.report.lines import number
 from vitds.runs.directory import Run, read_json
@@ -105,6 +105,19 @@ def test_photographs_are_named_below_their_source_wherever_that_lies(runs, pages
     assert str(folder) not in pages["hostile"].read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "below"),
+    [
+        ("image 3 (/home/me/photos/a.b.png)", "/home/me/photos", "image 3 (photos/a.b.png)"),
+        ("/p/x.tar:a.png ~ /p/x.tar:b.png", "/p/x.tar", "x.tar:a.png ~ x.tar:b.png"),
+        ("image 3 (cat/a.png)", ".", "image 3 (cat/a.png)"),
+        ("my/photos/a.png", "photos", "my/photos/a.png"),
+    ],
+)
+def test_a_source_is_taken_off_where_a_path_begins(name: str, source: str, below: str) -> None:
+    assert _without_folders(name, (source,)) == below
+
+
 def test_near_duplicates_across_the_split_are_named(own_run: Path) -> None:
     report(str(own_run))
     assert "none was noted" in (own_run / "report.html").read_text()
@@ -161,6 +174,20 @@ def test_a_run_without_test_images_shows_its_training_images_and_never_the_image
         assert image["answer"] is None
         assert image["name"] not in [other["name"] for other in image["neighbours"]]
     assert "It was not evaluated" in pages["alone"].read_text()
+
+
+def test_evaluations_of_a_run_without_test_images_stand_beside_each_other(
+    runs, digit_files, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs["alone"], tmp_path / "run")
+    for data in digit_files:
+        assert main(["eval", "knn", str(run), "--data", data]) == 0
+    assert len(list((run / "analysis").glob("knn-*-*.json"))) == 2
+    assert not (run / "analysis" / "knn.json").exists()
+    report(str(run))
+    text = (run / "report.html").read_text()
+    assert all(f'<th scope="row">kNN, k = 5 on {data}</th>' in text for data in digit_files)
+    assert "Each class" in text and "It was not evaluated" not in text
 
 
 def test_a_vit_is_shown_by_attention_and_a_resnet_by_gradients(runs, pages) -> None:

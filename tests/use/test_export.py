@@ -26,14 +26,15 @@ from vitds.config.load import load_settings
 from vitds.config.tree import Settings
 from vitds.data.beton import open_beton
 from vitds.data.draws import centre_views
-from vitds.errors import UsageError
+from vitds.errors import RunError, UsageError
 from vitds.evaluate.files import file_features
 from vitds.jobs.evaluate import evaluate
 from vitds.jobs.export import export
+from vitds.jobs.runs import list_runs
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import save_class_head, save_weights
 from vitds.runs.directory import Run, save_settings
-from vitds.use.export import crop_share, short_side
+from vitds.use.export import crop_share, new_folder, short_side
 from vitds.use.model import Model, open_model
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -224,7 +225,7 @@ def test_int8_is_smaller_and_its_accuracy_is_measured(used_runs, exported, fine:
     assert float(line[4]) == pytest.approx(evaluate("top1", used_runs["supervised"])["top1"], abs=0.01)
     assert abs(float(line[3]) - float(line[4])) <= 15
     assert sorted(path.name for path in folder.iterdir()) == (
-        ["README.md", "config.json", "model.onnx", "model_int8.onnx", "settings.yaml"]
+        ["README.md", "config.json", "model.onnx", "model_int8.onnx", "recipe.yaml"]
     )
     assert json.loads((folder / "config.json").read_text()) == {"side_px": 16, "classes": list(fine.classes)}
 
@@ -275,9 +276,11 @@ def test_a_card_says_what_the_weights_are_made_of(exported, used_runs, digit_fil
 def test_the_command_of_a_card_trains_the_same_run(exported, used_runs) -> None:
     folder = exported("timm", "supervised")
     command = re.search(r"^    (vitds .*)$", (folder / "README.md").read_text(), re.MULTILINE)[1]
-    assert command == "vitds finetune --recipe settings.yaml --run runs/again"
-    settings = load_settings(recipe=str(folder / "settings.yaml"), command="finetune", flags={})
+    assert command == "vitds finetune --recipe recipe.yaml --run runs/again"
+    settings = load_settings(recipe=str(folder / "recipe.yaml"), command="finetune", flags={})
     assert settings == Run(Path(used_runs["supervised"])).settings
+    with pytest.raises(RunError, match="holds no run directory"):  # the export is none
+        list_runs(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -390,6 +393,14 @@ def test_an_export_takes_a_checkpoint(used_runs, tmp_path: Path) -> None:
     folder = export("timm", str(newest), out=str(tmp_path / "out"))
     whole = export("timm", used_runs["supervised"], out=str(tmp_path / "whole"))
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_folder_that_one_stands_in_can_be_filled(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    with new_folder(".") as part:
+        (part / "weights").touch()
+    assert [path.name for path in tmp_path.glob("*/*")] == ["weights"]
 
 
 def test_a_folder_that_holds_something_is_left_alone(used_runs, tmp_path: Path, capsys) -> None:

@@ -25,6 +25,7 @@ from vitds.runs.directory import Run
 from vitds.use.images import find_images
 from vitds.use.model import Model, open_model
 from vitds.use.run import TrainedRun
+from vitds.use.tables import CsvTable
 
 COLUMNS = "file class probability class_2 probability_2 class_3 probability_3 reason".split()
 
@@ -117,6 +118,12 @@ def test_csv_json_and_parquet_hold_the_same_rows(
         assert text["reason"] == row["reason"]
         assert row["probability"] is None or float(text["probability"]) == pytest.approx(row["probability"])
     assert sorted(path.name for path in tmp_path.glob("f.*")) == ["f.csv", "f.json", "f.parquet"]
+
+
+def test_no_text_of_a_csv_is_a_formula() -> None:
+    stream = io.StringIO()
+    CsvTable(stream, ["file", "probability"]).write({"file": "=cmd()", "probability": -0.5})
+    assert stream.getvalue() == "file,probability\n'=cmd(),-0.5\n"
 
 
 def test_processes_that_decode_change_no_number_and_no_order(

@@ -163,6 +163,22 @@ def test_the_sheet_shows_the_pictures(used_runs, photos: Path, tmp_path: Path, c
     assert page.shape[1] == 12 + 4 * 188
 
 
+def test_a_picture_that_cannot_be_written_loses_no_search(
+    used_runs, photos: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    image = sorted(photos.glob("*/*.png"))[0]
+    words = ["similar", used_runs["idmm"], str(image), "--in", str(photos), "--count", "2"]
+    for error in (OSError("no space"), ValueError("encoding error 5")):
+
+        def failing(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Image.Image, "save", failing)
+        assert main([*words, "--out", str(tmp_path / "x.webp")]) == 6
+        printed = capsys.readouterr()
+        assert "cosine" in printed.out and f"the picture cannot be written ({error})" in printed.err
+
+
 def test_an_image_from_elsewhere_finds_its_like_in_a_beton(
     used_runs, photos: Path, digit_files, tmp_path, capsys
 ):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vitds.bench.gpu_check import RESULTS, Check
 from vitds.bench.images import PHOTOGRAPHS
@@ -165,6 +166,7 @@ def _print(states: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> Non
             value = row["value"]
             text = f"{value:,.4g}" if isinstance(value, float) else "-" if value is None else str(value)
             table.add_row(part, row["name"], f"{text} {row['unit']}", row["goal"])
-        ended = f"[red]{state['failed']}[/red]" if state["failed"] else "done"
+        ended = Text(state["failed"], "red") if state["failed"] else "done"
         table.add_row(part, ended, f"{state['seconds']} s", "", end_section=True)
-    Console(width=max(Console().width, 120)).print(table, highlight=False)
+    console = Console(width=max(Console().width, 120), markup=False, emoji=False)
+    console.print(table, highlight=False)

@@ -36,4 +36,5 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]], *, as_json: bool) -> 
                     for number in numbers
                 ),
             )
-    Console(width=max(Console().width, WIDTH)).print(table, *below, sep="\n", highlight=False)
+    console = Console(width=max(Console().width, WIDTH), markup=False, emoji=False)
+    console.print(table, *below, sep="\n", highlight=False)

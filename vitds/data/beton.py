@@ -88,6 +88,11 @@ class BetonFile:
         lines = self.manifest.names.split("\n")
         return tuple(lines[i] for i in self.index)
 
+    @property
+    def typical_side_px(self) -> int:
+        """The median short side of the images, which one small picture among large ones does not move."""
+        return int(np.median(np.minimum(self.heights, self.widths)))
+
     def describe(self, image: int) -> str:
         """An image for a message: its number in the .beton, and its photograph where that is known."""
         number = f"image {self.index[image]}"

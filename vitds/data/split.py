@@ -65,7 +65,7 @@ def split_once(images: ImageSet, out: Path, fraction: float, seed: int, findings
         if not test or len(test) == len(labels):
             raise DataError(
                 f"{out}: the images are of {groups.max() + 1} groups, of which none can go to the test file "
-                f"alone. `test_fraction={fraction}` needs more and smaller groups: another `group`, or none."
+                f"alone. A share of {fraction:g} needs more and smaller groups: another `group`, or none."
             )
     return _halves(out, test, len(labels), "")
 

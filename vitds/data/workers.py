@@ -130,6 +130,6 @@ def _end_with_parent() -> None:
 
 def _progress_bar(shown: bool) -> Progress:
     console = Console(stderr=True)
-    title, left = TextColumn("{task.description}"), TextColumn("left")
+    title, left = TextColumn("{task.description}", markup=False), TextColumn("left")
     columns = (title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not (shown and console.is_terminal))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vitds.errors import ShapeError
-from vitds.evaluate.classify import as_percent, count_hits
-from vitds.evaluate.features import check_finite, check_labelled
+from vitds.evaluate.features import check_finite
 
 # Rows whose distances to all others are held at once.
 BLOCK_ROWS = 256
@@ -70,25 +67,6 @@ def rankme(rows_MD: Float[Tensor, "M D"]) -> float:
     singular = torch.linalg.svdvals(rows_MD.double())
     share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return float((-share * share.log()).sum().exp())
-
-
-def instance_accuracy(parts: Iterable[tuple[Float[Tensor, "M N"], Int[Tensor, "M2"]]]) -> float:
-    """Percent of un-mixed images for which the instance head's highest logit is their own index.
-
-    Accuracy during training is of mixed images against one of their two labels, and understates.
-
-    Args:
-        parts: (logits, index) of some images each, so that no more than one part's M · N logits are held.
-    Raises: ValueError if there are no images, or an index is outside 0..N-1. ShapeError if the lengths
-        differ. NumericsError if a logit is not finite.
-    """
-    hits, images = torch.zeros(2, dtype=torch.int64), 0
-    for logit_MN, index_M in parts:
-        check_labelled("instance logits", logit_MN, index_M, logit_MN.shape[1])
-        hits, images = hits + count_hits(logit_MN, index_M), images + len(logit_MN)
-    if not images:
-        raise ValueError("instance accuracy: there are no images")
-    return as_percent(hits, images)[0]
 
 
 def _on_sphere(rows_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from vitds.evaluate.bootstrap import interval_of_mean
 from vitds.jobs.eval_kinds import Line
 
-# What runs that differ in their seed alone end in: a-seed0, a_seed_1, a/seed2, a-s3.
-SEED = re.compile(r"[-_/.](?:seed|s)[-_]?\d+$")
+# What runs that differ in their seed alone end in: a-seed0, a_seed_1, a/seed2. A mere s would take a size for
+# a seed: poolformer_s12, vit-s16.
+SEED = re.compile(r"[-_/.]seed[-_]?\d+$")
 
 
 @dataclass(frozen=True)

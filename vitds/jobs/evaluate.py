@@ -173,10 +173,13 @@ def _kept(kind: str, task: Task, measured: Measured) -> Evaluation:
 
 def _suffix(task: Task) -> str:
     """Nothing for the run's own files; else what keeps the result on other images from replacing theirs."""
-    known = known_inputs(task.model.run, task.model.settings)
+    run = task.model.run
+    known = known_inputs(run, task.model.settings)
     used = {"data.test": task.query, "data.train": task.bank}
     hashes = {key: file.manifest.content_hash for key, file in used.items() if file is not None}
-    is_own = all(known.get(key, content) == content for key, content in hashes.items())
+    # A run of before inputs.json does not know its files; one without a test file has none of its own.
+    knows = (run.path / "inputs.json").exists()
+    is_own = all(known.get(key, None if knows else content) == content for key, content in hashes.items())
     return "" if is_own else "".join(f"-{content[-12:]}" for content in hashes.values())
 
 

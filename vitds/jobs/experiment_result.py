@@ -19,6 +19,7 @@ from vitds.report.page import ResultTable
 from vitds.report.table import show
 from vitds.runs.directory import Run, read_json, write_atomic, write_json
 from vitds.terminal import say
+from vitds.use.tables import no_formula
 
 ABOUT = (
     f"Top-1 on the test images in percent (kNN: k = {KNN_K}): mean and deviation over seeds, and the 95 % "
@@ -225,11 +226,12 @@ def _write_csv(experiment: Experiment, result: Json) -> None:
     for arm in result["arms"]:
         trainings = arm["trainings"]
         for seed in range(result["seeds"]):
-            row: list[Any] = [arm["arm"], seed]
+            row: list[Any] = [no_formula(arm["arm"]), seed]
             for key in result["measures"]:
                 run = arm[key] and arm[key]["runs"][seed]
                 row += [run["top1"], *run["interval"]] if run else ["", "", ""]
             row.append("+".join(str(each["epochs"]) for each in trainings))
             row.append(round(sum(each["forward_units"] for each in trainings), 1))
             table.writerow([*row, round(sum(each["seconds"][seed] for each in trainings), 1)])
-    write_atomic(experiment.out / f"{experiment.kind}.csv", text.getvalue().encode())
+    path = experiment.out / f"{experiment.kind}.csv"
+    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))

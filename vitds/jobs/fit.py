@@ -6,9 +6,11 @@ OUT/fit.json says how far it is: the same call goes on, one with more minutes tr
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,7 +28,7 @@ from vitds.data.findings import Findings
 from vitds.data.sources import SOURCE_OPTIONS, SourceOptions, scan_sources
 from vitds.data.split import with_suffix
 from vitds.data.workers import stops_in_order
-from vitds.errors import RunError, UsageError
+from vitds.errors import DataError, RunError, UsageError
 from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import build, named_set, print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
@@ -57,17 +59,17 @@ def fit(*sources: str | Path, minutes: float, **options: Any) -> Result:
 def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
     """As `fit`, with the flags of the command line."""
     began = time.monotonic()
-    if not flags.minutes > 0:
-        raise UsageError(f"`minutes={flags.minutes}`: must be more than 0.")
+    if not 0 < flags.minutes < math.inf:
+        raise UsageError(f"`minutes={flags.minutes}`: must be a number of minutes, more than 0.")
     if not sources:
         raise UsageError("no images were given. Name a folder of them, a tar, a zip, or digits.")
     out = Path(flags.out or Path("runs") / (Path(sources[0]).name.partition(".")[0] or "fit")).expanduser()
     record = _Record(out, sources, flags)
-    train, test = _data(out, sources, flags)
+    train, test = _data(record, sources, flags)
     choice = choose(train, on_gpu=torch.cuda.is_available())
     say(f"{choice.reason}")
-    if flags.compare and choice.pretrain is None:
-        say("nothing to compare: this is training from scratch")
+    if flags.compare and len(choice.stages) < 2:
+        say(f"nothing to compare with training from scratch: this is {' and '.join(choice.stages)} alone")
     record.spend(time.monotonic() - began)
     _train(record, choice, train, test, flags)
     if flags.plan:
@@ -75,12 +77,15 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         return Result(out)
     result = Result(out)
     report(str(result.run.path), out=result.report)
-    print_result(result, list(sources))
+    print_result(result)
     return result
 
 
 class _Record:
     """OUT/fit.json: of what this is a fit, the time spent, and its stages.
+
+    It stands before the data is built, so that the same call goes on where that was stopped. Until then other
+    words begin anew: nothing was made of the first ones.
 
     Raises: RunError if the folder holds the fit of other images, or anything else.
     """
@@ -92,9 +97,12 @@ class _Record:
         of = {"sources": [str(Path(source).absolute()) for source in sources], **of}
         self.facts: dict[str, Any] = {"of": of, "minutes": flags.minutes, "spent_s": 0.0, "stages": []}
         if self.path.exists():
-            self.facts = read_json(self.path)
-            before = self.facts["of"]
-            if changed := [name for name in of if of[name] != before.get(name)]:
+            found = read_json(self.path)
+            before = found["of"]
+            changed = [name for name in of if of[name] != before.get(name)]
+            if not changed:
+                self.facts = found
+            elif found["stages"] or any((out / "data").glob("*.beton")):
                 name = changed[0]
                 raise RunError(
                     f"{out} was begun with other words: {name} was {before.get(name)!r}, now {of[name]!r}. "
@@ -102,10 +110,10 @@ class _Record:
                 )
         elif out.exists() and any(out.iterdir()):
             raise RunError(f"{out} is not empty and holds no fit. Choose another `out`.")
-        out.mkdir(parents=True, exist_ok=True)
 
     def save(self) -> None:
-        """Write it."""
+        """Write it, with its folder."""
+        self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.facts)
 
     def add(self, stage: dict[str, Any]) -> None:
@@ -114,9 +122,8 @@ class _Record:
         self.save()
 
     def spend(self, seconds: float) -> None:
-        """Count time; of a call that finds its work done, next to nothing."""
+        """Count time. The next `add` saves it: a plan, or a call that is refused, uses none up."""
         self.facts["spent_s"] = round(self.facts["spent_s"] + seconds, 1)
-        self.save()
 
     @property
     def left_s(self) -> float:
@@ -124,7 +131,7 @@ class _Record:
         return self.facts["minutes"] * 60 - self.facts["spent_s"]
 
     def extend(self, minutes: float) -> bool:
-        """Give a fit that is done more minutes; False if they are no more than before."""
+        """Give a fit that is done more minutes, saved by the next `add`; False if they are no more."""
         before = self.facts["minutes"]
         if minutes <= before:
             return False
@@ -138,20 +145,25 @@ class _Record:
         return self.facts["stages"]
 
     @property
-    def runs(self) -> list[Run]:
-        """Of all stages."""
-        return [Run(Path(stage["run"])) for stage in self.stages]
+    def last(self) -> str | None:
+        """The run that the next one goes on from; None before the first."""
+        return next((stage["run"] for stage in reversed(self.stages) if stage["name"] != SCRATCH), None)
 
 
-def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
-    """The training file and, where there are labels, the test file; built once."""
+def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
+    """The training file and, where there are two classes or more, the test file; built once.
+
+    Raises: DataError if no class has an image to spare for the test.
+    """
     named = named_set(sources, flags)
     if named and flags.split:
         raise UsageError(f"`split` does nothing here: {named} is taken whole, with its own test half.")
+    if named:
+        record.save()
     if named == DIGITS:
-        train, test = embedded_digits(out / "data")
+        train, test = embedded_digits(record.out / "data")
         return open_beton(train), open_beton(test)
-    path = out / "data" / "photos.beton"
+    path = record.out / "data" / "photos.beton"
     halves = [with_suffix(path, half) for half in ("train", "test")]
     if path.exists():
         return open_beton(path), None
@@ -168,10 +180,18 @@ def _data(out: Path, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile
     began = time.monotonic()
     with stops_in_order(), tempfile.TemporaryDirectory(prefix="vitds-fit-") as workspace:
         images = scan_sources(sources, findings, Path(workspace), reading)
+        has_test = len(images.classes) > 1  # one class alone has nothing to be told from
+        per_class = Counter(image.class_name for image in images.images if image.class_name is not None)
+        if has_test and max(per_class.values()) < 2:
+            raise DataError(
+                f"{', '.join(sources)}: no class has two images, so none is left to test on. Give more "
+                "images of each class, or train without labels (`no_labels`)."
+            )
+        record.save()  # once the images are found: a mistyped folder leaves nothing behind
         options = BuildOptions(
             side_px=STORED_PX[_device()],
-            test_fraction=TEST_SHARE if images.classes else None,
-            seed=flags.seed if images.classes else None,
+            test_fraction=TEST_SHARE if has_test else None,
+            seed=flags.seed if has_test else None,
             show_progress=True,
         )
         built = build_set(images, path, options, findings, grouped_by=reading.group)
@@ -188,22 +208,20 @@ def _train(
     record: _Record, choice: Choice, train: BetonFile, test: BetonFile | None, flags: FitFlags
 ) -> None:
     """Go on with what was begun; then fill the time that is left with new stages."""
-    for stage in record.stages:
-        _run(record, stage)
+    if not flags.plan:
+        for stage in record.stages:
+            _run(record, stage)
     commands = list(choice.stages)[len(record.stages) :]
-    if not commands:  # all is done; more minutes than before train on
-        if not record.extend(flags.minutes):
-            return
-        commands = ["finetune" if choice.finetune else "pretrain"]
-    else:
+    if commands:
         record.facts["minutes"] = flags.minutes
+    elif record.extend(flags.minutes):  # all is done; more minutes than before train on
+        commands = ["finetune" if choice.finetune else "pretrain"]
     began = time.monotonic()
     speeds = {
         command: measure(command, choice.stages[command][0], choice.settings, train, test)
         for command in commands
     }
     record.spend(time.monotonic() - began)
-    shared_s = record.left_s
     for number in range(len(commands)):
         # Again before each stage: what those before took more or less is made up for.
         shares = {command: choice.stages[command][1] for command in commands[number:]}
@@ -219,12 +237,18 @@ def _train(
             return
         record.add(stages[0])
         _run(record, stages[0])
-    if flags.compare and choice.pretrain and choice.finetune:
-        epochs = fill({"finetune": 1}, speeds, shared_s)["finetune"]
-        record.add(
-            _stage(record, "finetune", epochs, speeds["finetune"], choice, train, test, flags, SCRATCH)
+    is_compared = any(stage["name"] == SCRATCH for stage in record.stages)
+    if flags.compare and len(choice.stages) == 2 and not is_compared:
+        speed = speeds.get("finetune") or measure(
+            "finetune", choice.stages["finetune"][0], choice.settings, train, test
         )
-        _run(record, record.stages[-1])
+        seconds = sum(stage["expected_s"] for stage in record.stages)  # as long as all stages of the model
+        epochs = max(1, round((seconds - speed.around_s) / speed.epoch_s))
+        scratch = _stage(record, "finetune", epochs, speed, choice, train, test, flags, SCRATCH)
+        say(_announcement(scratch))
+        if not flags.plan:
+            record.add(scratch)
+            _run(record, scratch)
 
 
 def _stage(
@@ -248,8 +272,8 @@ def _stage(
     words += ["--epochs", str(epochs)]
     if test is not None:
         words += ["--test", str(test.path)]
-    if record.runs and name is None:
-        words += ["--init", str(record.runs[-1].path)]
+    if record.last and name is None:
+        words += ["--init", record.last]
     if flags.seed is not None:
         words += ["--seed", str(flags.seed)]
     for setting in choice.settings:
@@ -278,5 +302,9 @@ def _run(record: _Record, stage: dict[str, Any]) -> None:
         number, of = record.stages.index(stage) + 1, len(record.stages)
         say(f"stage {number} of {of}: {stage['name']}, until about {ends:%H:%M}")
     command = (sys.executable, "-m", "vitds", *stage["words"])
-    [result] = run_stages([Stage(run.path, command)])
-    record.spend(result.seconds)
+    began = time.monotonic()
+    try:
+        run_stages([Stage(run.path, command)])
+    finally:  # a stage that is stopped used its time too
+        record.spend(time.monotonic() - began)
+        record.save()

@@ -19,7 +19,7 @@ from vitds.methods import method_class
 from vitds.methods.base import SetSize
 
 TIMED_STEPS = 8
-SMALL_PX = 48  # pictures up to this side are seen whole, at their own size
+SMALL_PX = 48  # sets whose median short side is at most this are seen whole, at their own size
 # Start of a process and the page at its end; measured on two cores, where it is 12 to 20 s.
 AROUND_A_STAGE_S = 20.0
 FORWARD_SHARE = 1 / 3  # of the time of a training step, as evaluation needs
@@ -32,7 +32,7 @@ class Choice:
 
     Attributes:
         pretrain: a recipe's name; None for no pretraining.
-        finetune: likewise; None where there are no labels.
+        finetune: likewise; None where there are fewer than two classes.
         share: of the time, for the pretraining.
         settings: of both, as words for --set.
         reason: one line for the person.
@@ -56,11 +56,13 @@ class Choice:
 
 def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
     """The recipes for a training set and this machine. docs/results.md has the measurements behind it."""
-    side = min(file.manifest.height_px[0], file.manifest.width_px[0])
-    settings = (f"views.crop_px={max(32, side // 8 * 8)}",) if side <= SMALL_PX else ()
-    if not file.manifest.classes:
+    side = file.typical_side_px
+    patch = 16 if on_gpu else 8  # the GPU's recipes cut crops into patches of 16 pixels
+    settings = (f"views.crop_px={max(32, side // patch * patch)}",) if side <= SMALL_PX else ()
+    if len(file.manifest.classes) < 2:
         recipe = "idmm_deit_tiny" if on_gpu else "photos_cpu"
-        return Choice(recipe, None, 1.0, settings, "no labels: pretraining alone")
+        why = "one class alone" if file.manifest.classes else "no labels"
+        return Choice(recipe, None, 1.0, settings, f"{why}: pretraining alone")
     if on_gpu:
         why = "a GPU: the paper's recipe, a half of the time for each stage (not measured on a GPU yet)"
         return Choice("idmm_deit_tiny", "finetune_deit_tiny_224", 0.5, settings, why)

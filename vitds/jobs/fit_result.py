@@ -60,14 +60,15 @@ class Result:
         return self.run.embed(images)
 
 
-def print_result(result: Result, sources: list[str]) -> None:
+def print_result(result: Result) -> None:
     """The result, and the commands that use the model."""
     model = shlex.quote(str(result.run.path))
-    photos = " ".join(shlex.quote(source) for source in sources)
+    # Not the sources: they may be several, or a published set, and `vitds similar` looks through one file.
+    images = shlex.quote(result.run.settings.data.train_text)
     if result.accuracy is not None:
         show(_table(result))
         say(f"classify:   vitds predict {model} IMAGES")
-    say(f"find alike: vitds similar {model} IMAGE --in {photos}")
+    say(f"find alike: vitds similar {model} IMAGE --in {images}")
     say(f"features:   vitds embed {model} IMAGES --out features.npz")
     say(f"export:     vitds export timm {model} --out {shlex.quote(str(result.path / 'timm'))}")
     say(f"look at:    {result.report}")

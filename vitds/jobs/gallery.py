@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,11 @@ def _described(file: BetonFile, position: int) -> str:
 
 def _without_folders(name: str, sources: tuple[str, ...]) -> str:
     """A photograph below its source: where that lies on this machine is no reader's business."""
-    for source in sources:
-        name = name.replace(source, Path(source).name)
+    for source in map(Path, sources):
+        if source.name:  # `.` is no folder's name, and stands within names
+            # Where a path begins: `image 3 (SOURCE/a.png)`, `SOURCE/a.png ~ SOURCE/b.png`.
+            begin = rf"(?<![^\s(]){re.escape(str(source))}(?=[/:)\s]|$)"
+            name = re.sub(begin, lambda _, short=source.name: short, name)
     return name
 
 

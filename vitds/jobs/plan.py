@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -223,13 +224,14 @@ def _measured_images_per_s(settings: Settings, ds: DsConfig, rows: int, gpus: in
     """
     images = settings.batch.global_images // gpus
     batch = settings.batch.model_copy(update={"global_images": images, "micro_images": "auto"})
-    file = open_beton(embedded_digits("data")[0])
-    epochs = -(-TIMED_STEPS // steps_per_epoch(file.images, images))
     # Rows that start as features would need N images, and the digits are fewer.
     head = settings.head.model_copy(update={"init": "noise"})
-    own = settings.model_copy(update={"batch": batch, "epochs": epochs, "head": head})
-    head_rows = method_class(settings.method).rows(SetSize(max(rows, file.images), 0))
-    timed = train_steps(own, ds, file, head_rows, start_ranks(), steps=TIMED_STEPS)
+    with tempfile.TemporaryDirectory(prefix="vitds-plan-") as folder:  # a plan leaves nothing behind
+        file = open_beton(embedded_digits(folder)[0])
+        epochs = -(-TIMED_STEPS // steps_per_epoch(file.images, images))
+        own = settings.model_copy(update={"batch": batch, "epochs": epochs, "head": head})
+        head_rows = method_class(settings.method).rows(SetSize(max(rows, file.images), 0))
+        timed = train_steps(own, ds, file, head_rows, start_ranks(), steps=TIMED_STEPS)
     return images / statistics.median(timed.whole_s[1:])
 
 

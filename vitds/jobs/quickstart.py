@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vitds.jobs.chain import Stage, run_stages
+from vitds.report.overview import KNN_K
 from vitds.runs.directory import write_json
 
 # From scratch for 75 epochs, about the compute of both stages: the mean of three seeds, measured once
 # (docs/method.md, "What pretraining is worth").
 SCRATCH_AT_EQUAL_COMPUTE = 94.4
-KNN_K = "20"  # fixed beforehand: choosing the best k would be choosing on test data
 
 
 def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
@@ -75,7 +75,7 @@ def _print_table(root: Path, numbers: dict[str, object]) -> None:
     table.add_row("difference", f"{numbers['difference']:+.1f} points", "", style="bold")
     table.add_section()
     table.add_row("from scratch, 5x as long (stored)", f"{SCRATCH_AT_EQUAL_COMPUTE:.1f} %", "")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     board = f"tensorboard --logdir {shlex.quote(str(root))}"
     console.print(
@@ -90,4 +90,4 @@ def _print_table(root: Path, numbers: dict[str, object]) -> None:
         "picture": root / "pretrain" / "curve.png",
     }
     for what, path in places.items():
-        console.print(f"{what}: {path}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{what}: {path}", highlight=False, soft_wrap=True)

@@ -158,12 +158,11 @@ def _say_needs(experiment: Experiment, train: BetonFile, test: BetonFile, *, on_
     free = shutil.disk_usage(experiment.out if experiment.out.exists() else train.path.parent).free
     say(f"disk: at most {disk / GB:.1f} GB of checkpoints; {free / GB:.1f} GB are free")
     say(f"files: {train.path} ({train.images:,} images), {test.path} ({test.images:,} images)")
-    smallest = min(train.manifest.height_px[0], train.manifest.width_px[0])
     largest = max(training.settings.views.crop_px for training in trainings)
-    if smallest < largest:
+    if train.typical_side_px < largest:
         say(
-            f"the images have {smallest} pixels on their short side, and crops of {largest} see them "
-            "enlarged: say so beside the figure"
+            f"the images have {train.typical_side_px} pixels on their short side, and crops of {largest} see "
+            "them enlarged: say so beside the figure"
         )
 
 

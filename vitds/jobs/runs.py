@@ -13,14 +13,14 @@ from typing import Any
 from rich.table import Table
 
 from vitds.errors import RunError, VitdsError
+from vitds.report.overview import result
 from vitds.report.table import show
 from vitds.runs.directory import Run, write_atomic
 from vitds.runs.lock import is_held
 from vitds.runs.metrics import last_line
 from vitds.terminal import say
+from vitds.use.tables import no_formula
 
-# Fixed beforehand: to choose the best number of neighbours would be to choose on test data.
-KNN_K = "20"
 COLUMNS = ("run", "state", "method", "backbone", "data", "result", "majority", "seconds")
 FIGURES = ("top1", "balanced_accuracy", "macro_f1", "majority")
 
@@ -97,14 +97,10 @@ def _state(run: Run) -> str:
 
 
 def _result(summary: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a finished run; of several numbers of neighbours those of KNN_K, or the fewest."""
+    """The figures of a finished run."""
     found = {"seconds": summary["seconds"]}
-    score, what = summary, "top-1"
-    if knn := summary.get("knn"):
-        k = KNN_K if KNN_K in knn else min(knn, key=int)
-        score, what = knn[k], f"kNN (k = {k})"
-    if "top1" in score:  # runs without a test file have none; older ones have fewer figures
-        found |= {"result": what, **{key: score.get(key) for key in (*FIGURES, "top1_interval")}}
+    if score := result(summary):  # older runs have fewer figures
+        found |= {"result": score["what"], **{key: score.get(key) for key in (*FIGURES, "top1_interval")}}
     return found
 
 
@@ -142,5 +138,6 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     for row in rows:
         low, high = row["top1_interval"] or (None, None)
-        writer.writerow(row | {"top1_low": low, "top1_high": high})
-    write_atomic(path, text.getvalue().encode())
+        cells = row | {"top1_low": low, "top1_high": high}
+        writer.writerow({name: no_formula(value) for name, value in cells.items()})
+    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -19,11 +19,11 @@ from vitds.evaluate.kept import feature_facts, find_features
 from vitds.evaluate.knn import knn_answers
 from vitds.evaluate.opened import OpenModel, class_head, open_model
 from vitds.methods import method_class
+from vitds.report.overview import chosen_k
 from vitds.runs.directory import Run
 
 MOST_IMAGES = 2000  # on the map, and of a bank whose features are not kept: a page may take seconds
 QUERIES, NEIGHBOURS = 8, 5
-KNN_K = 20  # fixed beforehand: to choose the best number of neighbours would be to choose on test data
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def open_scene(run: Run, train: BetonFile, test: BetonFile | None) -> Scene:
             logit_MC = head(found.rows_MD)
         answers = answers_of(logit_MC, found.label_M, logit_MC.double().softmax(1))
     elif test is not None:
-        k = KNN_K if KNN_K in model.settings.eval.knn_k else min(model.settings.eval.knn_k)
+        k = int(chosen_k([str(k) for k in model.settings.eval.knn_k]))
         pair = (known.rows_MD, known.label_M, found.rows_MD, found.label_M)
         answers = knn_answers(*pair, k=(k,), classes=len(query.manifest.classes))[k]
     return Scene(model, head, query, found.rows_MD, bank, known.rows_MD, answers, k)

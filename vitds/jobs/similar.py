@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from vitds.data.images import LeftOut
-from vitds.errors import DataError, UsageError
+from vitds.errors import DataError, ResourceError, UsageError
 from vitds.jobs.predict import found_images, opened
 from vitds.report.table import show
 from vitds.terminal import say
@@ -44,7 +44,8 @@ def find_similar(
         workers: processes that decode; None is one a core.
         as_json: print one JSON object and nothing else.
     Returns: names and cosines, the nearest first.
-    Raises: DataError if there is nothing to compare, or the image cannot be read; the others as embed_files.
+    Raises: DataError if there is nothing to compare, or the image cannot be read; ResourceError if the
+        picture cannot be written, after printing; the others as embed_files.
     """
     if count < 1:
         raise UsageError(f"`count={count}`: must be at least 1")
@@ -63,8 +64,10 @@ def find_similar(
             raise DataError(
                 f"{among}: no other image could be read there, so there is nothing to compare with"
             )
+        _print(str(image), found, out, as_json)  # first: the search took long, and the picture may fail
         _draw(model, path, asked[0], found, f"{image} and the nearest of {len(others):,} images in {among}")
-    _print(str(image), found, out, as_json)
+    if not as_json:
+        say(f"{out}: the same as pictures")
     return [(one.image.name, one.cosine) for one in found]
 
 
@@ -75,7 +78,13 @@ def _draw(model: Model, path: Path, asked: NamedImage, found: list[Neighbour], t
         for place, one in enumerate(found, 1)
     ]
     page, escaped = draw_sheet(cells[0], cells[1:], title)
-    page.save(path)
+    try:
+        page.save(path)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"`out={path}`: the picture cannot be written ({error}). Give another place, a name that ends in "
+            ".png, or a smaller `count`"
+        ) from None
     if escaped:
         say(
             f"{path}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as "
@@ -107,4 +116,3 @@ def _print(image: str, found: list[Neighbour], out: str, as_json: bool) -> None:
     for place, row in enumerate(rows, 1):
         table.add_row(str(place), f"{row['cosine']:.4f}", row["file"])
     show(table)
-    say(f"{out}: the same as pictures")

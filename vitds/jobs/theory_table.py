@@ -19,8 +19,7 @@ def print_theory(scores: list[dict[str, Any]]) -> None:
         say(f"[{number}] theory of {score['model']}{at} on {score['data']} {of}")
     table = Table(box=None, pad_edge=False)
     for column in ("", "", *(f"[{number}]" for number in range(1, len(scores) + 1)), "blind"):
-        # \\[: or rich takes it for a style.
-        table.add_column(column.replace("[", r"\["), justify="right" if column else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for item, words, values in figure_rows(scores):
         table.add_row(item, words, *map(value_text, values))
     show(table)

@@ -43,6 +43,7 @@ from vitds.report.page import ResultTable
 from vitds.runs.backbone import save_weights
 from vitds.runs.directory import Run, content_of_weights, read_json, save_settings, write_atomic, write_json
 from vitds.terminal import say
+from vitds.use.tables import no_formula
 
 RANDOM = "random"
 MEASURES = {"knn": "kNN", "linear": "linear", "finetuned": "fine-tuned"}
@@ -179,10 +180,10 @@ def _check_sizes(source: Source, target: Target) -> None:
     crop_px = source.settings.views.crop_px
     low, high = SIDE_IN_CROPS
     for file in (target.train, target.test):
-        smallest = min(file.manifest.height_px[0], file.manifest.width_px[0])
-        if not low <= smallest / crop_px <= high:
+        side_px = file.typical_side_px
+        if not low <= side_px / crop_px <= high:
             raise DataError(
-                f"{file.path}: its images have {smallest} pixels on their short side, and {source.title} "
+                f"{file.path}: its images have {side_px} pixels on their short side, and {source.title} "
                 f"sees crops of {crop_px}: they are of another kind. Give a target with {low * crop_px:.0f} "
                 f"to {high * crop_px:.0f} pixels"
             )
@@ -283,5 +284,5 @@ def _write_csv(path: Path, result: Json) -> None:
         for key in MEASURES:
             for run in cell[key]["runs"]:
                 numbers = [run["run"], run["top1"], *run["interval"]]
-                table.writerow([cell["source"], cell["target"], key, *numbers])
-    write_atomic(path, text.getvalue().encode())
+                table.writerow(map(no_formula, [cell["source"], cell["target"], key, *numbers]))
+    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))

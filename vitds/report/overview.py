@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Collection
 from typing import Any
 
 from vitds.config.load import dump_settings
@@ -12,8 +13,7 @@ from vitds.report.lines import Line, chart
 from vitds.runs.directory import Run, read_json
 
 Json = dict[str, Any]
-# Fixed beforehand: to choose the best number of neighbours would be to choose on test data.
-KNN_K = "20"
+KNN_K = "20"  # fixed beforehand: to choose the best number of neighbours would be to choose on test data
 MANY_CLASSES = 20  # of more, a matrix of confusions is no picture
 
 
@@ -56,9 +56,14 @@ def evaluations(run: Run) -> list[Json]:
 def result(summary: Json) -> Json | None:
     """The figure that a run is judged by; None of one that was not evaluated."""
     if knn := summary.get("knn"):
-        k = KNN_K if KNN_K in knn else min(knn, key=int)
+        k = chosen_k(knn)
         return knn[k] | {"what": f"kNN (k = {k})"}
     return summary | {"what": "top-1"} if "top1" in summary else None
+
+
+def chosen_k(numbers: Collection[str]) -> str | None:
+    """Of several numbers of neighbours the one that a run is judged by: KNN_K, else the fewest; None of none."""
+    return KNN_K if KNN_K in numbers else min(numbers, key=int, default=None)
 
 
 def figure_rows(score: Json) -> list[Json]:
@@ -139,20 +144,24 @@ def _facts(run: Run, summary: Json, data: Json) -> list[tuple[str, str]]:
 
 
 def _details(scores: list[Json]) -> Json | None:
-    """Each class, confusions and reliability, of the class head, else of nearest neighbours, else linear."""
+    """Each class, confusions and reliability, of the class head, else of nearest neighbours, else linear.
+
+    On the run's own test images; of a run without any on those that it was evaluated on.
+    """
+    shown = [score for score in scores if score["is_own"]] or scores
     for kind in ("top1", "knn", "linear"):
-        for score in scores:
-            if score["kind"] != kind or not score["is_own"]:
+        for score in shown:
+            if score["kind"] != kind:
                 continue
             parts = score.get("details", {})
-            k = KNN_K if KNN_K in parts else min(parts, key=int, default=None)
+            k = chosen_k(parts)
             part = score if kind != "knn" else parts.get(k, {})
             if "per_class" in part:
                 what = {"top1": "the class head", "knn": f"kNN (k = {k})", "linear": "the linear classifier"}[
                     kind
                 ]
                 return {
-                    "of": what,
+                    "of": what if score["is_own"] else f"{what} on {score['data']}",
                     "per_class": part["per_class"],
                     "matrix": _matrix(part["confusion"], score["classes"]),
                     "classes": score["classes"],

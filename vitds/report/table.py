@@ -8,8 +8,11 @@ from vitds.terminal import say
 
 
 def show(what: RenderableType) -> None:
-    """Print a table, or whatever else rich draws; a reader that is gone or an old encoding ends nothing."""
-    console = Console()
+    """Print a table, or whatever else rich draws; a reader that is gone or an old encoding ends nothing.
+
+    Text is printed as it is: classes and files may have [brackets] or :colons: in their names.
+    """
+    console = Console(markup=False, emoji=False)
     with console.capture() as drawn:
         console.print(what)
     say(drawn.get(), end="")

@@ -8,7 +8,6 @@ from typing import Any
 from vitds import __version__
 from vitds.config.load import dump_settings
 from vitds.config.methods import METHODS
-from vitds.errors import RunError
 from vitds.runs.directory import Run, read_json, write_atomic
 from vitds.use.model import Model
 
@@ -55,7 +54,9 @@ and from the weights that the recipe names as `init`, if it does.
 
 
 def write_card(folder: Path, model: Model, *, library: str, usage: str, notes: list[str]) -> None:
-    """README.md and settings.yaml, the recipe, in a folder of exported weights.
+    """README.md and recipe.yaml, the run's settings, in a folder of exported weights.
+
+    Under another name than in the run, as settings.yaml makes a folder a run.
 
     Args:
         folder: of the weights.
@@ -82,12 +83,12 @@ def write_card(folder: Path, model: Model, *, library: str, usage: str, notes: l
         results=_results(run),
     )
     write_atomic(folder / "README.md", text.encode())
-    write_atomic(folder / "settings.yaml", dump_settings(settings).encode())
+    write_atomic(folder / "recipe.yaml", dump_settings(settings).encode())
 
 
 def command_of(model: Model) -> str:
-    """The command that trains the run of a model once more, beside its settings.yaml."""
-    return f"vitds {METHODS[model.settings.method].command} --recipe settings.yaml --run runs/again"
+    """The command that trains the run of a model once more, beside its recipe.yaml."""
+    return f"vitds {METHODS[model.settings.method].command} --recipe recipe.yaml --run runs/again"
 
 
 def _data(run: Run, model: Model) -> str:
@@ -111,7 +112,7 @@ def _recipe(model: Model) -> str:
     begin = f"from the weights of `{settings.init}`" if settings.init else "from random weights"
     text = (
         f"{settings.epochs} epochs {begin}, {settings.batch.global_images} images a step, rate "
-        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `settings.yaml` "
+        f"{settings.optimizer.lr_peak:g}, {settings.engine.precision}, seed {settings.seed}. `recipe.yaml` "
         f"has every setting. The command that trains it once more:\n\n    {command_of(model)}"
     )
     if facts:
@@ -148,10 +149,3 @@ def _figures(score: dict[str, Any]) -> str:
 def _known(run: Run, name: str) -> dict[str, Any]:
     """A small file of the run; nothing where it has none, as runs of earlier versions."""
     return read_json(run.path / name) if (run.path / name).exists() else {}
-
-
-def require_run(model: Model) -> Run:
-    """The run of a model. Raises: RunError for one of timm's."""
-    if model.run is None:
-        raise RunError(f"{model.name} is a timm model; export is for runs and their checkpoints")
-    return model.run

@@ -27,7 +27,7 @@ def new_folder(out: str) -> Iterator[Path]:
 
     Raises: UsageError if something is there already; ResourceError if no folder can be made there.
     """
-    path = Path(out).expanduser()
+    path = Path(out).expanduser().absolute()  # `.` has no name to write beside
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"`out={out}`: is there already and not empty; name a new folder")
     part = path.with_name(f".{path.name}.writing-{os.getpid()}")
@@ -67,20 +67,20 @@ def trial_crops(model: Model) -> Float[Tensor, "B 3 S S"]:
 
 
 def difference(
-    model: Model, features: Tensor | None, logits: Tensor | None, crops: Float[Tensor, "B 3 S S"]
+    model: Model, features: Tensor, logits: Tensor | None, crops: Float[Tensor, "B 3 S S"]
 ) -> float:
     """The largest difference of exported features and logits from the run's, over the largest of the run's.
 
     Args:
         model: on the CPU.
-        features: of the export; None where it gives none.
-        logits: likewise.
+        features: of the export.
+        logits: likewise; None where it gives none.
         crops: that both saw.
     Raises: ShapeError if the shapes differ.
     """
     with torch.inference_mode():
         own = model.backbone(crops)
-        pairs = [(own, features)] if features is not None else []
+        pairs = [(own, features)]
         if logits is not None:
             pairs.append((model.head(own), logits))
     for ours, theirs in pairs:

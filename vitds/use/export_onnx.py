@@ -136,8 +136,14 @@ def _int8(model: Model, folder: Path, test_file: BetonFile | None) -> list[str]:
         prepared.unlink()
     before, after = ((folder / name).stat().st_size / 1e6 for name in (FLOATS, INT8))
     size = f"{INT8}: {after:.1f} MB in place of {before:.1f} MB"
-    if model.head is None or test_file is None:
-        lack = "the run has no class head" if model.head is None else "the run's test file is not there"
+    lack = None
+    if model.head is None:
+        lack = "the run has no class head"
+    elif test_file is None:
+        lack = "the run's test file is not there"
+    elif test_file.manifest.classes != model.classes:
+        lack = f"{test_file.path} has other classes than the run"
+    if lack:
         return [f"{size}; its accuracy was not measured, as {lack}"]
     first, second = (_top1(model, folder / name, test_file) for name in (FLOATS, INT8))
     return [f"{size}; top-1 on {test_file.path} {second:.2f} %, {first:.2f} % with float weights"]

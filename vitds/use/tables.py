@@ -31,7 +31,7 @@ class Table(Protocol):
 
 
 class CsvTable:
-    """Comma-separated values in UTF-8; lists become columns NAME_0, NAME_1, ..."""
+    """Comma-separated values in UTF-8; text as no_formula has it, lists become columns NAME_0, NAME_1, ..."""
 
     def __init__(self, stream: TextIOBase, columns: Sequence[str]) -> None:
         self._writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
@@ -128,7 +128,7 @@ def open_table(path: Path, schema: dict[str, str], columns: Sequence[str] | None
             yield table
             table.close()
         else:
-            with part.open("w", encoding="utf-8", newline="") as stream:
+            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
                 is_csv = path.suffix.lower() == ".csv"
                 table = CsvTable(stream, columns or list(schema)) if is_csv else JsonTable(stream)
                 yield table
@@ -141,5 +141,10 @@ def open_table(path: Path, schema: dict[str, str], columns: Sequence[str] | None
 
 
 def _as_text(value: object) -> object:
-    """Numbers with as many digits as tell float32 numbers apart."""
-    return f"{value:.9g}" if isinstance(value, float) else value
+    """Numbers with as many digits as tell float32 numbers apart; text that is no formula."""
+    return f"{value:.9g}" if isinstance(value, float) else no_formula(value)
+
+
+def no_formula(value: object) -> object:
+    """A CSV cell whose text no spreadsheet takes for a formula: with ' before it. Numbers as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
