@@ -62,7 +62,7 @@ def result(summary: Json) -> Json | None:
 
 
 def chosen_k(numbers: Collection[str]) -> str | None:
-    """Of several numbers of neighbours the one that a run is judged by: KNN_K, else the fewest; None of none."""
+    """Of several numbers of neighbours the one that counts: KNN_K, else the fewest; None of none."""
     return KNN_K if KNN_K in numbers else min(numbers, key=int, default=None)
 
 
