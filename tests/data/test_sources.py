@@ -323,7 +323,7 @@ def test_damaged_compression_is_refused(tmp_path, scan):
 
 
 def test_an_archive_that_cannot_be_read_is_refused_with_the_reason(tmp_path, scan):
-    (tmp_path / "set.tar.bz2").write_bytes(b"BZh9 but not really" * 9)
+    (tmp_path / "set.tar.bz2").write_bytes(b"BZh91AY&SY but not really" * 9)
     with pytest.raises(
         DataError,
         match=r"set\.tar\.bz2: cannot be read \(Invalid data stream\)\. Check the file and the free space",
