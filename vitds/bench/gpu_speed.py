@@ -147,7 +147,7 @@ def _why_not(backend: SDPBackend, device: torch.device, precision: str) -> str |
 
 def _fixed_ms(settings: Settings, file: BetonFile, device: torch.device, steps: int) -> float:
     """Milliseconds of a step with its optimizer, without loader and engine; the first quarter warms up."""
-    _, seconds = bare_steps(settings, file.images, steps, 1, device)
+    _, seconds = bare_steps(settings, file, steps, 1, device)
     return 1000 * statistics.median(seconds[steps // 4 :])
 
 
