@@ -41,7 +41,7 @@ def measure_norms(settings: Settings, backbone: nn.Module, file: BetonFile, devi
         norm.train()
     # At random: files lie class by class, and the variance within a class is too small. Whole batches, for
     # one image alone has no variance.
-    batch_images = min(settings.eval.batch_images, file.images)
+    batch_images = min(settings.eval.batch_images, file.images, IMAGES)
     taken = min(IMAGES, file.images) // batch_images * batch_images
     indices = rng.permutation(file.images, Purpose.NORMS, settings.seed)[:taken]
     autocast = AUTOCAST.get(settings.engine.precision)
