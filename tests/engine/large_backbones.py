@@ -48,7 +48,7 @@ def few_steps(run: str, data: tuple[str, str], recipe: str, ds_config: str) -> s
     """Two steps of a recipe in its own precision, which a CPU without native bf16 is slow at, and as exact;
     for a pool to call."""
     words = [f"{key}={value}" for key, value in (SMALL | {"views.crop_px": CROP_PX[recipe]}).items()]
-    with mock.patch.object(resolve, "resolve_precision", lambda wanted, device: wanted):
+    with mock.patch.object(resolve, "resolve_precision", lambda wanted, device, has_teacher: wanted):
         return str(
             pretrain(
                 run=run, recipe=recipe, data=data[0], test=data[1], epochs=1, ds_config=ds_config, set=words

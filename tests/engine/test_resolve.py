@@ -53,6 +53,14 @@ def test_a_cpu_takes_bf16_only_where_a_timed_product_is_fast(
     assert resolve_precision("auto", CPU) == precision
 
 
+@pytest.mark.parametrize(("has_teacher", "precision"), [(False, "fp16"), (True, "fp32")])
+def test_a_card_without_bf16_takes_fp16_but_never_for_a_teacher(
+    monkeypatch, has_teacher: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert resolve_precision("auto", torch.device("cuda"), has_teacher=has_teacher) == precision
+
+
 def test_a_run_in_bf16_is_refused_where_bf16_is_emulated(monkeypatch) -> None:
     monkeypatch.setattr(resolve, "_cpu_bf16_is_fast", lambda: False)
     with pytest.raises(

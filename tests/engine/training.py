@@ -138,7 +138,7 @@ def small_run(
     words = [f"{key}={value}" for key, value in settings.items()]
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(resolve, "resolve_precision", lambda wanted, device: wanted),
+        mock.patch.object(resolve, "resolve_precision", lambda wanted, device, has_teacher: wanted),
         mock.patch.object(type(get_accelerator()), "is_fp16_supported", lambda accelerator: True),
     ):
         ds_config = f"zero{stage}"

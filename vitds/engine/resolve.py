@@ -38,11 +38,17 @@ MUCH_PADDING = 0.25  # of an epoch: so much of the work teaches nothing
 CPU_FLOPS, CARD_FLOPS_A_WIDTH, MOST_CARD_FLOPS = 1e11, 5e10, 2e14
 
 
-def resolve_precision(wanted: str, device: torch.device) -> str:
+def resolve_precision(wanted: str, device: torch.device, has_teacher: bool = False) -> str:
     """fp32, bf16 or fp16 for `auto`; a saved or given value is checked against the device.
 
     On a GPU `auto` is bf16 where the hardware has it, else fp16. On a CPU it is bf16 only where the processor
     multiplies bf16 natively (a timed product decides: emulated bf16 is 25 times slower than fp32), else fp32.
+
+    Args:
+        wanted: `auto` or a precision.
+        device: that trains.
+        has_teacher: of the method; `auto` is never fp16 then, whose weights would round the teacher's small
+            steps away.
     Raises: ResourceError if the device cannot do what was asked for.
     """
     # Rank 0 decides: ranks must not train in different precisions because one was busy or has another card.
@@ -52,7 +58,9 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         else _cpu_bf16_is_fast()
     )
     if wanted == "auto":
-        return ("bf16" if native else "fp16") if device.type == "cuda" else ("bf16" if native else "fp32")
+        if native:
+            return "bf16"
+        return "fp16" if device.type == "cuda" and not has_teacher else "fp32"
     if wanted == "bf16" and not native:
         raise ResourceError(
             "engine.precision is bf16, which this device lacks in hardware; use another machine, or a new "
@@ -97,11 +105,14 @@ def resolve_settings(
     workers = resolve_workers(settings.data.workers, device, own_cores(read_place(os.environ)))
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": workers})})
     # In this order: how many images fit depends on the precision. What the JSON switches on counts for auto.
-    precision = resolve_precision(ds.precision or wanted if wanted == "auto" else wanted, device)
+    method = method_class(settings.method)
+    precision = resolve_precision(
+        ds.precision or wanted if wanted == "auto" else wanted, device, has_teacher=method.has_teacher
+    )
     compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
     engine = settings.engine.model_copy(update={"precision": precision, "compile": compiled})
     # A head's kind is the method's own business.
-    resolved = method_class(settings.method).resolve(
+    resolved = method.resolve(
         settings.model_copy(update={"engine": engine}), rows, backbone.facts.width
     )
     # The micro batch last: it gets what all else leaves of the memory.
