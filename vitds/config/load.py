@@ -1,29 +1,23 @@
 """Recipe, `--set` assignments, flags and Python arguments become one checked, frozen `Settings`; and settings
 as YAML.
 
-Every source is cut into (key, value, origin) at the leaves of the settings tree, so that one rule merges them
-all: a later source wins key by key, and a message can say where a value came from.
+A later source wins key by key.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic import ValidationError
-
+from vitds.config.check import validate
 from vitds.config.flags import TrainFlags
+from vitds.config.leaves import Given, assigned_leaves, cut, leaves_of_word, merge
 from vitds.config.methods import DEFAULT_METHODS, METHODS, Command, readers
-from vitds.config.names import NO_TEXT, is_text, nearest
 from vitds.config.recipes import DEFAULT_RECIPES, list_recipes, read_mapping, read_recipe, recipe_layers
-from vitds.config.tree import Section, Settings
-from vitds.config.yaml_text import dump_yaml, parse_yaml
+from vitds.config.tree import Settings
+from vitds.config.yaml_text import dump_yaml
 from vitds.errors import SettingsError
 
 FLAG_KEYS = {
@@ -36,29 +30,12 @@ FLAG_KEYS = {
 }
 # What --hold_out stands for beside its share; a recipe or --set may say otherwise.
 OF_HOLD_OUT = {"eval.every_epochs": 1, "eval.choose": "best"}
-PLAIN_WORDS = {
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid boolean": "true or false",
-    "a valid string": "text",
-    "a valid array": "a list",
-    "an object": "a mapping, {key: value}",
-    "match pattern": "be of the form",
-}
 PATH_KEYS = ("data.train", "data.test", "init")
 # What may differ between a run's first start and its resume: none of these changes a number of the training.
 FREE_ON_RESUME = (
     *("checkpoint.", "log.", "eval.every_epochs", "eval.batch_images", "eval.knn_k"),
     *("data.workers", "batch.micro_images"),
 )
-
-
-class Given(NamedTuple):
-    """A value that one source gives: its dotted key, and words that tell a person where it stands."""
-
-    key: str
-    value: Any
-    origin: str
 
 
 def load_settings(
@@ -91,19 +68,19 @@ def load_settings(
         every mistake with its key, its value, what is allowed, and where it was given.
     """
     recipe = recipe or DEFAULT_RECIPES[command or "pretrain"]
-    of_recipe = [
-        given for name, values in recipe_layers(recipe) for given in _leaves(values, f"recipe {name}")
-    ]
+    of_recipe = [given for name, values in recipe_layers(recipe) for given in cut(values, f"recipe {name}")]
     if flags.get("hold_out"):
         of_recipe = [*(Given(key, value, "--hold_out") for key, value in OF_HOLD_OUT.items()), *of_recipe]
     of_person = [
-        *_assigned([assignments] if isinstance(assignments, str) else assignments, said_as.get("set", "set")),
+        *assigned_leaves(
+            [assignments] if isinstance(assignments, str) else assignments, said_as.get("set", "set")
+        ),
         *(
             Given(FLAG_KEYS[flag], value, f"--{said_as.get(flag, flag)}")
             for flag, value in flags.items()
             if value is not None
         ),
-        *(given for key, value in extra.items() for given in _leaves({key: value}, f"argument {key}")),
+        *(given for key, value in extra.items() for given in cut({key: value}, f"argument {key}")),
     ]
     own_keys = {given.key for given in of_person}
     if "data.train" in own_keys:
@@ -111,9 +88,9 @@ def load_settings(
     of_person = [_expanded(given) for given in of_person]
     init = next((given.value for given in reversed([*of_recipe, *of_person]) if given.key == "init"), None)
     of_init = [] if "backbone.name" in own_keys else inherited_backbone(init, run)
-    tree, origins = _merge([*map(_expanded, of_recipe), *of_init, *of_person])
+    tree, origins = merge([*map(_expanded, of_recipe), *of_init, *of_person])
     _check_command(tree, origins, command)
-    return _validate(tree, origins)
+    return validate(tree, origins)
 
 
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +98,7 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
 
     Raises: SettingsError as `load_settings` for words that are none.
     """
-    return {given.key: given.value for word in assignments for given in _leaves_of(word)}
+    return {given.key: given.value for word in assignments for given in leaves_of_word(word)}
 
 
 def other_backbone(name: str | None, recipe: str, assignments: Sequence[str]) -> dict[str, Any]:
@@ -165,10 +142,6 @@ def _one_or_several(names: str | Sequence[str]) -> str | list[str] | None:
     if isinstance(names, str):
         return names
     return list(names) if len(names) > 1 else next(iter(names), None)
-
-
-def _leaves(values: Mapping[str, Any], origin: str) -> list[Given]:
-    return list(_cut(values, origin))
 
 
 def _expanded(given: Given) -> Given:
@@ -223,14 +196,14 @@ def read_settings(path: str | Path) -> Settings:
     Raises: SettingsError if the file is missing, is not YAML, or holds wrong settings (names the file and
         every mistake).
     """
-    return _validate(*_merge(_cut(read_mapping(Path(path)), str(path))))
+    return validate(*merge(cut(read_mapping(Path(path)), str(path))))
 
 
 def dump_settings(settings: Settings) -> str:
     """The whole tree as YAML, without what the method does not read; `read_settings` gives equal settings
     back."""
-    leaves = _cut(settings.model_dump(mode="json"), "")
-    return dump_yaml(_merge(leaf for leaf in leaves if settings.method in readers(leaf.key))[0])
+    leaves = cut(settings.model_dump(mode="json"), "")
+    return dump_yaml(merge(leaf for leaf in leaves if settings.method in readers(leaf.key))[0])
 
 
 def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
@@ -240,7 +213,7 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
     run resolved and saved.
     """
     before, now = (
-        {leaf.key: leaf.value for leaf in _cut(settings.model_dump(mode="json"), "")}
+        {leaf.key: leaf.value for leaf in cut(settings.model_dump(mode="json"), "")}
         for settings in (saved, given)
     )
     different = [
@@ -249,88 +222,6 @@ def differences(saved: Settings, given: Settings) -> list[tuple[str, Any, Any]]:
     # Where an epoch is chosen, which ones are measured decides the result; lazy rows are settled at each.
     chooses = ("eval.every_epochs",) if saved.eval.choose == "best" or saved.head.lazy else ()
     return [row for row in different if row[0] in chooses or not row[0].startswith(FREE_ON_RESUME)]
-
-
-def _cut(
-    values: Mapping[str, Any], origin: str, section: type[Section] = Settings, above: str = ""
-) -> Iterator[Given]:
-    """The leaves of nested mappings: whatever is no section of the tree is one value (a list of groups, the
-    backbone's options)."""
-    for key, value in values.items():
-        inner = _section_of(section, str(key))
-        if inner and isinstance(value, Mapping):
-            yield from _cut(value, origin, inner, f"{above}{key}.")
-        else:
-            yield Given(f"{above}{key}", value, origin)
-
-
-def _section_of(section: type[Section], key: str) -> type[Section] | None:
-    """The section at a key, or that the list there is made of, if any."""
-    field = section.model_fields.get(key)
-    return next(_sections_in(field.annotation), None) if field else None
-
-
-def _sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that a type is made of: ViewGroup for tuple[ViewGroup, ...]."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in typing.get_args(annotation):
-        yield from _sections_in(part)
-
-
-def _assigned(assignments: Sequence[str], flag: str) -> list[Given]:
-    """The leaves of all words of `--set`, or what it is called.
-
-    Raises: SettingsError if a word has no `=`, its value is not YAML, or a key is assigned two values, or one
-        value whole and in part.
-    """
-    leaves: dict[str, Given] = {}
-    for given in (given for word in assignments for given in _leaves_of(word, flag)):
-        first = leaves.setdefault(given.key, given)
-        if first is not given and first.value != given.value:
-            raise SettingsError(f"{given.key} is set twice: {first.origin} and {given.origin}; leave one out")
-    for whole, part in itertools.permutations(leaves.values(), 2):
-        if part.key.startswith(f"{whole.key}."):
-            raise SettingsError(
-                f"{whole.key} is set twice: {whole.origin} and, in part, {part.origin}; write one of them"
-            )
-    return list(leaves.values())
-
-
-def _leaves_of(word: str, flag: str = "set") -> list[Given]:
-    """The leaves of one `--set` word: more than one where a whole section is given, as in views={crop_px:
-    96, flip: 0}."""
-    origin = f"--{flag} {word}"
-    key, _, text = word.partition("=")
-    if not key or key == word:
-        raise SettingsError(f"{origin}: write --{flag} key=value, as in --{flag} optimizer.lr_peak=1e-3")
-    value = parse_yaml(text, origin)
-    section: type[Section] | None = Settings
-    for part in key.split("."):
-        section = _section_of(section, part) if section else None
-    return (
-        list(_cut(value, origin, section, f"{key}."))
-        if section and isinstance(value, Mapping)
-        else [Given(key, value, origin)]
-    )
-
-
-def _merge(leaves: Sequence[Given] | Iterator[Given]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The nested mapping of all leaves, a later one over an earlier one, and each key's origin."""
-    tree: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for key, value, origin in leaves:
-        *above, last = key.split(".")
-        place = tree
-        for part in above:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise SettingsError(
-                    f"{key} (from {origin}): {part} is one value, {place!r}, and has no keys; set it whole"
-                )
-        place[last] = value
-        origins[key] = origin
-    return tree, origins
 
 
 def _check_command(tree: dict[str, Any], origins: Mapping[str, str], command: Command | None) -> None:
@@ -346,124 +237,3 @@ def _check_command(tree: dict[str, Any], origins: Mapping[str, str], command: Co
             f"{origins['method']} is for `vitds {METHODS[method].command}` (method {method}); recipes for "
             f"`vitds {command}`: {', '.join(fitting)}"
         )
-
-
-def _validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
-    """The checked tree.
-
-    Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float.
-    """
-    for leaf in _cut(tree, ""):
-        for text in _texts_in([leaf.key, leaf.value]):
-            if not is_text(text):
-                raise SettingsError(f"{leaf.key}: {text!r} {NO_TEXT}{_origin(leaf.key, origins)}")
-    try:
-        settings = Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
-        mistakes = _unread(settings.method, origins)
-        if not mistakes:
-            return settings
-    except ValidationError as error:
-        mistakes = _mistakes(error, origins)
-    if len(mistakes) == 1:
-        raise SettingsError(mistakes[0])
-    raise SettingsError("\n  ".join([f"{len(mistakes)} settings are wrong:", *mistakes]))
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """Every text in a value, a mapping's keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts_in([*value, *value.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts_in(item)
-
-
-def _unread(method: str, origins: Mapping[str, str]) -> list[str]:
-    """A line for every key that was given and that the method does not read: it would change nothing, and
-    look as if it did."""
-    return [
-        f"{key}: method {method} does not read it; it is for {' and '.join(readers(key)) or 'no method'}, "
-        f"leave it out (from {origin})"
-        for key, origin in origins.items()
-        if method not in readers(key)
-    ]
-
-
-def _mistakes(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
-    """A line for every wrong key, in the order of the tree; the alternatives of a union share one."""
-    wrong: dict[str, list[str]] = {}
-    ends: dict[str, str] = {}
-    for item in error.errors(include_url=False):
-        if item["type"] == "too_short" and item["input"]:  # pydantic's echo of an item that is wrong itself
-            continue
-        key, holder, own = _locate(item["loc"])
-        ends[key] = f", got {item['input']!r}"
-        if item["type"] == "extra_forbidden":
-            wrong[key], ends[key] = ["unknown key"], f"; {_nearest_key(key, holder)}"
-        elif item["type"] == "value_error":  # a rule of tree.py: its text names the values
-            wrong[key], ends[key] = [str(item["ctx"]["error"])], ""
-        elif item["type"] == "missing":
-            wrong[key], ends[key] = ["must be given"], ""
-        elif item["type"] == "model_type":
-            wrong[key] = [f"must be a section with the keys {', '.join(own.model_fields)}"]
-        elif item["type"] in ("tuple_type", "list_type"):
-            name = key.rpartition(".")[2]
-            wrong.setdefault(key, []).append(f"must be a list{f' of {name}' if own else ''}")
-        else:
-            wrong.setdefault(key, []).append(_plain(item["msg"]))
-    return [
-        ": ".join(filter(None, [key, ", or ".join(texts)])) + ends[key] + _origin(key, origins)
-        for key, texts in wrong.items()
-    ]
-
-
-def _plain(text: str) -> str:
-    """What pydantic says, which speaks of inputs and of JSON, in the words of a recipe."""
-    text = re.sub(r"^\w+ should ", "must ", text).replace(" after validation", "")
-    for theirs, ours in PLAIN_WORDS.items():
-        text = text.replace(theirs, ours)
-    return text
-
-
-def _locate(location: tuple[str | int, ...]) -> tuple[str, type[Section], type[Section] | None]:
-    """The dotted key of a place that pydantic names, the section that holds it, and the section it is or
-    lists, if any.
-
-    Pydantic adds the alternative's name after a union's key; it is left out.
-    """
-    parts: list[str] = []
-    holder: type[Section] = Settings
-    own: type[Section] | None = Settings
-    for part in location:
-        if isinstance(part, int):
-            parts.append(str(part))
-        elif own:
-            parts.append(part)
-            holder, own = own, _section_of(own, part)
-    return ".".join(parts), holder, own
-
-
-def _nearest_key(key: str, holder: type[Section]) -> str:
-    """What was meant by an unknown key: the same name elsewhere in the tree, a near one in its section, a
-    near one elsewhere."""
-    above, _, last = key.rpartition(".")
-    everywhere = {leaf.key: leaf.key.rpartition(".")[2] for leaf in _cut(Settings().model_dump(), "")}
-    meant = [full for full, name in everywhere.items() if name == last]
-    if not meant and (near := nearest(last, holder.model_fields)):
-        meant = [f"{above}.{near}" if above else near]
-    if not meant and (near := nearest(last, everywhere.values())):
-        meant = [full for full, name in everywhere.items() if name == near]
-    return (
-        f"did you mean {' or '.join(meant)}?"
-        if meant
-        else f"the keys here are {', '.join(holder.model_fields)}"
-    )
-
-
-def _origin(key: str, origins: Mapping[str, str]) -> str:
-    """` (from ...)` for the source that gave a key or what it lies in; nothing where the default is meant."""
-    while key and key not in origins:
-        key = key.rpartition(".")[0]
-    return f" (from {origins[key]})" if key else ""
