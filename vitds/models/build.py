@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitds import rng
 from vitds.config.tree import Backbone
@@ -34,11 +34,21 @@ def build_backbone(settings: Backbone, *, crop_px: int, seed: int) -> nn.Module:
         backbone = create_model(settings, crop_px)
     # A plain attribute: not a buffer, so it is in no checkpoint.
     backbone.facts = facts
+    backbone.register_forward_pre_hook(_channels_last)
     _try_one_crop(backbone, settings.name, crop_px)
     # Before the optimizer is built, which leaves out what needs no gradient.
     for part in settings.frozen:
         freeze_part(backbone, part)
     return backbone
+
+
+def _channels_last(_: nn.Module, crops: tuple[Tensor]) -> tuple[Tensor]:
+    """Crops (M, 3, S, S) with the channels of a pixel side by side in memory.
+
+    Convolutions keep the order that comes in, and are quicker in this one, on CPUs by up to 45 %
+    (docs/benchmarks.md). The order of the weights is left alone: DeepSpeed lays them out anew.
+    """
+    return (crops[0].contiguous(memory_format=torch.channels_last),)
 
 
 def _try_one_crop(backbone: nn.Module, name: str, crop_px: int) -> None:
