@@ -64,6 +64,18 @@ def test_weights_are_a_function_of_the_seed_alone() -> None:
     assert 0.015 < float(first["blocks.0.mlp.fc1.weight"].std()) < 0.025
 
 
+def test_convolutions_see_the_channels_of_a_pixel_side_by_side() -> None:
+    backbone = build_backbone(Backbone(name="resnet18"), crop_px=32, seed=0).eval()
+    own = timm.create_model("resnet18", num_classes=0).eval()
+    own.load_state_dict(backbone.state_dict())
+    crops, orders = torch.randn(2, 3, 32, 32), []
+    backbone.layer2.register_forward_hook(
+        lambda _, inputs, map_MCSS: orders.append(map_MCSS.is_contiguous(memory_format=torch.channels_last))
+    )
+    torch.testing.assert_close(backbone(crops), own(crops))
+    assert orders == [True]
+
+
 def test_the_callers_generator_is_left_as_it_was() -> None:
     before = torch.get_rng_state()
     build_backbone(Backbone(options=TINY), crop_px=16, seed=3)

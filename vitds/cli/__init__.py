@@ -24,7 +24,15 @@ from vitds.cli.evaluate import (
 )
 from vitds.cli.experiments import ablate, compare, reproduce, transfer
 from vitds.cli.fit import fit
-from vitds.cli.plan import bench_augment, bench_gpu, bench_head, bench_loader, bench_step, plan
+from vitds.cli.plan import (
+    bench_augment,
+    bench_backbone,
+    bench_gpu,
+    bench_head,
+    bench_loader,
+    bench_step,
+    plan,
+)
 from vitds.cli.report import report_runs
 from vitds.cli.runs import runs
 from vitds.cli.train import finetune, pretrain
@@ -71,6 +79,7 @@ COMMANDS: dict[str, Command] = {
     "bench loader": bench_loader,
     "bench augment": bench_augment,
     "bench step": bench_step,
+    "bench backbone": bench_backbone,
     "bench head": bench_head,
     "bench gpu": bench_gpu,
 }

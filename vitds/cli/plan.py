@@ -105,6 +105,31 @@ def bench_step(
     bench_step(recipe=recipe, data=data, ds_config=ds_config, rounds=rounds, as_json=json)
 
 
+def bench_backbone(
+    *,
+    recipe: str | None = None,
+    set: tuple[str, ...] = (),
+    images: int = 64,
+    rounds: int = 5,
+    json: bool = False,
+) -> None:
+    """Time of a backbone's forward and backward: as timm makes it, and with what a run adds.
+
+    A run keeps freed memory (on a CPU), lays the channels of a pixel side by side, and takes bf16 where it is
+    told to.
+
+    Args:
+        recipe: whose backbone and side of crops are taken (default finetune_photos_cpu)
+        set: one setting, as in --set backbone.name=mobilenetv3_small_100; may be repeated
+        images: in a batch, one crop each
+        rounds: of one pass each way, in turn
+        json: print one JSON object and nothing else
+    """
+    from vitds.bench.backbone import bench_backbone
+
+    bench_backbone(recipe=recipe, set=set, images=images, rounds=rounds, as_json=json)
+
+
 def bench_head(
     *,
     rows: int,

@@ -112,9 +112,7 @@ def resolve_settings(
     compiled = resolve_compile(settings, backbone, device, images, ds.zero_stage)
     engine = settings.engine.model_copy(update={"precision": precision, "compile": compiled})
     # A head's kind is the method's own business.
-    resolved = method.resolve(
-        settings.model_copy(update={"engine": engine}), rows, backbone.facts.width
-    )
+    resolved = method.resolve(settings.model_copy(update={"engine": engine}), rows, backbone.facts.width)
     # The micro batch last: it gets what all else leaves of the memory.
     micro = resolve_micro_images(resolved, backbone, ds, device, rows)
     attention = resolve_attention(
