@@ -1,18 +1,23 @@
 """Write docs/results.md from its template and the rows beside this file: python docs/results/render.py
 
-page.md.jinja is the text. Each NAME.json is a row (vitds/jobs/result_rows.py); add.py writes them.
+page.md.jinja is the text. Each NAME.json is a row (vitds/jobs/result_rows.py); add.py writes them. Each
+experiments/NAME.json is a whole table; add_experiment.py writes them.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from vitds.jobs.experiment_result import result_columns
 from vitds.jobs.result_rows import Row, RowFigure, read_row
+from vitds.jobs.transfer import transfer_columns
 
 FOLDER = Path(__file__).parent
+EXPERIMENTS = FOLDER / "experiments"
 PAGE = FOLDER.parent / "results.md"
 ALL_TRAINING = "my-train.beton"  # in the commands: the images that are not held out
 
@@ -43,6 +48,7 @@ def page(folder: Path = FOLDER) -> str:
         table=lambda name, seconds="seconds": _table(of(name), seconds),
         commands=lambda name: "\n".join(_commands(of(name))),
         others=others,
+        experiment=_experiment,
     )
     return text.strip() + "\n"
 
@@ -61,6 +67,13 @@ def _table(rows: list[Row], seconds: str) -> str:
     majority = [_majority([getattr(row, split) for row in rows]) for split in splits]
     lines.append(["always the most frequent class", *(cell for m in majority for cell in (m, "", "")), ""])
     return "\n".join(_line(cells) for cells in lines)
+
+
+def _experiment(name: str) -> str:
+    """An arm a line, or a measure and source, as the command printed them."""
+    result = json.loads((EXPERIMENTS / f"{name}.json").read_text("utf-8"))
+    columns, rows = (transfer_columns if result["experiment"] == "transfer" else result_columns)(result)
+    return "\n".join(_line(cells) for cells in [columns, ["---"] * len(columns), *rows])
 
 
 def _line(cells: list[str]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from docs.results import add_experiment
 from docs.results.add import _differing, row_of
 from docs.results.picture import draw
 from docs.results.render import FOLDER, PAGE, page
@@ -111,3 +112,21 @@ def test_figures_of_another_split_of_toy_length_or_of_two_settings_are_refused(
 
 def test_the_folder_of_rows_is_the_one_that_the_package_reads() -> None:
     assert (Path(__file__).parents[2] / "vitds" / "results").resolve() == FOLDER
+
+
+def test_an_experiment_is_kept_without_the_paths_of_the_machine(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(add_experiment, "PAGE", tmp_path / "results.md")
+    found = json.loads((FOLDER / "experiments/flowers_ablation_epochs.json").read_text())
+    found["asked"]["data"] = "/home/ann/my-train.beton"
+    found["arms"][0]["knn"]["runs"][0]["run"] = "/home/ann/runs/none/pretrain-seed0"
+    (tmp_path / "ablation.json").write_text(json.dumps(found))
+    add_experiment.main([str(tmp_path), "kept"], folder=tmp_path / "experiments")
+    kept = json.loads((tmp_path / "experiments/kept.json").read_text())
+    assert kept["asked"]["data"] == "my-train.beton"
+    assert kept["arms"][0]["knn"]["runs"][0]["run"] == "pretrain-seed0"
+    assert kept["arms"][0]["knn"]["mean"] == found["arms"][0]["knn"]["mean"]
+
+
+def test_a_folder_without_a_result_is_no_experiment(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is no finished experiment"):
+        add_experiment.main([str(tmp_path), "kept"], folder=tmp_path)

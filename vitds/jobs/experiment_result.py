@@ -150,7 +150,7 @@ def report(
         notes: lines below the table.
         published: figures of others, of each arm, for a column of their own.
     """
-    columns, rows = _columns(result)
+    columns, rows = result_columns(result)
     if published:
         columns.append("published %")
         rows = [[*row, f"{figure:.1f}"] for row, figure in zip(rows, published, strict=True)]
@@ -164,7 +164,7 @@ def report(
     write_experiment_report(table, runs, drawn, experiment.out / PAGE)
 
 
-def _columns(result: Json) -> tuple[list[str], list[list[str]]]:
+def result_columns(result: Json) -> tuple[list[str], list[list[str]]]:
     """The result as text: headings, and a row an arm."""
     measures = result["measures"]
     *_, last = measures

@@ -1,6 +1,6 @@
 """The rows of docs/results.md: docs/results/NAME.json says how a row was made and what came out.
 
-`vitds reproduce` makes a row again. docs/results/rows.py writes rows and the page.
+`vitds reproduce` makes a row again. docs/results/add.py writes rows and the page.
 """
 
 from __future__ import annotations

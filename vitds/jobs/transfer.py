@@ -247,14 +247,20 @@ def _result(experiment: Experiment, sources: Sequence[Source], targets: Sequence
     return result
 
 
-def _report(experiment: Experiment, result: Json) -> None:
-    """Print the matrix; write CSV, heat maps and page."""
+def transfer_columns(result: Json) -> tuple[list[str], list[list[str]]]:
+    """The matrix as text: headings, and a row a measure and source."""
     cells = {(cell["source"], cell["target"]): cell for cell in result["cells"]}
     rows = [
         [f"{title}: {source}", *(figure_text(cells[source, target][key]) for target in result["targets"])]
         for key, title in MEASURES.items()
         for source in result["sources"]
     ]
+    return ["", *result["targets"]], rows
+
+
+def _report(experiment: Experiment, result: Json) -> None:
+    """Print the matrix; write CSV, heat maps and page."""
+    cells = {(cell["source"], cell["target"]): cell for cell in result["cells"]}
     means = {
         title: [
             [cells[source, target][key]["mean"] for target in result["targets"]]
@@ -265,7 +271,7 @@ def _report(experiment: Experiment, result: Json) -> None:
     picture = draw_heat_maps(means, result["sources"], result["targets"])
     budget = f"fine-tuned by {result['budget']['recipe']} for {result['budget']['epochs']} epochs"
     caption = f"{budget}, {result['seeds']} seed{'s' * (result['seeds'] != 1)}"
-    table = ResultTable("Transfer", caption, ["", *result["targets"]], rows, [ABOUT], picture)
+    table = ResultTable("Transfer", caption, *transfer_columns(result), [ABOUT], picture)
     print_table(table)
     write_atomic(experiment.out / "transfer.png", picture)
     _write_csv(experiment.out / "transfer.csv", result)
