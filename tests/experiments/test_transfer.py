@@ -18,6 +18,7 @@ from vitds.errors import Stopped
 from vitds.evaluate.bootstrap import interval_of_mean
 from vitds.jobs.chain import Stage
 from vitds.jobs.evaluate import evaluated
+from vitds.jobs.transfer import _short_names
 from vitds.report.heat_map import draw_heat_maps
 from vitds.runs.directory import Run, read_json
 
@@ -64,7 +65,7 @@ def test_the_matrix_has_random_weights_first_and_three_measures(
     matrix: Path, source: Path, target: str
 ) -> None:
     result = read_json(matrix / "transfer.json")
-    assert result["sources"] == ["random", str(source)] and result["targets"] == ["four"]
+    assert result["sources"] == ["random", source.name] and result["targets"] == ["four"]
     assert result["budget"] == {"recipe": "finetune_digits", "epochs": 1}
     random, given = result["cells"]
     test = target.replace("-train", "-test")
@@ -176,3 +177,21 @@ def test_images_of_another_kind_are_refused(source: Path, target: str, tmp_path:
     assert main(words(large, target, tmp_path / "out")) == 3
     said = capsys.readouterr().err
     assert "its images have 20 pixels on their short side" in said and "they are of another kind" in said
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/home/ann/runs/pets", "/home/ann/runs/birds"], ["pets", "birds"]),
+        (["a/pre", "b/pre"], ["a/pre", "b/pre"]),
+        (["/runs/random"], ["runs/random"]),
+    ],
+)
+def test_a_table_names_sources_by_the_shortest_ends_that_tell_them_apart(
+    paths: list[str], names: list[str]
+) -> None:
+    assert list(_short_names(paths).values()) == names
+
+
+def test_a_source_called_random_is_told_from_the_random_row() -> None:
+    assert _short_names(["random"])["random"] == f"{Path.cwd().name}/random"

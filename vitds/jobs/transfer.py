@@ -157,14 +157,14 @@ def _sources(names: Sequence[str], out: Path, seeds: int) -> list[Source]:
         if not Run(Path(path)).is_finished:
             raise RunError(f"{path} is no finished run; transfer begins from runs that are done")
         groups.setdefault(group_of(path), []).append(path)
-    given, networks = [], {}
+    given, networks, titles = [], {}, _short_names(list(groups))
     for number, (group, runs) in enumerate(groups.items(), 1):
         if len(runs) > max(seeds, 1):
             raise UsageError(
                 f"`seeds={seeds}`: {group} has {len(runs)} runs; give as many seeds, or fewer runs"
             )
         settings = Run(Path(runs[0])).settings
-        given.append(Source(f"{number}-{Path(group).name}", group, tuple(runs), settings))
+        given.append(Source(f"{number}-{Path(group).name}", titles[group], tuple(runs), settings))
         networks.setdefault(json.dumps([settings.backbone.name, settings.backbone.options]), settings)
     random = []
     for number, settings in enumerate(networks.values(), 1):
@@ -173,6 +173,17 @@ def _sources(names: Sequence[str], out: Path, seeds: int) -> list[Source]:
         runs = tuple(str(out / name / f"source-seed{seed}") for seed in range(seeds))
         random.append(Source(name, title, runs, settings))
     return [*random, *given]
+
+
+def _short_names(groups: Sequence[str]) -> dict[str, str]:
+    """Each path by as few of its last parts as tell all apart, and from `random`; a table has no room for
+    more."""
+    whole = {group: Path(group).absolute().parts for group in groups}
+    for count in range(1, max(map(len, whole.values())) + 1):
+        names = {group: "/".join(parts[-count:]) for group, parts in whole.items()}
+        if len({RANDOM, *names.values()}) > len(groups):
+            return names
+    return {group: group for group in groups}
 
 
 def _check_sizes(source: Source, target: Target) -> None:
