@@ -50,7 +50,15 @@ QUICK = (
 )
 # What cannot be had in a test: a download, a set that its publisher ships, a model with its published
 # weights, a run of some minutes.
-WORDS_ONLY = ("--download", "/data", "deit_tiny_patch16_224 --data", "photos/", ".tar", "runs/theory-")
+WORDS_ONLY = (
+    "--download",
+    "/data",
+    "deit_tiny_patch16_224 --data",
+    "photos/",
+    ".tar",
+    "runs/theory-",
+    "runs/methods/",
+)
 
 
 class Line(NamedTuple):
@@ -78,7 +86,10 @@ def folder(digit_files, tmp_path_factory, rank_pool) -> Path:
     """What the pages' commands name: .beton files, photographs, a recipe, a pretrained and a fine-tuned
     run."""
     root = tmp_path_factory.mktemp("docs")
-    names = {"train": ("my-train", "train", "my", "k2", "k5"), "test": ("my-test", "test", "other-test")}
+    names = {
+        "train": ("my-train", "train", "my", "k2", "k5", "k5-train", "nette50-train"),
+        "test": ("my-test", "test", "other-test"),
+    }
     for split, source in zip(("train", "test"), digit_files, strict=True):
         for name in names[split]:
             for suffix in (".beton", ".beton.json"):
