@@ -87,9 +87,23 @@ def run_reproduction(name: str, flags: ReproduceFlags) -> Json | None:
     carry_out(experiment)
     last = experiment.arms[0].trainings[-1].name
     result = result_of(experiment, [Measure("test", "test", "top1", last)])
-    note = TOY if flags.toy else f"Stored row: {stored_text(row)}."
-    report(experiment, result, f"{row.title}{' (toy length)' * flags.toy}", notes=[note])
+    notes = [TOY] if flags.toy else [f"Stored row: {stored_text(row)}.", *_verdict(row, result)]
+    report(experiment, result, f"{row.title}{' (toy length)' * flags.toy}", notes=notes)
     return result
+
+
+def _verdict(row: Row, result: Json) -> list[str]:
+    """Whether it came out, in a line; nothing to say of a row that was not measured."""
+    if row.test is None:
+        return []
+    (arm,) = result["arms"]
+    found, (low, high) = arm["test"], row.test.interval
+    overlap = found["interval"][0] <= high and found["interval"][1] >= low
+    met = "the intervals overlap: it came out again" if overlap else "the intervals do not overlap"
+    return [
+        f"This is {found['mean'] - row.test.mean:+.1f} points from it, and {met}. Seeds repeat to the bit on "
+        "one machine; another processor rounds otherwise."
+    ]
 
 
 def _row(name: str, on_cpu: bool) -> tuple[str, Row]:
