@@ -113,9 +113,9 @@ def bench_backbone(
     rounds: int = 5,
     json: bool = False,
 ) -> None:
-    """Time of a backbone's forward and backward: as timm makes it, and with what a run adds.
+    """Time of a backbone as timm makes it, and with what a run adds.
 
-    A run keeps freed memory (on a CPU), lays the channels of a pixel side by side, and takes bf16 where it is
+    Forward and backward. A run keeps freed memory (on a CPU), lays the channels of a pixel side by side, and takes bf16 where it is
     told to.
 
     Args:
