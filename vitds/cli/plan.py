@@ -115,8 +115,8 @@ def bench_backbone(
 ) -> None:
     """Time of a backbone as timm makes it, and with what a run adds.
 
-    Forward and backward. A run keeps freed memory (on a CPU), lays the channels of a pixel side by side, and takes bf16 where it is
-    told to.
+    Forward and backward. A run keeps freed memory (on a CPU), lays the channels of a pixel side by side, and
+    takes bf16 where it is told to.
 
     Args:
         recipe: whose backbone and side of crops are taken (default finetune_photos_cpu)
