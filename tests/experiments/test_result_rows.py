@@ -117,8 +117,8 @@ def test_the_folder_of_rows_is_the_one_that_the_package_reads() -> None:
 def test_an_experiment_is_kept_without_the_paths_of_the_machine(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(add_experiment, "PAGE", tmp_path / "results.md")
     found = json.loads((FOLDER / "experiments/flowers_ablation_epochs.json").read_text())
-    found["asked"]["data"] = "/home/ann/my-train.beton"
-    found["arms"][0]["knn"]["runs"][0]["run"] = "/home/ann/runs/none/pretrain-seed0"
+    found["asked"]["data"] = str(tmp_path / "my-train.beton")
+    found["arms"][0]["knn"]["runs"][0]["run"] = str(tmp_path / "runs/none/pretrain-seed0")
     (tmp_path / "ablation.json").write_text(json.dumps(found))
     add_experiment.main([str(tmp_path), "kept"], folder=tmp_path / "experiments")
     kept = json.loads((tmp_path / "experiments/kept.json").read_text())

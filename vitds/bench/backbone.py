@@ -61,7 +61,10 @@ def bench_backbone(
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, (backbone, keeps, is_bf16) in ways.items():
-            keep_freed_memory() if keeps else give_freed_memory_back()
+            if keeps:
+                keep_freed_memory()
+            else:
+                give_freed_memory_back()
             times[name].append(seconds_of_a_pass(backbone, crops, is_bf16))
     medians = {name: 1000 * statistics.median(seconds[1:]) for name, seconds in times.items()}
     floor = medians["as timm makes it"]

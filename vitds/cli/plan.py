@@ -115,8 +115,8 @@ def bench_backbone(
 ) -> None:
     """Time of a backbone as timm makes it, and with what a run adds.
 
-    Forward and backward. A run keeps freed memory (on a CPU), lays the channels of a pixel side by side, and
-    takes bf16 where it is told to.
+    Forward and backward, each way with all that the ways before it have: freed memory is kept (on a CPU), the
+    channels of a pixel lie side by side, bf16.
 
     Args:
         recipe: whose backbone and side of crops are taken (default finetune_photos_cpu)

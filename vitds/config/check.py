@@ -30,6 +30,11 @@ def validate(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     """The checked tree.
 
     Strict JSON rules: true is no number, "3" is no 3, a list is a tuple, 1 is a float.
+
+    Args:
+        tree: nested mappings of all sources.
+        origins: of each dotted key, where it was given.
+    Raises: SettingsError with every mistake.
     """
     for leaf in cut(tree, ""):
         for text in _texts_in([leaf.key, leaf.value]):

@@ -128,7 +128,8 @@ def keep_freed_memory() -> None:
     a small network's step on a CPU.
     """
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP) or libc.mallopt(M_MMAP_THRESHOLD, LARGEST_IN_OLD_HEAP)
+    if not libc.mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_IN_OLD_HEAP)
     libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
