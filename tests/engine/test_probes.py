@@ -20,7 +20,8 @@ def test_probes_come_every_so_many_epochs_and_do_not_depend_on_ranks_or_head(
 ) -> None:
     one = rank_pool(1).run(probed_run, str(tmp_path / "one"), digit_files)[0]
     two = rank_pool(2).run(probed_run, str(tmp_path / "two"), digit_files, stage=3, head__kind="sharded")[0]
-    names = {"probe/alignment", "probe/uniformity", "probe/rankme", "probe/instance_top1", "probe/knn5_top1"}
+    names = {"probe/alignment", "probe/uniformity", "probe/rankme", "probe/rankme_centred"}
+    names |= {"probe/instance_top1", "probe/knn5_top1"}
     probed = [line["step"] for line in one if names <= set(line)]
     assert probed == [5, 11] and all(
         not any(key.startswith("probe/") for key in line) for line in one if line["step"] not in probed

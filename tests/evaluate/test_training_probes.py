@@ -62,6 +62,11 @@ def test_rankme_of_gaussian_features_is_nearly_their_width_and_falls_with_a_comm
     assert rankme(gaussian(images, width) + mean) == pytest.approx(expected, abs=0.15)
 
 
+@pytest.mark.parametrize("mean", [0, 5, 50])
+def test_centred_rankme_does_not_see_a_common_mean(mean: float) -> None:
+    assert rankme(gaussian(2040, 192) + mean, is_centred=True) == pytest.approx(189.7, abs=0.15)
+
+
 def test_rankme_counts_directions_of_equal_weight():
     directions = torch.linalg.qr(gaussian(60, 60))[0][:, :5]
     mixing = torch.linalg.qr(gaussian(12, 12, seed=1))[0][:5]
@@ -78,6 +83,8 @@ def test_rankme_equals_the_papers_formula():
 def test_rankme_of_a_collapsed_model_is_one():
     assert rankme(torch.ones(20, 8)) == pytest.approx(1, rel=1e-3)
     assert rankme(torch.zeros(20, 8)) == pytest.approx(1, rel=1e-3)
+    for constant in (torch.ones(20, 8), torch.zeros(20, 8), torch.ones(20, 8) + 1e-7 * gaussian(20, 8)):
+        assert rankme(constant, is_centred=True) == pytest.approx(1, rel=1e-3)
 
 
 BAD = torch.tensor([[1.0, 1], [math.nan, 1]])

@@ -103,6 +103,10 @@ def test_the_table_the_csv_and_the_json_say_the_same(
         *tuned["top1_interval"],
     ]
     assert f"{tuned['top1']:.1f} %" in printed
+    lines = printed.splitlines()
+    assert all(any(row["run"] in line for line in lines) for row in rows), (
+        "without a terminal, names stay whole"
+    )
 
 
 def test_a_csv_holds_whatever_name_a_folder_has(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class Probes:
                 found["probe/alignment"] = alignment(first_MD, last_MD)
             found["probe/uniformity"] = uniformity(first_MD)
             found["probe/rankme"] = rankme(first_MD)
+            found["probe/rankme_centred"] = rankme(first_MD, is_centred=True)
             found |= method.probes(first_MD, index_M, weights)
         return found | self._accuracy(method, weights)
 

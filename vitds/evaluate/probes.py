@@ -12,6 +12,7 @@ from vitds.evaluate.features import check_finite
 
 # Rows whose distances to all others are held at once.
 BLOCK_ROWS = 256
+ROUNDING = 1e-6  # of features in float32, beside their size
 
 
 def alignment(first_MD: Float[Tensor, "M D"], second_MD: Float[Tensor, "M2 D2"]) -> float:
@@ -55,16 +56,23 @@ def uniformity(rows_MD: Float[Tensor, "M D"]) -> float:
     return float(torch.stack(blocks).logsumexp(0) - torch.tensor(pairs, dtype=torch.float64).log())
 
 
-def rankme(rows_MD: Float[Tensor, "M D"]) -> float:
+def rankme(rows_MD: Float[Tensor, "M D"], *, is_centred: bool = False) -> float:
     """Smooth rank of the features: exp of the entropy of their normalised singular values, 1 to min(M, D).
 
-    Features as they are, neither centred nor normalised.
-
+    Args:
+        rows_MD: not normalised.
+        is_centred: without their mean, which is most of what features behind a ReLU have in common. The paper
+            leaves it in.
     Raises: ValueError if there are no rows. NumericsError if a feature is not finite.
     Source: RankMe, Garrido et al. 2023 (arXiv:2210.02885), with their eps = 1e-7.
     """
     _check_rows("rankme", rows_MD, at_least=1)
-    singular = torch.linalg.svdvals(rows_MD.double())
+    rows_MD = rows_MD.double()
+    if is_centred:
+        away_MD = rows_MD - rows_MD.mean(0)
+        # Features that are all equal differ by rounding, which has all directions.
+        rows_MD = away_MD * (away_MD.norm() > ROUNDING * rows_MD.norm())
+    singular = torch.linalg.svdvals(rows_MD)
     share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny) + 1e-7
     return float((-share * share.log()).sum().exp())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import filesize
 
 from vitds import dist
 from vitds.errors import ResourceError, RunError, UsageError
@@ -67,8 +68,9 @@ def write_experiment_report(
 
 
 def _write(path: Path, html: str) -> None:
-    write_atomic(path, html.encode())
-    say(f"{path}: {len(html.encode()) / 1e6:.1f} MB")
+    page = html.encode()
+    write_atomic(path, page)
+    say(f"{path}: {filesize.decimal(len(page))}")
 
 
 def report_at_end(run: Run, files: Files) -> None:

@@ -98,11 +98,13 @@ def _verdict(row: Row, result: Json) -> list[str]:
         return []
     (arm,) = result["arms"]
     found, (low, high) = arm["test"], row.test.interval
+    seeds = ", ".join(f"{run['top1']:.1f}" for run in found["runs"])
     overlap = found["interval"][0] <= high and found["interval"][1] >= low
     met = "the intervals overlap: it came out again" if overlap else "the intervals do not overlap"
     return [
+        f"Seed by seed: {seeds} %.",
         f"This is {found['mean'] - row.test.mean:+.1f} points from it, and {met}. Seeds repeat to the bit on "
-        "one machine; another processor rounds otherwise."
+        "one machine; another processor rounds otherwise.",
     ]
 
 
@@ -191,4 +193,7 @@ def _say_end(experiment: Experiment, test: BetonFile) -> None:
     speeds = {name: training_speed(names[name], test) for name in dict.fromkeys(left)}
     seconds = sum(speeds[name].seconds_of(names[name].settings.epochs) for name in left)
     ends = datetime.now() + timedelta(seconds=seconds)
-    say(f"by a few steps of each stage here: about {seconds / 3600:.1f} hours, until {ends:%Y-%m-%d %H:%M}")
+    say(
+        f"by a few steps of each stage here: about {seconds / 3600:.1f} hours for {len(left)} "
+        f"run{'s' * (len(left) > 1)}, until {ends:%Y-%m-%d %H:%M}"
+    )

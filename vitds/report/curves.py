@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         r"probe/alignment": ("Alignment", "distance of two crops of an image; lower is closer"),
         r"probe/uniformity": ("Uniformity", "lower is more evenly spread; 0 is a collapse"),
         r"probe/rankme": ("RankMe", "directions that the features use; 1 is a collapse"),
+        r"probe/rankme_centred": ("RankMe, centred", "the same without the features' mean"),
     },
     "Speed": {
         r"time/images_per_s": ("Images a second", "of all ranks"),
