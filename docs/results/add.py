@@ -34,7 +34,9 @@ from vitds.jobs.experiment import RECORD
 from vitds.jobs.result_rows import ROW_JSON, Row, RowFigure, RowStage, read_row
 from vitds.report.overview import settings_leaves
 from vitds.runs.directory import Run, read_json
+from vitds.runs.metrics import read_metrics
 
+LOSSES = 20  # of a stage
 SPLITS = ("held-out", "test")
 # What a stage is called and where it reads, what a machine decides, and what changes no number.
 OF_NO_RECIPE = (
@@ -90,6 +92,7 @@ def row_of(
         side=read_json(runs[0].path / "data.json")["side_px"],
         stages=stages[0],
         seconds=round(float(took if seconds is None else seconds)),
+        losses=tuple(_losses(run) for run in chains[0]),
         **figures,
     )
 
@@ -142,6 +145,12 @@ def _differing(recipe: str, settings: Settings) -> list[str]:
     ]
 
 
+def _losses(run: Run) -> tuple[float, ...]:
+    losses = [line["loss"] for line in read_metrics(run.metrics)]
+    parts = np.array_split(losses, min(LOSSES, len(losses)))
+    return tuple(round(float(part.mean()), 4) for part in parts)
+
+
 def _figure(runs: list[Run], split: str, test_images: int) -> RowFigure:
     """Top-1 of the runs, image by image."""
     scores = [read_json(run.path / "analysis" / "top1.json") for run in runs]
@@ -163,6 +172,7 @@ def _figure(runs: list[Run], split: str, test_images: int) -> RowFigure:
         round(float(top1_R.std(ddof=1)), 4) if len(runs) > 1 else None,
         (round(100 * low, 4), round(100 * high, 4)),
         round(scores[0]["majority"], 4),
+        tuple(round(float(top1), 4) for top1 in top1_R),
     )
 
 

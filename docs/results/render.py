@@ -87,7 +87,10 @@ def _cells(figure: RowFigure | None) -> list[str]:
         return ["", "", ""]
     spread = "" if figure.deviation is None else f" ± {figure.deviation:.1f}"
     low, high = figure.interval
-    return [f"{figure.mean:.1f}{spread} %", f"{low:.1f} to {high:.1f}", str(len(figure.seeds))]
+    seeds = str(len(figure.seeds))
+    if len(figure.top1) > 1:
+        seeds += f": {', '.join(f'{top1:.1f}' for top1 in figure.top1)}"
+    return [f"{figure.mean:.1f}{spread} %", f"{low:.1f} to {high:.1f}", seeds]
 
 
 def _majority(figures: list[RowFigure | None]) -> str:

@@ -19,6 +19,7 @@ from vitds.errors import UsageError
 from vitds.jobs.experiment import RECORD
 from vitds.jobs.result_rows import ROW_JSON, Row
 from vitds.runs.directory import Run
+from vitds.runs.metrics import read_metrics
 
 NOTHING_GIVEN = {"title": None, "table": None, "seconds": None}
 
@@ -60,7 +61,16 @@ def test_a_row_has_stages_seeds_and_figures_of_its_runs(runs: list[Run], tmp_pat
     answers = [load_file(run.path / "analysis/top1-images.safetensors") for run in runs]
     top1 = [100 * float((each["label"] == each["predicted"]).mean()) for each in answers]
     assert row.held_out.mean == pytest.approx(sum(top1) / 2) and row.test is None
+    assert row.held_out.top1 == pytest.approx(top1, abs=1e-4)
     assert row.held_out.interval[0] <= row.held_out.mean <= row.held_out.interval[1]
+
+
+def test_a_row_keeps_the_course_of_the_loss_of_each_stage(runs: list[Run], tmp_path: Path) -> None:
+    row = row_of(runs, "new", "held-out", **NOTHING_GIVEN, folder=tmp_path)
+    for losses, run in zip(row.losses, (Path(runs[0].settings.init), runs[0].path), strict=True):
+        steps = [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
+        assert len(losses) == min(20, len(steps))
+        assert losses[0] == pytest.approx(steps[0], abs=1e-4), "fewer steps than parts: each is one"
 
 
 def test_a_row_names_every_setting_that_changes_its_figures(runs: list[Run], tmp_path: Path) -> None:
@@ -89,6 +99,7 @@ def test_a_row_keeps_what_it_has_of_the_other_split(
     assert (after.title, after.held_out, after.test) == ("A title", before.held_out, before.held_out)
     write(after, tmp_path)
     assert "| A title |" in page(tmp_path) and "test top-1" in page(tmp_path)
+    assert f"| 2: {', '.join(f'{top1:.1f}' for top1 in after.test.top1)} |" in page(tmp_path)
 
 
 def test_figures_of_another_split_of_toy_length_or_of_two_settings_are_refused(

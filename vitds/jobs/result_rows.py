@@ -46,6 +46,7 @@ class RowFigure:
         deviation: over the seeds; None of one.
         interval: 95 %, of the mean.
         majority: of always answering the most frequent class.
+        top1: of each seed; older rows have none.
     """
 
     seeds: tuple[int, ...]
@@ -53,6 +54,7 @@ class RowFigure:
     deviation: float | None
     interval: tuple[float, float]
     majority: float
+    top1: tuple[float, ...] = ()
 
 
 @checked_dataclass(frozen=True, config=_STRICT)
@@ -68,6 +70,8 @@ class Row:
         seconds: of one seed, all stages.
         held_out: top-1 on images held out of the training images.
         test: top-1 on the official test images.
+        losses: for each stage the training loss of the first seed, means of twenty parts of the run; older
+            rows have none.
     """
 
     title: str
@@ -78,6 +82,7 @@ class Row:
     seconds: float | None = None
     held_out: RowFigure | None = None
     test: RowFigure | None = None
+    losses: tuple[tuple[float, ...], ...] = ()
 
 
 ROW_JSON: TypeAdapter[Row] = TypeAdapter(Row)
