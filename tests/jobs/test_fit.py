@@ -20,7 +20,15 @@ from vitds.data.catalogue import CATALOGUE
 from vitds.errors import RunError, UsageError, VitdsError
 from vitds.jobs.evaluate import evaluate
 from vitds.jobs.fit import _Record, _run, _train, fit
-from vitds.jobs.fit_plan import Choice, Speed, choose, fill
+from vitds.jobs.fit_plan import (
+    LARGE_PX,
+    MANY_EPOCHS,
+    Choice,
+    Speed,
+    choose,
+    fill,
+    with_larger_crops,
+)
 
 FAST, SLOW = Speed(epoch_s=1.0, around_s=20.0), Speed(epoch_s=30.0, around_s=20.0)
 
@@ -72,6 +80,46 @@ def test_one_small_picture_does_not_set_the_crop_of_all(file: BetonFile) -> None
     photographs = of_size(file, 200, ("a", "b"))
     one_small = np.where(np.arange(file.images) == 3, 40, photographs.heights).astype(np.int32)
     assert choose(replace(photographs, heights=one_small), on_gpu=False).settings == ()
+
+
+@pytest.mark.parametrize(
+    ("side_px", "on_gpu", "classes", "epochs", "settings"),
+    [
+        (128, False, ("a", "b"), MANY_EPOCHS, (f"views.crop_px={LARGE_PX}",)),
+        (128, False, ("a", "b"), MANY_EPOCHS - 1, ()),
+        (LARGE_PX - 1, False, ("a", "b"), MANY_EPOCHS, ()),
+        (40, False, ("a", "b"), MANY_EPOCHS, ("views.crop_px=40",)),
+        (128, False, (), MANY_EPOCHS, ()),
+        (128, True, ("a", "b"), MANY_EPOCHS, ()),
+    ],
+)
+def test_crops_are_larger_where_there_is_time_and_the_images_have_the_pixels(
+    file: BetonFile,
+    side_px: int,
+    on_gpu: bool,
+    classes: tuple[str, ...],
+    epochs: int,
+    settings: tuple[str, ...],
+) -> None:
+    images = of_size(file, side_px, classes)
+    assert with_larger_crops(choose(images, on_gpu=on_gpu), images, epochs).settings == settings
+
+
+def test_a_fit_goes_on_at_the_side_that_it_began_with(
+    file: BetonFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sides(minutes: float) -> list[str]:
+        _train(record, choose(images, on_gpu=False), images, None, FitFlags(minutes=minutes))
+        return [stage["words"][-1] for stage in record.stages]
+
+    images = of_size(file, 128, ("a", "b"))
+    measured: list[tuple[str, ...]] = []
+    monkeypatch.setattr("vitds.jobs.fit._run", lambda *_: None)
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *words: measured.append(words[2]) or FAST)
+    record = _Record(tmp_path / "out", ["photos"], FitFlags(minutes=10.0))
+    assert sides(10.0) == ["views.crop_px=96"] and measured == [(), ("views.crop_px=96",)]
+    assert "crops of 96 px are worth more" in capsys.readouterr().out
+    assert sides(11.0) == ["views.crop_px=96"] * 2, "a minute is too short for it alone"
 
 
 def test_epochs_fill_the_time_that_is_left() -> None:

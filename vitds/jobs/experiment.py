@@ -417,7 +417,7 @@ def _record(experiment: Experiment) -> Json:
 
 def print_plan(experiment: Experiment) -> None:
     """A row a training: what would run, with steps and forward units."""
-    table = Table(title=f"Plan of {experiment.out}, for each of {experiment.seeds} seed(s)")
+    table = Table(title=f"Plan of {experiment.out}: figures of one seed, of {experiment.seeds}")
     columns = ("arm", "training", "views x px", "images", "epochs", "steps", "forward units")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number > 2 else "left", overflow="fold")

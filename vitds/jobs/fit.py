@@ -12,7 +12,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,14 @@ from vitds.data.workers import stops_in_order
 from vitds.errors import DataError, RunError, UsageError
 from vitds.jobs.chain import Stage, run_stages
 from vitds.jobs.data import build, named_set, print_built
-from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure
+from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure, with_larger_crops
 from vitds.jobs.fit_result import SCRATCH, Result, print_result
 from vitds.jobs.report import report
 from vitds.runs.directory import Run, read_json, write_json
 from vitds.terminal import say
 
 TEST_SHARE = 0.2
-STORED_PX = {"cpu": 96, "cuda": 256}  # short side: half as much again as the crops, and what the paper has
+STORED_PX = {"cpu": 128, "cuda": 256}  # short side: a third more than the largest crops, what the paper has
 
 
 def fit(*sources: str | Path, minutes: float, **options: Any) -> Result:
@@ -145,6 +147,12 @@ class _Record:
         return self.facts["stages"]
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """Of the stages, as words for --set: all have the same."""
+        words = self.stages[0]["words"]
+        return tuple(word for flag, word in pairwise(words) if flag == "--set")
+
+    @property
     def last(self) -> str | None:
         """The run that the next one goes on from; None before the first."""
         return next((stage["run"] for stage in reversed(self.stages) if stage["name"] != SCRATCH), None)
@@ -217,10 +225,7 @@ def _train(
     elif record.extend(flags.minutes):  # all is done; more minutes than before train on
         commands = ["finetune" if choice.finetune else "pretrain"]
     began = time.monotonic()
-    speeds = {
-        command: measure(command, choice.stages[command][0], choice.settings, train, test)
-        for command in commands
-    }
+    choice, speeds = _timed(record, choice, commands, train, test)
     record.spend(time.monotonic() - began)
     for number in range(len(commands)):
         # Again before each stage: what those before took more or less is made up for.
@@ -249,6 +254,28 @@ def _train(
         if not flags.plan:
             record.add(scratch)
             _run(record, scratch)
+
+
+def _timed(
+    record: _Record, choice: Choice, commands: Sequence[Command], train: BetonFile, test: BetonFile | None
+) -> tuple[Choice, dict[Command, Speed]]:
+    """The choice at the side of the crops that is right for the time, and its speeds."""
+
+    def speeds(choice: Choice) -> dict[Command, Speed]:
+        return {
+            command: measure(command, choice.stages[command][0], choice.settings, train, test)
+            for command in commands
+        }
+
+    if record.stages:  # what was begun goes on at its side
+        choice = replace(choice, settings=record.settings)
+        return choice, speeds(choice)
+    found = speeds(choice)
+    larger = with_larger_crops(choice, train, found[commands[-1]].epochs_in(record.left_s))
+    if larger == choice:
+        return choice, found
+    say(larger.reason)
+    return larger, speeds(larger)
 
 
 def _stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.flags import TrainFlags
@@ -19,6 +19,8 @@ from vitds.methods import method_class
 from vitds.methods.base import SetSize
 
 TIMED_STEPS = 8
+# Crops of this side where so many epochs of the recipe's own, smaller side would fit (docs/results.md).
+LARGE_PX, MANY_EPOCHS = 96, 400
 SMALL_PX = 48  # sets whose median short side is at most this are seen whole, at their own size
 # Start of a process and the page at its end; measured on two cores, where it is 12 to 20 s.
 AROUND_A_STAGE_S = 20.0
@@ -73,6 +75,21 @@ def choose(file: BetonFile, *, on_gpu: bool) -> Choice:
     if file.manifest.unlabelled:
         why += f"; the {file.manifest.unlabelled:,} images without a label are left out"
     return Choice(None, "finetune_photos_cpu", 0.0, settings, why)
+
+
+def with_larger_crops(choice: Choice, file: BetonFile, epochs: int) -> Choice:
+    """The same at a larger side, where there is the time for it and the images have the pixels.
+
+    Args:
+        choice: of a training on the labels alone, else it stays as it is.
+        file: the training images.
+        epochs: at the recipe's own side, that fit the time.
+    """
+    is_small = file.typical_side_px < LARGE_PX or choice.settings
+    if choice.pretrain or not choice.finetune or is_small or epochs < MANY_EPOCHS:
+        return choice
+    why = f"there is time for {epochs} epochs of its small crops: crops of {LARGE_PX} px are worth more then"
+    return replace(choice, settings=(f"views.crop_px={LARGE_PX}",), reason=why)
 
 
 @dataclass(frozen=True)
