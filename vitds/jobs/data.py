@@ -8,9 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from vitds.config.flags import BuildFlags, SourceFlags
 from vitds.data.beton import open_beton
 from vitds.data.build import BuildOptions, build_beton, build_set
@@ -25,6 +22,7 @@ from vitds.data.split import with_suffix
 from vitds.data.workers import stops_in_order
 from vitds.errors import UsageError
 from vitds.jobs.data_check import images_per_class, print_findings
+from vitds.terminal import say
 
 Built = list[tuple[Path, Manifest]]
 # Flags that are options of any build under their own names.
@@ -132,13 +130,12 @@ def _build_named(name: str, flags: BuildFlags, sample: Sample, options: BuildOpt
 
 def print_built(built: Built, seconds: float) -> None:
     """A line a file with what is in it, what it warns of, and the table of odd images; then the seconds."""
-    console = Console()
     for path, manifest in built:
         read = manifest.findings[TABLE_READ].names if TABLE_READ in manifest.findings else ()
         for line in (_summary(path, manifest), *read, *_warnings(path, manifest)):
-            console.print(Text(line), soft_wrap=True)
-        print_findings(console, manifest)
-    console.print(f"{seconds:.1f} s")
+            say(line)
+        print_findings(manifest)
+    say(f"{seconds:.1f} s")
 
 
 def _summary(path: Path, manifest: Manifest) -> str:

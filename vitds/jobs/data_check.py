@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from vitds.data.findings import TABLE_READ, TEXTS
 from vitds.data.manifest import MANIFEST_JSON, Manifest
 from vitds.data.verify import verify_beton
 from vitds.errors import DataError
+from vitds.report.table import show
 from vitds.terminal import say
 
 NAMES_SHOWN = 5
@@ -37,11 +37,10 @@ def info(file: str, *, as_json: bool = False) -> dict[str, Any]:
     if as_json:
         print(json.dumps(facts))
         return facts
-    console = Console()
-    console.print(_facts_table(facts))
+    show(_facts_table(facts))
     if facts["classes"]:
-        console.print(_class_table(facts["classes"], facts["images_per_class"]))
-    print_findings(console, beton.manifest)
+        show(_class_table(facts["classes"], facts["images_per_class"]))
+    print_findings(beton.manifest)
     return facts
 
 
@@ -97,7 +96,7 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
         print(json.dumps(result))
     elif verdict.is_sound:
         line = f"{file}: sound. All {verdict.images:,} images were decoded; {verdict.content_hash} as built."
-        Console().print(Text(line), soft_wrap=True)
+        say(line)
     if verdict.undecodable:
         listed = ", ".join(
             f"{index} ({verdict.names[index] + ': ' if index in verdict.names else ''}{reason})"
@@ -116,7 +115,7 @@ def verify(file: str, *, as_json: bool = False, workers: int | None = None) -> d
     return result
 
 
-def print_findings(console: Console, manifest: Manifest) -> None:
+def print_findings(manifest: Manifest) -> None:
     """A table of what was odd about the images, with the first names of each kind, if there is any."""
     odd = {kind: found for kind, found in manifest.findings.items() if kind != TABLE_READ}
     if not odd:
@@ -127,7 +126,7 @@ def print_findings(console: Console, manifest: Manifest) -> None:
     for kind, found in odd.items():
         names = "\n".join(found.names[:NAMES_SHOWN]) + "\n…" * (found.count > NAMES_SHOWN)
         table.add_row(Text(TEXTS.get(kind, kind)), f"{found.count:,}", Text(names))
-    console.print(table)
+    show(table)
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:

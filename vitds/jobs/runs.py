@@ -114,7 +114,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         )
     for row in rows:
         table.add_row(*_cells(row))
-    show(table, keeps_names_whole=True)
+    show(table)
     for row in rows:
         if row["problem"]:
             say(f"{row['run']}: {row['problem']}")
