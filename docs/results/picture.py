@@ -20,9 +20,10 @@ from vitds.jobs.result_rows import read_row
 
 PICTURE = FOLDER.parent / "images" / "results.png"
 LINES = {
-    "narrow ResNet-18 from scratch, Muon": ("flowers_10min_muon", "flowers_30min_muon"),
-    "narrow ResNet-18 from scratch, AdamW": ("flowers_20min_narrow", "flowers_60min_narrow"),
-    "narrow ResNet-18, half of the time IDMM, AdamW": ("flowers_20min_idmm", "flowers_60min_idmm"),
+    "narrow ResNet-18 from scratch, 96 px, Muon": ("flowers_15min_96", "flowers_50min_96"),
+    "narrow ResNet-18 from scratch, 64 px, Muon": ("flowers_15min_scratch", "flowers_60min_scratch"),
+    "narrow ResNet-18 from scratch, AdamW, on AVX2": ("flowers_20min_narrow", "flowers_60min_narrow"),
+    "narrow ResNet-18, half of the time IDMM, AdamW, on AVX2": ("flowers_20min_idmm", "flowers_60min_idmm"),
 }
 MARKERS = "os^v"
 

@@ -20,7 +20,7 @@ from vitds.methods.base import SetSize
 
 TIMED_STEPS = 8
 # Crops of this side where so many epochs of the recipe's own, smaller side would fit (docs/results.md).
-LARGE_PX, MANY_EPOCHS = 96, 400
+LARGE_PX, MANY_EPOCHS = 96, 100
 SMALL_PX = 48  # sets whose median short side is at most this are seen whole, at their own size
 # Start of a process and the page at its end; measured on two cores, where it is 12 to 20 s.
 AROUND_A_STAGE_S = 20.0
