@@ -119,7 +119,7 @@ def test_a_fit_goes_on_at_the_side_that_it_began_with(
     record = _Record(tmp_path / "out", ["photos"], FitFlags(minutes=10.0))
     assert sides(10.0) == ["views.crop_px=96"] and measured == [(), ("views.crop_px=96",)]
     assert "crops of 96 px are worth more" in capsys.readouterr().out
-    assert sides(11.0) == ["views.crop_px=96"] * 2, "a minute is too short for it alone"
+    assert sides(11.0) == ["views.crop_px=96"] * 2, "though a minute has no time for 100 epochs"
 
 
 def test_epochs_fill_the_time_that_is_left() -> None:

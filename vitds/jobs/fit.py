@@ -40,7 +40,7 @@ from vitds.runs.directory import Run, read_json, write_json
 from vitds.terminal import say
 
 TEST_SHARE = 0.2
-STORED_PX = {"cpu": 128, "cuda": 256}  # short side: a third more than the largest crops, what the paper has
+STORED_PX = {"cpu": 128, "cuda": 256}  # short side: a third more than 96 px crops; the paper's
 
 
 def fit(*sources: str | Path, minutes: float, **options: Any) -> Result:
@@ -260,22 +260,24 @@ def _timed(
     record: _Record, choice: Choice, commands: Sequence[Command], train: BetonFile, test: BetonFile | None
 ) -> tuple[Choice, dict[Command, Speed]]:
     """The choice at the side of the crops that is right for the time, and its speeds."""
-
-    def speeds(choice: Choice) -> dict[Command, Speed]:
-        return {
-            command: measure(command, choice.stages[command][0], choice.settings, train, test)
-            for command in commands
-        }
-
     if record.stages:  # what was begun goes on at its side
         choice = replace(choice, settings=record.settings)
-        return choice, speeds(choice)
-    found = speeds(choice)
+        return choice, _speeds(choice, commands, train, test)
+    found = _speeds(choice, commands, train, test)
     larger = with_larger_crops(choice, train, found[commands[-1]].epochs_in(record.left_s))
     if larger == choice:
         return choice, found
     say(larger.reason)
-    return larger, speeds(larger)
+    return larger, _speeds(larger, commands, train, test)
+
+
+def _speeds(
+    choice: Choice, commands: Sequence[Command], train: BetonFile, test: BetonFile | None
+) -> dict[Command, Speed]:
+    return {
+        command: measure(command, choice.stages[command][0], choice.settings, train, test)
+        for command in commands
+    }
 
 
 def _stage(
