@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from vitds.cli import main
 from vitds.config.flags import TrainFlags
-from vitds.jobs.chain import Stage, check_stages, check_training
+from vitds.jobs.chain import Stage, check_stages, check_training, run_stages
 
 # A command that finishes its run as a training does, and notes that it ran.
 DONE = """
@@ -45,6 +46,17 @@ def test_stages_run_in_order_and_a_finished_one_is_skipped(tmp_path: Path, capsy
     assert main(["chain", file]) == 0 and (tmp_path / "ran").read_text() == "ab"
     assert main(["chain", file]) == 0 and (tmp_path / "ran").read_text() == "ab"
     assert "stage 2/2: b is finished, skipped" in capsys.readouterr().out
+
+
+def test_stages_of_known_work_say_after_each_when_all_will_be_done(tmp_path: Path, capsys) -> None:
+    command = tuple(python(tmp_path, "done.py", DONE).split())
+    began = datetime.now()
+    run_stages([Stage(Path(name), command, work) for name, work in (("a", 1.0), ("b", 1e6), ("c", 0.0))])
+    first, *more = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about")]
+    minutes, ends = first.removeprefix("about ").split(" minutes for the 2 stages that are left, until ")
+    promised = datetime.strptime(ends, "%Y-%m-%d %H:%M") - began
+    assert abs(promised.total_seconds() / 60 - int(minutes.replace(",", ""))) < 2
+    assert int(minutes.replace(",", "")) > 100 and more[0].startswith("about 0 minutes for the last stage")
 
 
 def test_a_failed_stage_ends_the_chain_with_its_status(tmp_path: Path, capsys) -> None:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from vitds.config.deepspeed import load_ds_config
@@ -44,10 +45,17 @@ CheckWords = Callable[[Sequence[str], Sequence[Path]], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """One run and the command that makes it."""
+    """One run and the command that makes it.
+
+    Attributes:
+        run: its directory.
+        command: its words, without `--run`.
+        work: how much it computes, in a unit that the stages share; 0 where that is not known.
+    """
 
     run: Path
     command: tuple[str, ...]
+    work: float = 0.0
 
     @property
     def words(self) -> list[str] | None:
@@ -71,11 +79,11 @@ class StageResult:
 
 
 def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
-    """Run what is not finished, in order.
+    """Run what is not finished, in order; where the stages' work is known, say after each when all will be.
 
     Raises: VitdsError with the stage's exit status if a command fails; the stages before stay finished.
     """
-    results = []
+    results, work = [], 0.0  # of the stages that ran here
     for number, stage in enumerate(stages, 1):
         run, seconds = Run(stage.run), 0.0
         if run.is_finished:
@@ -94,8 +102,21 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
                 error = VitdsError(f"stage {number} ({stage.run}) ended with status {status}; {where}")
                 error.exit_code = status or 1
                 raise error
+            work += stage.work
         results.append(StageResult(run, round(seconds, 1)))
+        if work:
+            _say_end(stages[number:], sum(result.seconds for result in results) / work)
     return results
+
+
+def _say_end(stages: Sequence[Stage], pace_s: float) -> None:
+    """When these stages will be done, at a pace in seconds for a unit of work."""
+    left = [stage for stage in stages if not Run(stage.run).is_finished]
+    if left:
+        minutes = pace_s * sum(stage.work for stage in left) / 60
+        ends = datetime.now() + timedelta(minutes=minutes)
+        what = "the last stage" if len(left) == 1 else f"the {len(left)} stages that are left"
+        print(f"about {minutes:,.0f} minutes for {what}, until {ends:%Y-%m-%d %H:%M}", flush=True)
 
 
 def _status(command: Sequence[str]) -> int:

@@ -155,7 +155,8 @@ class Experiment:
         for training in arm.trainings:
             words = [METHODS[training.settings.method].command, "--recipe", str(self.recipe(arm, training))]
             words += ["--seed", str(seed), *(["--init", init] if init else [])]
-            stages.append(Stage(self.run(arm, training, seed), (sys.executable, "-m", "vitds", *words)))
+            command = (sys.executable, "-m", "vitds", *words)
+            stages.append(Stage(self.run(arm, training, seed), command, work=training.units))
             init = str(stages[-1].run)
         return stages
 
