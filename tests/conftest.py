@@ -5,6 +5,7 @@ run does not pay for.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 install_import_hook("vitds", "beartype.beartype")
+
+# Started in the background (`bash tests/run.sh &`) the suite ignores Ctrl-C, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.interpreted import Interpreted, interpreter  # noqa: E402
 from tests.ranks import RankPool  # noqa: E402
