@@ -14,13 +14,14 @@ from safetensors.numpy import load_file
 from tests.engine.training import small_run
 from tests.experiments.toy import flagged, refusal
 from vitds.cli import main
+from vitds.config.tree import Settings
 from vitds.errors import Stopped
 from vitds.evaluate.bootstrap import interval_of_mean
 from vitds.jobs.chain import Stage
 from vitds.jobs.evaluate import evaluated
-from vitds.jobs.transfer import _short_names
+from vitds.jobs.transfer import _short_names, _sources
 from vitds.report.heat_map import draw_heat_maps
-from vitds.runs.directory import Run, read_json
+from vitds.runs.directory import Run, read_json, save_settings, write_json
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +192,20 @@ def test_a_table_names_sources_by_the_shortest_ends_that_tell_them_apart(
     paths: list[str], names: list[str]
 ) -> None:
     assert list(_short_names(paths).values()) == names
+
+
+def test_each_network_has_a_random_row_of_its_own_also_where_they_share_a_timm_name(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / name) for name in ("narrow", "wide", "wide-seed1", "vit")]
+    names = ("resnet18", "resnet18", "resnet18", "deit_tiny_patch16_224")
+    for run, name in zip(runs, names, strict=True):
+        options = {"channels": [8, 16, 32, 64]} if run.path.name == "narrow" else {}
+        run.path.mkdir()
+        save_settings(run, Settings.model_validate({"backbone": {"name": name, "options": options}}))
+        write_json(run.path / "summary.json", {})
+    sources = _sources([str(run.path) for run in runs[:3]], tmp_path / "out", seeds=2)
+    assert [source.title for source in sources] == ["random narrow", "random wide", "narrow", "wide"]
+    several = _sources([str(run.path) for run in (runs[0], runs[3])], tmp_path / "out", seeds=1)
+    assert [source.title for source in several[:2]] == ["random resnet18", "random deit_tiny_patch16_224"]
 
 
 def test_a_source_called_random_is_told_from_the_random_row() -> None:

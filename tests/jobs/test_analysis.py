@@ -29,6 +29,7 @@ from vitds.evaluate.opened import open_model
 from vitds.evaluate.retrieval import retrieve
 from vitds.jobs import eval_kinds
 from vitds.jobs.evaluate import KINDS, evaluate, top1_of_run
+from vitds.jobs.scene import open_scene
 from vitds.runs.directory import Run, read_json
 
 
@@ -166,6 +167,27 @@ def test_top1_says_everything_of_its_answers(run: Path) -> None:
     assert sum(each["images"] for each in score["reliability"]) == 20
     assert score["top1_interval"][0] <= score["top1"] <= score["top1_interval"][1]
     assert (images["probability"] > 0.25).all() and (images["probability"] <= 1).all()
+
+
+def test_images_that_were_skipped_as_damaged_shift_no_others(rank_pool, digit_files, tmp_path: Path) -> None:
+    whole = []
+    for half, lost in (("train", 3), ("test", 1)):
+        path = tmp_path / f"{half}.beton"
+        build_beton([Path(digit_files[0]).parent / half], path, storage="jpg", workers=1)
+        whole.append(open_beton(path))
+        with path.open("r+b") as pixels:
+            pixels.seek(int(whole[-1].offsets[lost]) + 2)
+            pixels.write(bytes(int(whole[-1].sizes[lost]) - 2))
+    files = tuple(str(file.path) for file in whole)
+    options = {"method": "supervised", "epochs": 1, "data__damaged": "skip"}
+    rank_pool(1).run(small_run_path, str(tmp_path / "run"), files, **options)
+    images = load_file(tmp_path / "run/analysis/top1-images.safetensors")
+    assert images["index"].tolist() == [0, *range(2, 20)]
+    assert images["label"].tolist() == whole[1].labels[images["index"]].tolist()
+    assert read_json(tmp_path / "run/analysis/top1.json")["images"] == 19
+    scene = open_scene(Run(tmp_path / "run"), *whole)
+    assert scene.query.index.tolist() == images["index"].tolist()
+    assert scene.bank.images == len(scene.bank_features) == 51 and 3 not in scene.bank.index
 
 
 def test_the_other_kinds_say_what_their_functions_do(run: Path) -> None:

@@ -239,6 +239,71 @@ def test_one_class_alone_is_pretrained_on_and_one_image_a_class_is_refused(
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("name", ["runs/p", "."])
+def test_a_fit_goes_on_when_its_folder_has_moved_or_is_named_from_another_one(
+    file: BetonFile, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit._run", lambda *_: None)
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    (tmp_path / "home/runs/p").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "home" / ("runs/p" if name == "." else ""))
+    out, flags = Path(name), FitFlags(minutes=3.0)
+    record = _Record(out, ["digits"], flags)
+    inside = replace(file, path=out / "data/photos-train.beton")
+    _train(record, choose(file, on_gpu=True), inside, inside, flags)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home/runs/p").rename(tmp_path / "moved")
+    first, second = _Record(Path("moved"), ["digits"], flags).stages
+    assert (first["run"], second["run"]) == ("moved/pretrain", "moved/finetune")
+    assert first["words"][3:5] == ["--data", "moved/data/photos-train.beton"]
+    assert second["words"][second["words"].index("--init") + 1] == "moved/pretrain"
+
+
+def test_fewer_minutes_than_a_fit_was_begun_with_are_refused_while_it_is_open(
+    file: BetonFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit._run", lambda *_: None)
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    record, choice = _Record(tmp_path, ["photos"], FitFlags(minutes=60.0)), choose(file, on_gpu=False)
+    _train(record, choice, file, None, FitFlags(minutes=60.0))
+    with pytest.raises(UsageError, match=r"`minutes=6`: .* was begun with 60"):
+        _train(record, choice, file, None, FitFlags(minutes=6.0))
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune/summary.json").write_text("{}")
+    _train(record, choice, file, None, FitFlags(minutes=6.0))
+    assert len(record.stages) == 1
+
+
+def test_a_fit_is_finished_on_a_machine_of_its_kind_and_shown_on_any(
+    file: BetonFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit._run", lambda *_: None)
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    record = _Record(tmp_path, ["photos"], FitFlags(minutes=3.0))
+    _train(record, choose(file, on_gpu=False), file, None, FitFlags(minutes=3.0))
+    (tmp_path / "finetune").mkdir()
+    monkeypatch.setattr("vitds.jobs.fit._device", lambda: "cuda")
+    on_gpu = choose(file, on_gpu=True)
+    with pytest.raises(RunError, match="was begun on a machine that trains by cpu, and this one by cuda"):
+        _train(record, on_gpu, file, None, FitFlags(minutes=3.0))
+    (tmp_path / "finetune/summary.json").write_text("{}")
+    _train(record, on_gpu, file, None, FitFlags(minutes=3.0))
+    assert [stage["name"] for stage in record.stages] == ["finetune"]
+
+
+def test_a_folder_with_another_fit_json_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text("{}")
+    with pytest.raises(RunError, match=r"fit\.json is no record of a fit"):
+        fit("digits", minutes=3.0, out=tmp_path)
+
+
+def test_the_result_of_a_plan_is_asked_for_in_vain(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    planned = fit(photos, minutes=3.0, out=tmp_path / "out", plan=True)
+    with pytest.raises(RunError, match="nothing was trained yet"):
+        _ = planned.accuracy
+
+
 def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_: object) -> None:
         time.sleep(0.1)
@@ -273,6 +338,7 @@ def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(
         (["digits", "--minutes", "3", "--root", "x"], "--root does nothing with digits"),
         (["digits", "--minutes", "0"], "--minutes 0.0: must be a number of minutes, more than 0"),
         (["digits", "--minutes", "inf"], "--minutes inf: must be a number of minutes, more than 0"),
+        (["digits", "--minutes", "3", "--seed", "-1"], "--seed -1: must be from 0 to "),
         (["--minutes", "3"], "SOURCE is missing"),
         (["nothing-here", "--minutes", "3"], "nothing-here: there is no such folder, tar or zip"),
         (["digits", "--out", "x"], "--minutes is missing"),

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from tests.engine.training import small_run_path
 from vitds.cli import main
 from vitds.config.load import load_settings
+from vitds.config.tree import Settings
 from vitds.evaluate.files import own_features
 from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
 from vitds.jobs.gallery import _without_folders, gallery
-from vitds.jobs.report import report
+from vitds.jobs.report import _table, report
 from vitds.report.lines import number
-from vitds.runs.directory import Run, read_json
+from vitds.runs.directory import Run, read_json, save_settings, write_json
 
 CPU = torch.device("cpu")
 
@@ -44,6 +45,16 @@ def test_the_page_has_the_result_its_interval_and_the_majority_baseline(runs, pa
     low, high = summary["top1_interval"]
     assert f"<b>{summary['top1']:.1f} %</b>top-1" in text and f"{low:.1f} to {high:.1f}" in text
     assert f"<b>{summary['majority']:.1f} %</b>always the most frequent class" in text
+
+
+def test_runs_of_other_images_or_another_checkpoint_are_no_seeds_of_one_group(tmp_path: Path) -> None:
+    changes = {"a": {}, "b": {"hold_out": 0.1, "every_epochs": 1}, "c": {"batch_images": 64}}
+    for name, changed in changes.items():
+        (tmp_path / name).mkdir()
+        save_settings(Run(tmp_path / name), Settings.model_validate({"eval": changed}))
+        write_json(tmp_path / name / "summary.json", {"seconds": 1.0})
+    table = _table([Run(tmp_path / name) for name in "abc"])
+    assert table["keys"] == ["eval.hold_out"] and [row["group"] for row in table["rows"]] == [1, 2, 1]
 
 
 def test_the_command_on_the_page_gives_the_settings_of_the_run(runs, pages) -> None:

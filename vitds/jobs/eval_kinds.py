@@ -60,12 +60,15 @@ class Measured:
         details: each class, confusions and the like, for the run's analysis.
         lines: of the table.
         answers: of the class head, to each image.
+        index_M: of `answers`: the number in the .beton. Images that cannot be decoded are missing, where
+            data.damaged skips them.
     """
 
     numbers: Numbers
     details: Numbers
     lines: tuple[Line, ...]
     answers: Answers | None = None
+    index_M: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def _top1(task: Task) -> Measured:
     check_labelled("logits", logit_MC, query.label_M, len(task.names))
     answers = answers_of(logit_MC, query.label_M, logit_MC.double().softmax(1))
     numbers = _numbers(answers, task.names)
-    return Measured(numbers, _details(answers, task.names), (_line("", numbers, answers),), answers)
+    index_M = task.query.index[query.index_M.numpy()]
+    return Measured(numbers, _details(answers, task.names), (_line("", numbers, answers),), answers, index_M)
 
 
 def _knn(task: Task) -> Measured:

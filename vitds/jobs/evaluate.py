@@ -14,7 +14,6 @@ from safetensors.numpy import save
 from vitds import dist
 from vitds.data.beton import BetonFile, labelled, require_same_classes
 from vitds.errors import DataError, UsageError
-from vitds.evaluate.answers import Answers
 from vitds.evaluate.opened import open_model
 from vitds.jobs.compare import Evaluation, compared
 from vitds.jobs.data_files import named_file
@@ -153,7 +152,7 @@ def _kept(kind: str, task: Task, measured: Measured) -> Evaluation:
         "kind": kind,
         "model": model.name,
         "data": str(query.path),
-        "images": query.images,
+        "images": len(measured.lines[0].value_M),
         **measured.numbers,
         **measured.details,
         "data_hash": query.manifest.content_hash,
@@ -166,7 +165,7 @@ def _kept(kind: str, task: Task, measured: Measured) -> Evaluation:
         name = kind + _suffix(task)
         files = {f"{name}.json": json.dumps(score, ensure_ascii=False, allow_nan=False).encode()}
         if measured.answers is not None:
-            files[f"{name}-images.safetensors"] = _image_by_image(measured.answers, score, query)
+            files[f"{name}-images.safetensors"] = _image_by_image(measured, score)
         task.notes.extend(model.keep(files))
     return Evaluation(score, measured.lines)
 
@@ -183,10 +182,11 @@ def _suffix(task: Task) -> str:
     return "" if is_own else "".join(f"-{content[-12:]}" for content in hashes.values())
 
 
-def _image_by_image(answers: Answers, score: Score, query: BetonFile) -> bytes:
+def _image_by_image(measured: Measured, score: Score) -> bytes:
     """Each image's number in the .beton, its class, the predicted one and its probability."""
+    answers = measured.answers
     columns = {
-        "index": query.index,
+        "index": measured.index_M,
         "label": answers.label_M,
         "predicted": answers.predicted_M,
         "probability": answers.probability_M.astype(np.float32),

@@ -36,6 +36,7 @@ from vitds.jobs.data import build, named_set, print_built
 from vitds.jobs.fit_plan import Choice, Speed, choose, fill, measure, with_larger_crops
 from vitds.jobs.fit_result import SCRATCH, Result, print_result
 from vitds.jobs.report import report
+from vitds.rng import LARGEST_SEED
 from vitds.runs.directory import Run, read_json, write_json
 from vitds.terminal import say
 
@@ -65,6 +66,8 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         raise UsageError(f"`minutes={flags.minutes}`: must be a number of minutes, more than 0.")
     if not sources:
         raise UsageError("no images were given. Name a folder of them, a tar, a zip, or digits.")
+    if not 0 <= (flags.seed or 0) <= LARGEST_SEED:
+        raise UsageError(f"`seed={flags.seed}`: must be from 0 to {LARGEST_SEED}.")
     out = Path(flags.out or Path("runs") / (Path(sources[0]).name.partition(".")[0] or "fit")).expanduser()
     record = _Record(out, sources, flags)
     train, test = _data(record, sources, flags)
@@ -78,8 +81,8 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         say(f"nothing was trained; leave --plan out and {out} goes on from here")
         return Result(out)
     result = Result(out)
-    report(str(result.run.path), out=result.report)
     print_result(result)
+    report(str(result.run.path), out=result.report)
     return result
 
 
@@ -87,7 +90,7 @@ class _Record:
     """OUT/fit.json: of what this is a fit, the time spent, and its stages.
 
     It stands before the data is built, so that the same call goes on where that was stopped. Until then other
-    words begin anew: nothing was made of the first ones.
+    words begin anew: nothing was made of the first ones. The folder may move, or be named from another one.
 
     Raises: RunError if the folder holds the fit of other images, or anything else.
     """
@@ -96,14 +99,18 @@ class _Record:
         self.out = out
         self.path = out / "fit.json"
         of = {name: getattr(flags, name) for name in (*sorted(SOURCE_OPTIONS), "seed")}
-        of = {"sources": [str(Path(source).absolute()) for source in sources], **of}
+        named = named_set(sources, flags)
+        of = {"sources": [named] if named else [str(Path(source).absolute()) for source in sources], **of}
         self.facts: dict[str, Any] = {"of": of, "minutes": flags.minutes, "spent_s": 0.0, "stages": []}
         if self.path.exists():
             found = read_json(self.path)
+            if not self.facts.keys() <= found.keys():
+                raise RunError(f"{self.path} is no record of a fit. Choose another `out`.")
             before = found["of"]
             changed = [name for name in of if of[name] != before.get(name)]
             if not changed:
-                self.facts = found
+                self.facts = found | {"stages": [_placed(stage, out) for stage in found["stages"]]}
+                self.save()
             elif found["stages"] or any((out / "data").glob("*.beton")):
                 name = changed[0]
                 raise RunError(
@@ -158,6 +165,21 @@ class _Record:
         return next((stage["run"] for stage in reversed(self.stages) if stage["name"] != SCRATCH), None)
 
 
+def _placed(stage: dict[str, Any], out: Path) -> dict[str, Any]:
+    """A stage by the present path of its folder."""
+    before = Path(stage["run"]).parent
+
+    def placed(path: str) -> str:
+        return str(out / Path(path).relative_to(before)) if Path(path).is_relative_to(before) else path
+
+    words = stage["words"][:1]
+    words += [
+        placed(word) if flag in ("--data", "--test", "--init") else word
+        for flag, word in pairwise(stage["words"])
+    ]
+    return stage | {"run": placed(stage["run"]), "words": words}
+
+
 def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[BetonFile, BetonFile | None]:
     """The training file and, where there are two classes or more, the test file; built once.
 
@@ -173,10 +195,12 @@ def _data(record: _Record, sources: Sequence[str], flags: FitFlags) -> tuple[Bet
         return open_beton(train), open_beton(test)
     path = record.out / "data" / "photos.beton"
     halves = [with_suffix(path, half) for half in ("train", "test")]
-    if path.exists():
-        return open_beton(path), None
-    if all(half.exists() for half in halves):
-        return open_beton(halves[0]), open_beton(halves[1])
+    built_before = [path] if path.exists() else [half for half in halves if half.exists()]
+    if built_before in ([path], halves):
+        when = datetime.fromtimestamp(built_before[0].stat().st_mtime)
+        say(f"{path.parent}: the images as they were at {when:%Y-%m-%d %H:%M}; another out takes them anew")
+        files = [open_beton(file) for file in built_before]
+        return files[0], files[1] if len(files) == 2 else None
     if named:
         stored = BuildFlags(
             out=str(path), side=STORED_PX[_device()], root=flags.root, download=flags.download
@@ -216,10 +240,12 @@ def _train(
     record: _Record, choice: Choice, train: BetonFile, test: BetonFile | None, flags: FitFlags
 ) -> None:
     """Go on with what was begun; then fill the time that is left with new stages."""
+    planned = record.facts.setdefault("commands", list(choice.stages))
+    commands = planned[len(record.stages) :]
+    _check_goes_on(record, bool(commands), flags)
     if not flags.plan:
         for stage in record.stages:
             _run(record, stage)
-    commands = list(choice.stages)[len(record.stages) :]
     if commands:
         record.facts["minutes"] = flags.minutes
     elif record.extend(flags.minutes):  # all is done; more minutes than before train on
@@ -254,6 +280,24 @@ def _train(
         if not flags.plan:
             record.add(scratch)
             _run(record, scratch)
+
+
+def _check_goes_on(record: _Record, has_more: bool, flags: FitFlags) -> None:
+    """Raises: UsageError for fewer minutes than a stage that is not done was given; RunError if there is more
+    to train, and the stages were chosen for a machine of another kind.
+    """
+    minutes, device = record.facts["minutes"], record.facts.setdefault("device", _device())
+    is_open = any(not Run(Path(stage["run"])).is_finished for stage in record.stages)
+    if is_open and flags.minutes < minutes:
+        raise UsageError(
+            f"`minutes={flags.minutes:g}`: {record.out} was begun with {minutes:g}, and its epochs are set. "
+            "Give as many to go on, or another `out`."
+        )
+    if device != _device() and (is_open or has_more or flags.compare or flags.minutes > minutes):
+        raise RunError(
+            f"{record.out} was begun on a machine that trains by {device}, and this one by {_device()}, with "
+            "other networks. Go on there, or choose another `out`."
+        )
 
 
 def _timed(

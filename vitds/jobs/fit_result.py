@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.table import Table
 
+from vitds.errors import RunError
 from vitds.report.table import show
 from vitds.runs.directory import read_json
 from vitds.terminal import say
@@ -38,8 +39,14 @@ class Result:
 
     @property
     def run(self) -> TrainedRun:
-        """The last run: the model to use."""
-        return [run for name, run in self.runs.items() if name != SCRATCH][-1]
+        """The last run: the model to use.
+
+        Raises: RunError if this was a plan, or it stopped before the first run.
+        """
+        runs = [run for name, run in self.runs.items() if name != SCRATCH]
+        if not runs:
+            raise RunError(f"{self.path}: nothing was trained yet")
+        return runs[-1]
 
     @property
     def accuracy(self) -> float | None:

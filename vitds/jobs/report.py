@@ -11,6 +11,7 @@ import numpy as np
 from rich import filesize
 
 from vitds import dist
+from vitds.config.load import FREE_ON_RESUME
 from vitds.errors import ResourceError, RunError, UsageError
 from vitds.jobs.compare import group_of
 from vitds.jobs.gallery import Files, gallery
@@ -20,8 +21,6 @@ from vitds.runs.directory import Run, no_run, write_atomic
 from vitds.terminal import say
 
 PAGE = "report.html"
-# What a run is called, where it reads and how often it saves: no reason for another result.
-OF_NO_RESULT = ("data.workers", "checkpoint.", "log.", "eval.", "batch.micro_images")
 
 
 def report(run: str, *more: str, out: str | Path | None = None) -> Path:
@@ -110,7 +109,7 @@ def _table(runs: Sequence[Run]) -> dict[str, Any]:
     keys = [
         key
         for key in dict.fromkeys(key for tree in trees for key in tree)
-        if not key.startswith(OF_NO_RESULT) and len({shown(tree.get(key)) for tree in trees}) > 1
+        if not key.startswith(FREE_ON_RESUME) and len({shown(tree.get(key)) for tree in trees}) > 1
     ]
     found = [
         (run, result(run.summary), [shown(tree.get(key)) for key in keys])

@@ -84,8 +84,8 @@ def _features(model: OpenModel, file: BetonFile, device: torch.device) -> tuple[
     found = find_features(
         model.run.path / "analysis", feature_facts(model.settings, model.weights or "", file)
     )
-    if found is not None:
-        return file, found
+    if found is not None:  # without images that could not be decoded, where data.damaged skips them
+        return file.take(found.index_M.numpy()), found
     file = file.take(spread(file.images, MOST_IMAGES))
     rows_MD, index_M = own_features(model.settings, model.backbone, file, np.arange(file.images), device)
     labels = torch.from_numpy(file.labels[index_M.numpy()])

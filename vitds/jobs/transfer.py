@@ -165,13 +165,14 @@ def _sources(names: Sequence[str], out: Path, seeds: int) -> list[Source]:
             )
         settings = Run(Path(runs[0])).settings
         given.append(Source(f"{number}-{Path(group).name}", titles[group], tuple(runs), settings))
-        networks.setdefault(json.dumps([settings.backbone.name, settings.backbone.options]), settings)
-    random = []
-    for number, settings in enumerate(networks.values(), 1):
-        name = RANDOM if len(networks) == 1 else f"{RANDOM}-{number}"
-        title = RANDOM if len(networks) == 1 else f"{RANDOM} {settings.backbone.name}"
+        networks.setdefault(json.dumps([settings.backbone.name, settings.backbone.options]), given[-1])
+    random, names = [], [source.settings.backbone.name for source in networks.values()]
+    for number, source in enumerate(networks.values(), 1):
+        name, title, own = RANDOM, RANDOM, source.settings.backbone.name
+        if len(networks) > 1:  # one timm name may be two networks, by its options
+            name, title = f"{RANDOM}-{number}", f"{RANDOM} {source.title if names.count(own) > 1 else own}"
         runs = tuple(str(out / name / f"source-seed{seed}") for seed in range(seeds))
-        random.append(Source(name, title, runs, settings))
+        random.append(Source(name, title, runs, source.settings))
     return [*random, *given]
 
 
