@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.toy import flagged, refusal
+from tests.experiments.toy import TINY, flagged, refusal
 from vitds.cli import main
+from vitds.config.load import load_settings
+from vitds.data.beton import open_beton
 from vitds.errors import Stopped
 from vitds.jobs import compare_methods
-from vitds.jobs.experiment import RECORD
+from vitds.jobs.experiment import RECORD, planned_training, training_speed
 from vitds.jobs.experiment_result import figures
 from vitds.jobs.fit_plan import Speed
 from vitds.runs.directory import Run, read_json
@@ -107,6 +109,16 @@ def test_options_given_by_hand_are_those_of_the_backbone_given_by_hand(
     # Without them the model has patches of 16 pixels, which 12 are not made of.
     assert main([*command, "--backbone", "vit_small_patch16_224", "--set", small]) == 0
     assert main([*command, "--backbone", "vit_small_patch16_224"]) == 2
+
+
+def test_a_speed_is_measured_whatever_is_evaluated_along_a_training(digit_files) -> None:
+    along = {"every_epochs": 1, "hold_out": 0.2, "choose": "best"}
+    flags = {"data": digit_files[0], "test": digit_files[1], "epochs": 2}
+    words = [f"eval.{name}={value}" for name, value in along.items()]
+    words += [*TINY, "batch.global_images=8", "batch.chunk_images=8"]
+    settings = load_settings(recipe="finetune_digits", command="finetune", assignments=words, flags=flags)
+    speed = training_speed(planned_training("finetune", settings), open_beton(digit_files[1]))
+    assert speed.epoch_s > 0
 
 
 def test_knn_of_an_experiment_has_20_neighbours_whatever_a_recipe_measures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from vitds.config.methods import METHODS
 from vitds.data.catalogue import CATALOGUE
 from vitds.data.findings import Findings
 from vitds.data.published import published_images
-from vitds.errors import DataError
+from vitds.errors import DataError, Stopped
 from vitds.jobs import result_rows
 from vitds.jobs.result_rows import ROWS, read_row
 from vitds.runs.directory import Run, read_json
@@ -107,6 +108,39 @@ def test_a_row_is_made_again_from_the_published_files(
     assert main(words(shipped, out)) == 0 and len(ran) == 2, "a finished one runs nothing"
     assert main(words(shipped, out, "--toy")) == 5
     assert "this row takes 6 of side 24 at toy length" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_used_are_said_before_anything_trains(
+    shipped: Path, tmp_path: Path, ran: list[str], capsys
+) -> None:
+    ran.clear()
+    source = shutil.copytree(shipped, tmp_path / "shipped")
+    with tarfile.open(shipped / "train.tar") as tar:
+        tar.extractall(tmp_path / "train", filter="data")
+    (tmp_path / "train/0/1.png").write_bytes((tmp_path / "train/0/1.png").read_bytes()[:90])
+    with tarfile.open(source / "train.tar", "w") as tar:
+        tar.add(tmp_path / "train", ".")
+    for _ in range(2):
+        assert main(words(source, tmp_path / "out")) == 3
+        assert "flowers102-train.beton: 11 of 12 images can be used" in capsys.readouterr().err
+    assert ran == [] and main(words(shipped, tmp_path / "out", "--plan")) == 0
+
+
+def test_runs_of_a_row_that_has_changed_since_are_not_judged_by_the_new_one(
+    shipped: Path, small_rows: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def stopped(_: object) -> None:
+        raise Stopped("now")
+
+    monkeypatch.setattr("vitds.jobs.experiment.run_stages", stopped)
+    assert main(words(shipped, tmp_path / "out")) != 0
+    text = (small_rows / "small_cpu.json").read_text()
+    (small_rows / "small_cpu.json").write_text(text.replace("A small network", "A large network"))
+    try:
+        assert main(words(shipped, tmp_path / "out")) == 5
+    finally:
+        (small_rows / "small_cpu.json").write_text(text)
+    assert "title was 'A small network', now 'A large network'" in capsys.readouterr().err
 
 
 def test_toy_length_is_two_images_a_class_and_says_so(shipped: Path, tmp_path: Path, capsys) -> None:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from tests.data.images import jpeg
 from vitds.cli import main
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
-from vitds.data.beton import open_beton
+from vitds.data.beton import BetonFile, open_beton
 from vitds.data.draws import centre_views
 from vitds.errors import RunError, UsageError
 from vitds.evaluate.files import file_features
 from vitds.jobs.evaluate import evaluate
-from vitds.jobs.export import export
+from vitds.jobs.export import _test_file, export
 from vitds.jobs.runs import list_runs
 from vitds.models.build import build_backbone
 from vitds.runs.backbone import save_class_head, save_weights
@@ -393,6 +394,26 @@ def test_an_export_takes_a_checkpoint(used_runs, tmp_path: Path) -> None:
     folder = export("timm", str(newest), out=str(tmp_path / "out"))
     whole = export("timm", used_runs["supervised"], out=str(tmp_path / "whole"))
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    card = (folder / "README.md").read_text()
+    assert f"These are the weights of the checkpoint {newest.name}." in card and "| class head |" not in card
+
+
+def test_int8_is_judged_by_the_labelled_images_of_the_test_file(
+    fine: Model, tmp_path: Path, digit_files
+) -> None:
+    def found(test: str) -> BetonFile | None:
+        return _test_file(replace(fine, settings=Settings.model_validate({"data": {"test": test}})))
+
+    images = sorted((Path(digit_files[1]).parent / "test").glob("*/*.png"))[:6]
+    with open(tmp_path / "labels.csv", "w") as table:
+        table.write("file,label\n")
+        for number, image in enumerate(images):
+            shutil.copy(image, tmp_path / f"{number}.png")
+            table.write(f"{number}.png,{'ab'[number % 2] if number < 4 else ''}\n")
+    built, words = tmp_path / "some.beton", ["--labels", str(tmp_path / "labels.csv"), "--workers", "1"]
+    assert main(["data", "build", str(tmp_path), "--out", str(built), *words]) == 0
+    assert open_beton(built).images == 6 and found(str(built)).labels.tolist() == [0, 0, 1, 1]
+    assert found("digits").images == 901 and found("gone.beton") is None
 
 
 def test_the_folder_that_one_stands_in_can_be_filled(tmp_path: Path, monkeypatch) -> None:

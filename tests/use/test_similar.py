@@ -45,6 +45,7 @@ def test_an_image_that_cannot_be_read_has_no_numbers(pre: Model, photos: Path, t
     good = sorted(photos.glob("*/*.png"))[0]
     rows = pre.embed([tmp_path / "cut.png", good])
     assert np.isnan(rows[0]).all() and np.isfinite(rows[1]).all()
+    assert pre.embed([]).shape == (0, 24)
     assert pre.embed([tmp_path / "cut.png"]).shape == (1, 24)
 
 

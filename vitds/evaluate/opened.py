@@ -76,7 +76,7 @@ def open_model(name: str) -> OpenModel:
         backbone = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub client has errors of its own for each way in which a download fails
         raise ResourceError(
-            f"the published weights of {name} cannot be had: {str(error).splitlines()[0]}"
+            f"the published weights of {name} cannot be had: {(str(error) or repr(error)).splitlines()[0]}"
         ) from error
     published = backbone.pretrained_cfg
     views = {"crop_px": published["input_size"][1], "mean": published["mean"], "std": published["std"]}

@@ -99,7 +99,7 @@ def result_of(experiment: Experiment, measures: Sequence[Measure]) -> Json:
     Returns: what OUT/KIND.json holds.
     """
     path = experiment.out / f"{experiment.kind}.json"
-    if path.exists() and (before := read_json(path))["seeds"] == experiment.seeds:
+    if path.exists() and (before := read_json(path)).get("seeds") == experiment.seeds:
         return before
     found = {measure.key: figures(measure.kind, experiment.runs(measure.training)) for measure in measures}
     result = {

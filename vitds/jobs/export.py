@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from vitds.data.beton import BetonFile, open_beton
+from vitds.data.beton import BetonFile, labelled
+from vitds.data.digits import NAME as DIGITS
 from vitds.errors import ResourceError, RunError
+from vitds.jobs.data_files import open_file
 from vitds.terminal import say
 from vitds.use.export import new_folder, sameness
 from vitds.use.model import Model, open_model
@@ -56,8 +58,8 @@ def _exporter(kind: Kind):
 
 
 def _test_file(model: Model) -> BetonFile | None:
-    """The run's test file, if it is still there."""
+    """The labelled images of the run's test file, if it is still there."""
     name = model.settings.data.test
-    if name is None or not Path(name).exists():
+    if name is None or not (name == DIGITS or Path(name).exists()):
         return None
-    return open_beton(name)
+    return labelled(open_file(name, "--test", "test"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from dataclasses import dataclass, replace
+
+import torch
 
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.flags import TrainFlags
@@ -112,7 +115,9 @@ def measure(
     command: Command, recipe: str, settings: tuple[str, ...], train: BetonFile, test: BetonFile | None
 ) -> Speed:
     """Time a few steps of a stage on its own images, in a folder that is removed again."""
-    flags = TrainFlags(recipe=recipe, data=str(train.path), set=settings)
+    # Nothing is evaluated along these steps.
+    quiet = ("eval.every_epochs=0", "eval.hold_out=0", "eval.choose=last")
+    flags = TrainFlags(recipe=recipe, data=str(train.path), set=(*settings, *quiet))
     given = settings_of(command, flags)
     file, _ = training_files(given)  # of labelled images alone, where it needs labels
     head = given.head.model_copy(update={"init": "noise"})  # else all features would be computed first
@@ -120,6 +125,9 @@ def measure(
     rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
     with joined_ranks() as device:
         timed = train_steps(given, load_ds_config(None), file, rows, device, steps=TIMED_STEPS)
+    if torch.cuda.is_available():  # the stages are processes of their own, and want the memory
+        gc.collect()
+        torch.cuda.empty_cache()
     step_s = statistics.median(timed.whole_s[2:])  # the first ones fill caches
     batch = given.batch.global_images
     evaluated = 0 if test is None else test.images + (train.images if command == "pretrain" else 0)

@@ -38,7 +38,7 @@ from vitds.report.pictures import data_uri, dimmed, sheet_uri
 from vitds.runs.directory import Run, content_of_weights, known_inputs, write_atomic
 from vitds.terminal import say
 
-FORMAT = 1  # raised where the same facts come to mean other pictures
+FORMAT = 2  # raised where the same facts come to mean other pictures
 PICTURE_PX, THUMB_PX = 112, 48
 CROPPED = 3  # images whose crops are shown
 CONFUSIONS, CONFUSED = 6, 4  # pairs of classes, and pictures of each
@@ -97,7 +97,7 @@ def _made(run: Run, files: Files) -> Json:
     settings, (train, test) = run.settings, files
     trained = hold_out(train, settings.eval.hold_out, settings.seed)[0] if settings.eval.hold_out else train
     made: Json = {
-        "data": {"train": _facts(train), "test": None if test is None else _facts(test)},
+        "data": {"train": _facts(trained), "test": None if test is None else _facts(test)},
         "crops": _crops(trained, settings),
     }
     scene = open_scene(run, train, test)

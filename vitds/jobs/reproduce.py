@@ -19,10 +19,11 @@ from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import BuildOptions, build_set
 from vitds.data.catalogue import CATALOGUE
 from vitds.data.findings import Findings
+from vitds.data.manifest import manifest_path
 from vitds.data.published import published_images
 from vitds.data.sampling import Sample, draw_sample
 from vitds.data.split import with_suffix
-from vitds.errors import ResourceError, RunError, UsageError
+from vitds.errors import DataError, ResourceError, RunError, UsageError
 from vitds.jobs import result_rows
 from vitds.jobs.data import print_built
 from vitds.jobs.experiment import (
@@ -73,7 +74,8 @@ def run_reproduction(name: str, flags: ReproduceFlags) -> Json | None:
     out = Path(flags.out or Path("runs") / row_name).expanduser()
     check_folder(out)
     train, test = _data(out / DATA, row, flags)
-    asked = asked_for(flags, [train, test]) | {"row": row_name}
+    # The title too: a later version may hold another row by this name.
+    asked = asked_for(flags, [train, test]) | {"row": row_name, "title": row.title}
     experiment = begun_or_new(
         "reproduction", str(out), flags.seeds, asked, lambda: [_arm(row_name, row, train, test, flags.toy)]
     )
@@ -131,13 +133,29 @@ def _data(folder: Path, row: Row, flags: ReproduceFlags) -> tuple[BetonFile, Bet
             images = draw_sample(images, Sample(per_class=TOY_IMAGES))
         built = build_set(images, path, BuildOptions(side_px=row.side, show_progress=True), findings)
         print_built(built, time.monotonic() - began)
+        _require_all(open_beton(path), row, half, is_toy=flags.toy)
     return open_beton(halves["train"]), open_beton(halves["test"])
+
+
+def _images_of(file: BetonFile, row: Row, half: str, *, is_toy: bool) -> int:
+    return TOY_IMAGES * len(file.manifest.classes) if is_toy else CATALOGUE[row.set].counts[half]
+
+
+def _require_all(file: BetonFile, row: Row, half: str, *, is_toy: bool) -> None:
+    """Raises: DataError if images of a file that was just built could not be used; the file is removed."""
+    wanted = _images_of(file, row, half, is_toy=is_toy)
+    if file.images != wanted:
+        for path in (file.path, manifest_path(file.path)):
+            path.unlink()
+        raise DataError(
+            f"{file.path}: {file.images:,} of {wanted:,} images can be used; the others are listed above. "
+            "The row is of all: fetch the published files again"
+        )
 
 
 def _require_same(file: BetonFile, row: Row, half: str, *, is_toy: bool) -> None:
     """Raises: RunError if a file was built for another row, or for the same one at another length."""
-    counts = CATALOGUE[row.set].counts
-    wanted = TOY_IMAGES * len(file.manifest.classes) if is_toy else counts[half]
+    wanted = _images_of(file, row, half, is_toy=is_toy)
     if (file.images, file.manifest.side_px) != (wanted, row.side):
         raise RunError(
             f"{file.path} has {file.images:,} images of side {file.manifest.side_px}, and this row takes "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,10 @@ def _draw(model: Model, path: Path, asked: NamedImage, found: list[Neighbour], t
             ".png, or a smaller `count`"
         ) from None
     if escaped:
-        say(
+        print(  # standard output may be JSON
             f"{path}: no font of this machine has {' '.join(sorted(escaped))}; such letters stand there as "
-            "code points"
+            "code points",
+            file=sys.stderr,
         )
 
 

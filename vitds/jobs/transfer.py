@@ -230,7 +230,7 @@ def _write_random(source: Source) -> None:
 def _result(experiment: Experiment, sources: Sequence[Source], targets: Sequence[Target]) -> Json:
     """What OUT/transfer.json holds: found before, or measured now."""
     path = experiment.out / "transfer.json"
-    if path.exists() and (before := read_json(path))["seeds"] == experiment.seeds:
+    if path.exists() and (before := read_json(path)).get("seeds") == experiment.seeds:
         return before
     tuned = experiment.runs("finetune")
     given = {source.title: list(source.runs) for source in sources}

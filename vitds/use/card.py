@@ -12,6 +12,9 @@ from vitds.runs.directory import Run, read_json, write_atomic
 from vitds.use.model import Model
 
 NAMES_SHOWN = 20
+OF_A_CHECKPOINT = (
+    "These are the weights of the checkpoint {}. The run's figures are of its end: there are none."
+)
 CARD = """\
 ---
 license: unknown
@@ -80,7 +83,7 @@ def write_card(folder: Path, model: Model, *, library: str, usage: str, notes: l
         notes="\n".join(f"- {note}" for note in notes),
         data=_data(run, model),
         recipe=_recipe(model),
-        results=_results(run),
+        results=_results(run) if model.source == run.path else OF_A_CHECKPOINT.format(model.source.name),
     )
     write_atomic(folder / "README.md", text.encode())
     write_atomic(folder / "recipe.yaml", dump_settings(settings).encode())

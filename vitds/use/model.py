@@ -118,7 +118,7 @@ class Model:
             found, _ = find_images(images, Path(workspace))
             rows = [answer.row for answer in self.answers(found, workers=workers)]
         unknown = np.full(self.width, np.nan, np.float32)
-        return np.stack([unknown if row is None else row for row in rows])
+        return np.array([unknown if row is None else row for row in rows], np.float32).reshape(-1, self.width)
 
     @property
     def width(self) -> int:
