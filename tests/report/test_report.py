@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from tests.engine.training import small_run_path
 from vitds.cli import main
 from vitds.config.load import load_settings
-from vitds.config.tree import Settings
 from vitds.evaluate.files import own_features
 from vitds.evaluate.opened import open_model
 from vitds.jobs.data_files import training_files
@@ -48,10 +47,11 @@ def test_the_page_has_the_result_its_interval_and_the_majority_baseline(runs, pa
 
 
 def test_runs_of_other_images_or_another_checkpoint_are_no_seeds_of_one_group(tmp_path: Path) -> None:
-    changes = {"a": {}, "b": {"hold_out": 0.1, "every_epochs": 1}, "c": {"batch_images": 64}}
-    for name, changed in changes.items():
+    changes = {"a": [], "b": ["eval.hold_out=0.1", "eval.every_epochs=1"], "c": ["eval.batch_images=64"]}
+    for name, words in changes.items():
         (tmp_path / name).mkdir()
-        save_settings(Run(tmp_path / name), Settings.model_validate({"eval": changed}))
+        flags = {"recipe": "finetune_digits", "command": "finetune", "flags": {}}
+        save_settings(Run(tmp_path / name), load_settings(assignments=words, **flags))
         write_json(tmp_path / name / "summary.json", {"seconds": 1.0})
     table = _table([Run(tmp_path / name) for name in "abc"])
     assert table["keys"] == ["eval.hold_out"] and [row["group"] for row in table["rows"]] == [1, 2, 1]
