@@ -158,8 +158,12 @@ def test_a_plan_trains_nothing_and_says_what_it_would(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"data", "fit.json"}
 
 
+def page_fails(*_: object, **__: object) -> None:
+    raise ValueError("of a library that draws")
+
+
 def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: Speed(epoch_s=20.0, around_s=0.0))  # any machine
     out = tmp_path / "out"
@@ -172,6 +176,10 @@ def test_a_folder_becomes_a_model_in_use_and_more_minutes_train_on(
     with pytest.raises(RunError, match="was begun with other words: seed was None, now 3"):
         fit(photos, minutes=1.5, out=out, seed=3)
     assert fit(photos, minutes=1.5, out=out).runs.keys() == {"finetune"}  # nothing is left to do
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="of a library that draws"):
+        patch.setattr("vitds.jobs.fit.report", page_fails)
+        fit(photos, minutes=1.5, out=out)
+    assert "classify:   vitds predict" in capsys.readouterr().out.rpartition("as they were at")[2]
     with pytest.raises(UsageError, match=r"0\.2 of them are left"):
         fit(photos, minutes=1.7, out=out)
     fit(photos, minutes=3.5, out=out, plan=True)  # neither a refusal nor a plan uses up what it asks for

@@ -81,8 +81,10 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         say(f"nothing was trained; leave --plan out and {out} goes on from here")
         return Result(out)
     result = Result(out)
-    print_result(result)
-    report(str(result.run.path), out=result.report)
+    try:
+        report(str(result.run.path), out=result.report)
+    finally:  # whatever goes wrong with the page
+        print_result(result)
     return result
 
 
