@@ -51,7 +51,7 @@ def test_stages_run_in_order_and_a_finished_one_is_skipped(tmp_path: Path, capsy
 def test_stages_of_known_work_say_after_each_when_all_will_be_done(tmp_path: Path, capsys) -> None:
     command = tuple(python(tmp_path, "done.py", DONE).split())
     began = datetime.now()
-    run_stages([Stage(Path(name), command, work) for name, work in (("a", 1.0), ("b", 1e6), ("c", 0.0))])
+    run_stages([Stage(Path(name), command, work) for name, work in (("a", 1.0), ("b", 1e7), ("c", 0.0))])
     first, *more = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about")]
     minutes, ends = first.removeprefix("about ").split(" minutes for the 2 stages that are left, until ")
     promised = datetime.strptime(ends, "%Y-%m-%d %H:%M") - began

@@ -83,7 +83,7 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
 
     Raises: VitdsError with the stage's exit status if a command fails; the stages before stay finished.
     """
-    results, work = [], 0.0  # of the stages that ran here
+    results, work, spent_s = [], 0.0, 0.0  # of the stages that ran here
     for number, stage in enumerate(stages, 1):
         run, seconds = Run(stage.run), 0.0
         if run.is_finished:
@@ -102,10 +102,10 @@ def run_stages(stages: Sequence[Stage]) -> list[StageResult]:
                 error = VitdsError(f"stage {number} ({stage.run}) ended with status {status}; {where}")
                 error.exit_code = status or 1
                 raise error
-            work += stage.work
+            work, spent_s = work + stage.work, spent_s + seconds
         results.append(StageResult(run, round(seconds, 1)))
         if work:
-            _say_end(stages[number:], sum(result.seconds for result in results) / work)
+            _say_end(stages[number:], spent_s / work)
     return results
 
 
