@@ -295,7 +295,8 @@ def _check_goes_on(record: _Record, has_more: bool, flags: FitFlags) -> None:
             f"`minutes={flags.minutes:g}`: {record.out} was begun with {minutes:g}, and its epochs are set. "
             "Give as many to go on, or another `out`."
         )
-    if device != _device() and (is_open or has_more or flags.compare or flags.minutes > minutes):
+    compares = flags.compare and all(stage["name"] != SCRATCH for stage in record.stages)
+    if device != _device() and (is_open or has_more or compares or flags.minutes > minutes):
         raise RunError(
             f"{record.out} was begun on a machine that trains by {device}, and this one by {_device()}, with "
             "other networks. Go on there, or choose another `out`."
