@@ -24,6 +24,7 @@ def test_the_kernel_does_not_hand_out_a_steps_memory_anew() -> None:
     ran = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
     first, *others = json.loads(ran.stdout)
     pages = 64 * 2**20 // resource.getpagesize()
-    assert first >= pages
+    # Some of the first one may lie in pages that the process already had.
+    assert first > 0.9 * pages
     # Small blocks come to lie in the freed one, a few times.
     assert sum(others[-8:]) < pages
