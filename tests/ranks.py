@@ -1,11 +1,14 @@
 """Real gloo ranks for tests: one pool of processes a world size, kept for the whole session, for a start
-costs seconds.
+costs seconds. Python's fork server makes them, with torch, timm and DeepSpeed loaded, which alone takes ten
+seconds of a core a process.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -13,7 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 240
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.engine.training"])
 
 
 def _serve(rank: int, ranks: int, meeting: str, pipe: Connection) -> None:
@@ -49,13 +55,12 @@ class RankPool:
 
     def __init__(self, ranks: int) -> None:
         self.ranks, self.folder = ranks, tempfile.TemporaryDirectory()
-        context = multiprocessing.get_context("spawn")
         meeting = str(Path(self.folder.name) / "meeting")
         self.log, self.output = Path(self.folder.name) / "output", ""
         self.pipes, self.processes = [], []
         for rank in range(ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, ranks, meeting, theirs), daemon=True)
+            ours, theirs = FORKS.Pipe()
+            process = FORKS.Process(target=_serve, args=(rank, ranks, meeting, theirs), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -91,3 +96,66 @@ class RankPool:
         for process in self.processes:
             process.kill()
             process.join()
+
+
+class ForkedProgram:
+    """A Python function that runs as a program of its own, with what Popen offers of it.
+
+    Args:
+        function: of a module; its result is the exit status. It begins in the root of the repository.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(self, function: Callable[..., int], *arguments: Any, environment: dict[str, str]) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.said = Path(self.folder.name) / "stderr"
+        self.process = FORKS.Process(
+            target=_run_program, args=(function, arguments, dict(os.environ) | environment, str(self.said))
+        )
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; minus the number of a signal that ended it."""
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status. Raises: TimeoutError."""
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise TimeoutError(f"process {self.pid} still runs after {timeout} s")
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        """Nothing, and what it wrote to stderr until its end. Raises: TimeoutError."""
+        self.wait(timeout)
+        return None, self.said.read_text()
+
+    def send_signal(self, number: int) -> None:
+        """To this process alone."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """At once, if it still runs."""
+        self.process.kill()
+
+
+def _run_program(
+    function: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], said: str
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    # multiprocessing ends its processes without the functions of atexit; a program's are called.
+    try:
+        status = function(*arguments)
+    finally:
+        atexit._run_exitfuncs()
+    sys.exit(status)

@@ -34,6 +34,7 @@ from tests.engine.training import (
     stopped_run,
     words_of,
 )
+from tests.ranks import ForkedProgram
 from vitds.config.tree import Settings
 from vitds.data.order import epoch_order
 from vitds.engine.live import Live
@@ -53,9 +54,9 @@ HEAVY = LONG | {
 
 
 @pytest.fixture
-def start_rank() -> Iterator[Callable[..., subprocess.Popen]]:
+def start_rank() -> Iterator[Callable[..., ForkedProgram]]:
     """start_rank(rank, port, words) is one of two ranks of `vitds pretrain`; none outlives the test."""
-    started: list[subprocess.Popen] = []
+    started: list[ForkedProgram] = []
 
     def start(rank: int, port: int, words: list[str], **options: Any) -> subprocess.Popen:
         started.append(start_rank_process(rank, port, words, **options))
@@ -81,7 +82,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def wait_for_lines(run: Path, lines: int, *processes: subprocess.Popen) -> None:
+def wait_for_lines(run: Path, lines: int, *processes: ForkedProgram | subprocess.Popen) -> None:
     while len(read_metrics(run / "metrics.jsonl")) < lines:
         for process in processes:
             assert process.poll() is None, process.communicate()

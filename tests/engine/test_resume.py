@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -20,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.engine.grid import DIMENSIONS, Case, all_cases, options_of, pairwise_cases
 from tests.engine.training import outcome, rewound, small_losses, small_run, small_run_path, stopped_run
+from tests.ranks import ForkedProgram
 from vitds.errors import DataError, RunError
+from vitds.runs import checkpoint
 from vitds.runs.directory import Run
 from vitds.runs.metrics import read_metrics
 
-ROOT = Path(__file__).parents[2]
 # On a CPU for the test's sake; where DeepSpeed's stage 0 would keep masters that we could not save.
 FP16 = pairwise_cases()[0] | {
     "precision": "fp16",
@@ -33,36 +32,30 @@ FP16 = pairwise_cases()[0] | {
     "step": 4,
 }  # the first steps find the loss scale
 EPOCHS = 4  # of three steps
-# A run in a process of its own; argument 4 names a function of a save before which the process kills itself,
-# at its third call.
-SMALL_RUN = """
-import json, os, signal, sys
-from tests.engine.training import small_run
-from vitds.runs import checkpoint
 
-def killed_at_third_call(function, calls=[]):
+
+def killed_at_third_call(function: Callable) -> Callable:
+    calls = []
+
     def call(*arguments):
         calls.append(1)
         return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else function(*arguments)
+
     return call
 
-if sys.argv[4]:
-    setattr(checkpoint, sys.argv[4], killed_at_third_call(getattr(checkpoint, sys.argv[4])))
-small_run(sys.argv[1], json.loads(sys.argv[2]), **json.loads(sys.argv[3]))
-"""
+
+def small_program(run: Path, data: tuple[str, str], options: dict, killed_before: str) -> int:
+    if killed_before:
+        setattr(checkpoint, killed_before, killed_at_third_call(getattr(checkpoint, killed_before)))
+    small_run(str(run), data, **options)
+    return 0
 
 
-def start_process(
-    run: Path, data: tuple[str, str], options: dict, killed_before: str = ""
-) -> subprocess.Popen:
-    words = [sys.executable, "-c", SMALL_RUN, str(run), json.dumps(data), json.dumps(options), killed_before]
-    return subprocess.Popen(
-        words,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"LOCAL_SIZE": "1"},
-    )
+def start_process(run: Path, data: tuple[str, str], options: dict, killed_before: str = "") -> ForkedProgram:
+    """A run in a process of its own. `killed_before` names a function of a save before which it kills itself,
+    at its third call.
+    """
+    return ForkedProgram(small_program, run, data, options, killed_before, environment={"LOCAL_SIZE": "1"})
 
 
 def test_the_cases_below_pair_every_two_values() -> None:
@@ -103,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     process = start_process(killed, digit_files, options, killed_before)
     if not killed_before:
         while len(read_metrics(killed / "metrics.jsonl")) < random.Random(stage).randint(2, 9):
-            assert process.poll() is None, process.stderr.read().decode()
+            assert process.poll() is None, process.communicate()
             time.sleep(0.001)
         time.sleep(random.Random(stage).random() * 0.05)
         process.kill()
@@ -220,10 +213,9 @@ def test_a_second_writer_is_refused(rank_pool, digit_files, tmp_path: Path) -> N
     run = tmp_path / "run"
     process = start_process(run, digit_files, {"epochs": 200})
     while len(read_metrics(run / "metrics.jsonl")) < 1:
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     said = rank_pool(1).run(resume_error, str(run), digit_files, epochs=200)[0]
     process.send_signal(signal.SIGTERM)
-    process.wait()
     assert f"is in use by process {process.pid}" in said
-    assert b"stopped by a signal after step" in process.stderr.read()
+    assert "stopped by a signal after step" in process.communicate()[1]

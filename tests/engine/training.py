@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,10 +17,12 @@ from unittest import mock
 
 from deepspeed.accelerator import get_accelerator
 
+from tests.ranks import ForkedProgram
 from vitds import dist
+from vitds.cli import main
 from vitds.config.deepspeed import load_ds_config
 from vitds.config.methods import readers
-from vitds.engine import resolve
+from vitds.engine import process, resolve, watchdog
 from vitds.errors import Stopped
 from vitds.jobs.train import finetune, pretrain
 from vitds.runs.checkpoint import list_checkpoints
@@ -229,24 +230,6 @@ def signal_after_lines(run: Path, lines: int, number: int = signal.SIGUSR1) -> N
     threading.Thread(target=watch, daemon=True).start()
 
 
-# A run as a person starts it, which soon loses patience with ranks that do not come; SIGUSR2 makes its main
-# thread hang, with a watchdog that soon loses patience too.
-RANK = """
-import datetime, os, signal, sys, time
-from vitds.cli import main
-from vitds.engine import process, watchdog
-
-process.MEETING_TIMEOUT = datetime.timedelta(seconds=float(os.environ["MEETING_S"]))
-
-def hang(*_):
-    watchdog.HUNG_AFTER_S = 1.0
-    time.sleep(600)
-
-signal.signal(signal.SIGUSR2, hang)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def words_of(
     run: Path, data: tuple[str, str], *, epochs: int, stage: str = "0", **changes: object
 ) -> list[str]:
@@ -276,15 +259,26 @@ def free_port() -> int:
 
 def start_rank_process(
     rank: int, port: int, words: list[str], *, ranks: int = 2, meeting_s: float = 60.0
-) -> subprocess.Popen:
+) -> ForkedProgram:
     """One rank of `vitds pretrain` as a process of its own; what it says is in its `stderr`."""
     group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-    environment = (
-        os.environ
-        | group
-        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MEETING_S": str(meeting_s)}
+    return ForkedProgram(
+        _run_rank,
+        words,
+        meeting_s,
+        environment=group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
     )
-    command = [sys.executable, "-c", RANK, "pretrain", *words]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+
+
+def _run_rank(words: list[str], meeting_s: float) -> int:
+    """A run as a person starts it, which soon loses patience with ranks that do not come; SIGUSR2 makes its
+    main thread hang, with a watchdog that soon loses patience too.
+    """
+
+    def hang(*_: object) -> None:
+        watchdog.HUNG_AFTER_S = 1.0
+        time.sleep(600)
+
+    process.MEETING_TIMEOUT = datetime.timedelta(seconds=meeting_s)
+    signal.signal(signal.SIGUSR2, hang)
+    return main(["pretrain", *words])

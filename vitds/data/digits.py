@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from vitds.data.beton import open_beton
 from vitds.data.build import BuildOptions, build_set
@@ -35,6 +34,8 @@ def digit_images(split: str) -> ImageSet:
     """
     if split not in ("train", "test"):
         raise UsageError(f"`split={split}`: the digits have train and test.")
+    from sklearn.datasets import load_digits  # at the top it costs every start a second
+
     digits = load_digits()
     grey = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
     images = []

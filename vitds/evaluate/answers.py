@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from vitds.evaluate.bootstrap import Interval, intervals
@@ -189,6 +188,8 @@ def per_class(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
 
     The last three are in percent, and None where there is nothing to divide by.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # at the top it costs every start a second
+
     precision_C, recall_C, f1_C, images_C = precision_recall_fscore_support(
         answers.label_M, answers.predicted_M, labels=range(len(names)), zero_division=np.nan
     )
@@ -209,6 +210,8 @@ def per_class(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def confusions(answers: Answers) -> list[tuple[int, int, int]]:
     """The confusion matrix, without its zeros: (right class, predicted class, images), by number."""
+    from sklearn.metrics import confusion_matrix
+
     numbers = np.union1d(answers.label_M, answers.predicted_M)
     matrix = confusion_matrix(answers.label_M, answers.predicted_M, labels=numbers)
     return [

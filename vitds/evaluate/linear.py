@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from vitds import rng
@@ -138,6 +133,8 @@ def draw_held_out(
 def _held_out_curve(
     rows_MD: NDArray[np.float32], label_M: NDArray[np.integer], is_held_out: NDArray[np.bool_]
 ) -> tuple[HeldOut, ...]:
+    from sklearn.metrics import log_loss  # at the top scikit-learn costs every start a second
+
     model, curve = _new_classifier(), []
     rows_HD, label_H = rows_MD[is_held_out], label_M[is_held_out]
     for strength in STRENGTHS:
@@ -147,17 +144,21 @@ def _held_out_curve(
     return tuple(curve)
 
 
-def _new_classifier() -> Pipeline:
+def _new_classifier() -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(solver="lbfgs", warm_start=True, max_iter=200))
 
 
-def _fit(
-    model: Pipeline, strength: float, rows_MD: NDArray[np.float32], label_M: NDArray[np.integer]
-) -> None:
+def _fit(model: Any, strength: float, rows_MD: NDArray[np.float32], label_M: NDArray[np.integer]) -> None:
     """Fit from where the model stands.
 
     scikit-learn's C weighs the sum of the losses, our strength goes with their mean.
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # Weak regularisation of separable classes has its optimum far out; a fit cut short there is judged
         # like any other.
@@ -165,7 +166,7 @@ def _fit(
         model.set_params(logisticregression__C=1 / (strength * len(label_M))).fit(rows_MD, label_M)
 
 
-def _scores(model: Pipeline, rows_QD: NDArray[np.float32]) -> Float[Tensor, "Q seen"]:
+def _scores(model: Any, rows_QD: NDArray[np.float32]) -> Float[Tensor, "Q seen"]:
     """One score a class that the bank has; of two classes scikit-learn gives one column, the second's."""
     score = torch.from_numpy(model.decision_function(rows_QD)).double()
     return torch.stack([-score, score], 1) if score.ndim == 1 else score

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 FEWEST = 8  # of fewer images a plane says nothing
@@ -22,6 +20,10 @@ def plane(rows_MD: Float[Tensor, "M D"]) -> Float[np.ndarray, "M 2"]:
     Args:
         rows_MD: at least FEWEST. Time grows with M log M: 2,000 take some seconds.
     """
+    # At the top scikit-learn costs every start a second.
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     unit_MD = F.normalize(rows_MD.float(), dim=1).numpy()
     images = len(unit_MD)
     if min(unit_MD.shape) > COMPONENTS:

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from vitds import rng
@@ -116,6 +114,8 @@ def similarity_transfer(
         seed: of the draw of images, see `pair_images`.
     Raises: ShapeError if the lengths differ. NumericsError if a number is not finite.
     """
+    from scipy.stats import rankdata  # at the top it costs every start half a second
+
     if len(w_MD) != len(f_MD):
         raise ShapeError(f"{len(w_MD)} rows but features of {len(f_MD)} images; row i belongs to image i")
     taken = pair_images(len(f_MD), seed)
@@ -174,6 +174,8 @@ def embedding_score(
     Raises: ValueError if there are fewer than two vectors, or a label is outside 0..classes-1. NumericsError
         if a number is not finite.
     """
+    from sklearn.metrics import roc_auc_score  # at the top it costs every start a second
+
     check_labelled("embedding", rows_MD, label_M, classes)
     if len(rows_MD) < 2:
         raise ValueError("an embedding of one image has no neighbours")

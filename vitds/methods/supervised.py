@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from vitds.batch import CropBatch, Targets, TrainBatch
@@ -41,6 +40,10 @@ class Method(base.Method):
         So the weights are fixed for the run, and a step's loss keeps its divisor, which every rank knows.
         """
         if self.is_balanced:
+            from sklearn.utils.class_weight import (
+                compute_class_weight,  # at the top it costs every start a second
+            )
+
             present = np.unique(label_N)
             weight = compute_class_weight("balanced", classes=present, y=label_N)
             self.class_weight_C[torch.from_numpy(present)] = torch.from_numpy(weight).float()

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from vitds import dist
@@ -37,13 +34,16 @@ def draw_curve(run: Run) -> None:
 
 
 def _draw(run: Run, lines: list[dict[str, Any]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # at the top they cost every start 0.4 s
+    from matplotlib.figure import Figure
+
     steps = [line["step"] for line in lines]
     terms = sorted({key for line in lines for key in line if key.startswith(TERMS)})
     # The loss is the sum of its terms: on one axis with them it would look like one more.
     panels = [["loss"], terms] if len(terms) > 1 else [["loss"]]
     figure = Figure(figsize=(8, 1.5 + 3 * len(panels)), layout="constrained")
     canvas = FigureCanvasAgg(figure)  # needs no display
-    axes: list[Axes] = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+    axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
     for panel, keys in zip(axes, panels, strict=True):
         for key in keys:
             panel.plot(steps, _numbers(lines, key), label=key.removeprefix(TERMS), linewidth=1)

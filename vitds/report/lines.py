@@ -12,7 +12,6 @@ from math import isfinite
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 40
@@ -123,6 +122,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
+    from matplotlib.ticker import MaxNLocator  # at the top it costs every start 0.4 s
+
     return [float(tick) for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high)]
 
 

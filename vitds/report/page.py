@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitds.report.curves import charts
@@ -117,6 +116,8 @@ def page_of_experiment(result: ResultTable, runs: Sequence[Run], table: dict[str
 
 
 def _rendered(title: str, runs: Sequence[Run], sections: dict[str, str], **parts: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # at the top it costs every start 0.3 s
+
     # What is missing from `parts` is a fault of ours and no empty place on the page; `is defined` asks.
     environment = Environment(
         loader=PackageLoader("vitds", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
