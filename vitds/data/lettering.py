@@ -7,8 +7,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
 LINE_PX = 14
@@ -81,12 +79,16 @@ def _font_for(text: str) -> ImageFont.FreeTypeFont | None:
 
 def _font_files() -> Iterator[str]:
     """DejaVu Sans, which comes with matplotlib, then whatever this machine has."""
+    from matplotlib import font_manager  # at the top it costs every start 0.4 s
+
     yield font_manager.findfont("DejaVu Sans")
     yield from sorted(font_manager.findSystemFonts())
 
 
 @functools.cache
 def _letters_of(path: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
     try:
         return frozenset(FT2Font(path).get_charmap())
     except Exception:  # a font file that is damaged, or of a kind that FreeType does not read
