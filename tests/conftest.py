@@ -9,13 +9,9 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tests.own_cores  # noqa: F401 - before torch
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported anywhere
-# Before torch is, each process of the suite takes its share of the cores, for itself and all that it starts.
-# With all cores for each, threads wait in loops for such as the other process has put off.
-worker, workers = (os.environ.get(f"PYTEST_XDIST_{name}") for name in ("WORKER", "WORKER_COUNT"))
-cores = sorted(os.sched_getaffinity(0))
-if worker and int(workers) <= len(cores):
-    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: int(workers)])
 
 import numpy as np
 import pytest
