@@ -1,5 +1,5 @@
-"""Each process of the suite takes its share of the cores, for itself and all that it starts; before torch counts
-them.
+"""Each process of the suite takes its share of the cores, for itself and all that it starts, before torch
+counts them.
 
 With all cores for each, threads wait in loops for such as the other process has put off, and trainings take
 several times as long.
