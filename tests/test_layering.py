@@ -7,6 +7,7 @@ that a training starts at once: they can be in no cycle.
 """
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,3 +200,8 @@ def test_evaluation_loads_no_deepspeed(module):
 def test_help_and_the_bare_import_start_without_torch(statement):
     check = f"{statement}\nimport sys; assert not {{'torch', 'deepspeed', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_the_processes_of_the_suite_share_it_by_whole_files(request):
+    assert request.node.nodeid.endswith("@tests/test_layering.py")

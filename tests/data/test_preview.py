@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 
 from tests.data.images import class_folders, write_folder
@@ -206,8 +207,8 @@ def test_letters_that_a_font_at_hand_has_are_drawn_with_it(text):
 def test_letters_that_no_font_has_stand_as_code_points_and_are_said_once(
     tmp_path, recipe_of, monkeypatch, capsys
 ):
-    own = lettering.font_manager.findfont("DejaVu Sans")
-    monkeypatch.setattr(lettering.font_manager, "findSystemFonts", lambda: [own])
+    own = font_manager.findfont("DejaVu Sans")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [own])
     build_beton([class_folders(tmp_path / "set", {"中文": 4, "Bäume": 4}, picture)], tmp_path / "x.beton")
     preview(tmp_path / "x.beton", recipe=recipe_of("cutmix", "supervised", 1), out=tmp_path / "page.png")
     (said,) = [line for line in capsys.readouterr().out.splitlines() if "no font" in line]

@@ -258,7 +258,13 @@ def free_port() -> int:
 
 
 def start_rank_process(
-    rank: int, port: int, words: list[str], *, ranks: int = 2, meeting_s: float = 60.0
+    rank: int,
+    port: int,
+    words: list[str],
+    *,
+    ranks: int = 2,
+    meeting_s: float = 60.0,
+    hung_after_s: float = 1500.0,
 ) -> ForkedProgram:
     """One rank of `vitds pretrain` as a process of its own; what it says is in its `stderr`."""
     group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
@@ -266,11 +272,12 @@ def start_rank_process(
         _run_rank,
         words,
         meeting_s,
+        hung_after_s,
         environment=group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
     )
 
 
-def _run_rank(words: list[str], meeting_s: float) -> int:
+def _run_rank(words: list[str], meeting_s: float, hung_after_s: float) -> int:
     """A run as a person starts it, which soon loses patience with ranks that do not come; SIGUSR2 makes its
     main thread hang, with a watchdog that soon loses patience too.
     """
@@ -279,6 +286,7 @@ def _run_rank(words: list[str], meeting_s: float) -> int:
         watchdog.HUNG_AFTER_S = 1.0
         time.sleep(600)
 
+    watchdog.HUNG_AFTER_S = hung_after_s
     process.MEETING_TIMEOUT = datetime.timedelta(seconds=meeting_s)
     signal.signal(signal.SIGUSR2, hang)
     return main(["pretrain", *words])

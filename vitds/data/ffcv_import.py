@@ -53,9 +53,11 @@ __all__ = [
 
 
 def _set_num_threads(compiler: type[Compiler], threads: int) -> None:
-    """FFCV's own, without its torch.set_num_threads."""
+    """FFCV's own, without its torch.set_num_threads, and for as many threads as one likes: numba takes no
+    more than there are cores.
+    """
     compiler.num_threads = threads if threads > 0 else cpu_count()
-    numba.set_num_threads(compiler.num_threads)
+    numba.set_num_threads(min(compiler.num_threads, numba.config.NUMBA_NUM_THREADS))
 
 
 Compiler.set_num_threads = classmethod(_set_num_threads)

@@ -26,7 +26,7 @@ LOOKS_EVERY_S = 5.0
 
 class Watchdog:
     """Ends this process when `at` is not called for HUNG_AFTER_S, with the stacks of all threads, or when a
-    peer has ended and this rank still waits.
+    peer has ended and this rank still waits. Time in which the process was stopped does not count.
 
     Every waiting rank tells its own; the one that does not stand in a collective is the one to look at.
 
@@ -61,7 +61,12 @@ class Watchdog:
         return self.peers.ended()
 
     def _watch(self) -> None:
-        while not self.is_over.wait(min(LOOKS_EVERY_S, HUNG_AFTER_S / 4)):
+        looked = time.monotonic()
+        while not self.is_over.wait(pause_s := min(LOOKS_EVERY_S, HUNG_AFTER_S / 4)):
+            # Ctrl-Z, `scontrol suspend` and kill -STOP stop this thread, too.
+            stopped_s, looked = time.monotonic() - looked - 2 * pause_s, time.monotonic()
+            if stopped_s > 0:
+                self.since = min(looked, self.since + stopped_s)
             if gone := self.waits_for():
                 # As any other end of a rank: no stacks, for this one is not the cause.
                 _end(self.peers.end_with("; ".join(gone)))
