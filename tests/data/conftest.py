@@ -8,8 +8,8 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def numbas_leavings_are_gone() -> Iterator[None]:
-    """Stock FFCV's pipelines leave cycles with finalisers. One that runs while a later test parses source makes
-    Python 3.11's parser fail.
+    """Stock FFCV's pipelines leave cycles with finalisers. One that runs while a later test parses source
+    makes Python 3.11's parser fail.
     """
     yield
     gc.collect()
