@@ -1,3 +1,5 @@
+"""What the tests of data leave behind does not reach the next ones."""
+
 from __future__ import annotations
 
 import gc

@@ -58,7 +58,7 @@ def start_rank() -> Iterator[Callable[..., ForkedProgram]]:
     """start_rank(rank, port, words) is one of two ranks of `vitds pretrain`; none outlives the test."""
     started: list[ForkedProgram] = []
 
-    def start(rank: int, port: int, words: list[str], **options: Any) -> subprocess.Popen:
+    def start(rank: int, port: int, words: list[str], **options: Any) -> ForkedProgram:
         started.append(start_rank_process(rank, port, words, **options))
         return started[-1]
 
@@ -157,12 +157,14 @@ def test_a_rank_that_hangs_says_where_and_ends_the_others(digit_files, start_ran
 
 def test_time_in_which_a_run_was_stopped_is_no_hang(digit_files, start_rank, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_rank(0, free_port(), words_of(run, digit_files, **HEAVY), ranks=1, hung_after_s=4.0)
+    process = start_rank(0, free_port(), words_of(run, digit_files, **HEAVY), ranks=1, hung_after_s=10.0)
     wait_for_lines(run, 1, process)
     process.send_signal(signal.SIGSTOP)
-    time.sleep(6)
+    time.sleep(12)
+    lines = len(read_metrics(run / "metrics.jsonl"))
     process.send_signal(signal.SIGCONT)
-    wait_for_lines(run, len(read_metrics(run / "metrics.jsonl")) + 3, process)
+    wait_for_lines(run, lines + 3, process)
+    assert process.poll() is None and len(read_metrics(run / "metrics.jsonl")) >= lines + 3
 
 
 def test_a_second_run_on_the_same_port_is_refused_and_the_first_goes_on(
