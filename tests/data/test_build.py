@@ -261,7 +261,29 @@ def test_test_fraction_splits_images_without_labels(tmp_path):
 def test_a_duplicate_in_the_other_half_is_named(tmp_path):
     source = write_folder(tmp_path / "set", {"a/1.png": png(1), "a/2.png": png(1)})
     (_, train), (_, test) = build_beton([source], tmp_path / "x.beton", test_fraction=0.5)
-    assert train.findings == {} and test.findings["duplicate"].count == 1
+    assert train.findings == {} and list(test.findings) == ["leak"]
+    (line,) = test.findings["leak"].names
+    assert sorted(Path(name).name for name in line.split(" = ")) == ["1.png", "2.png"]
+
+
+def test_a_split_whose_name_is_no_text_stands_in_the_manifest_with_escapes(tmp_path):
+    split = os.fsdecode(b"\xe9t\xe9")
+    source = write_folder(tmp_path / "set", {f"{split}/{name}/1.png": png(1) for name in ("a", "b")})
+    ((_, manifest),) = build_beton([source], tmp_path / "x.beton", split=split)
+    assert manifest.split == "\\xe9t\\xe9"
+
+
+def test_copies_in_the_test_file_alone_are_duplicates(tmp_path):
+    source = write_folder(tmp_path / "set", {f"a/{i}.png": png(i % 4) for i in range(12)})
+    options = {"test_fraction": 0.5, "group": r"(\d+)[.]png"}
+    (_, train), (_, test) = build_beton([source], tmp_path / "x.beton", **options)
+    copies = {kind: found.count for kind, found in test.findings.items() if kind in ("leak", "duplicate")}
+    trained = {int(Path(name).stem) % 4 for name in train.names.split("\n")}
+    tested = [int(Path(name).stem) % 4 for name in test.names.split("\n")]
+    leaks = sum(number in trained for number in tested)
+    own = [number for number in tested if number not in trained]
+    expected = {"leak": leaks, "duplicate": len(own) - len(set(own))}
+    assert copies == {kind: count for kind, count in expected.items() if count}
 
 
 def test_test_fraction_without_a_class_of_two_is_refused(tmp_path):

@@ -67,7 +67,7 @@ def test_a_folder_that_a_system_left_behind_is_no_class_and_holds_no_images(scan
 
 
 def test_names_that_only_resemble_those_of_systems_are_classes(scan):
-    assert scan(tree("@home", "lost", "recycle"))[1] == ("@home", "lost", "recycle")
+    assert scan(tree("@home", "lost", "recycled"))[1] == ("@home", "lost", "recycled")
 
 
 SPLITS = {

@@ -259,6 +259,17 @@ def test_a_name_that_several_files_have_is_asked_about(tmp_path):
     assert [image.class_name for image in images.images] == ["ant", "bee"]
 
 
+def test_a_quote_after_a_blank_spoils_no_table_with_commas(folder):
+    """To the delimiter " " it opens a cell, which then is longer than Python's reader allows."""
+    rows = [("a1.jpg", 'ant, "big" '), ("a2.jpg", 'ant, "big" '), ("b1.jpg", "bee"), *ROWS[3:]]
+    rows += [(f"gone{number}.jpg", f"{number} plates") for number in range(9000)]
+    path = table(folder, "".join('{},"{}"\n'.format(name, label.replace('"', '""')) for name, label in rows))
+    assert 'ant, "big"' in scan(folder, labels=path)[0].classes
+    path.write_text('a1.jpg,"ant\n' + "b1.jpg,bee\n" * 20_000)
+    with pytest.raises(DataError, match=r"labels\.csv: line \d+: not a row of a table \(field larger"):
+        scan(folder, labels=path)
+
+
 def test_labels_that_differ_by_case_are_merged_or_kept_as_a_person_says(folder):
     rows = [("a1.jpg", "ant"), ("a2.jpg", "ant"), ("b1.jpg", "Ant"), ("b2.png", "bee")]
     path = table(folder, text_of(rows))

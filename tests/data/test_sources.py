@@ -16,7 +16,7 @@ from vitds.data.archives import list_members
 from vitds.data.findings import Findings
 from vitds.data.images import read_bytes
 from vitds.data.sources import ImageSet, SourceOptions, scan_sources
-from vitds.errors import DataError
+from vitds.errors import DataError, UsageError
 
 SOME = {"cat/b.jpg": b"1", "cat/a.JPG": b"2", "ant/x/deep.png": b"3", "ant/z.jpeg": b"4"}
 ORDER = ["ant/x/deep.png", "ant/z.jpeg", "cat/a.JPG", "cat/b.jpg"]
@@ -97,6 +97,20 @@ def test_a_class_name_written_in_two_unicode_forms_is_one_class(tmp_path, scan):
     assert images.classes == ("caf\u00e9", "花")
 
 
+def test_class_folders_that_differ_by_case_are_merged_or_kept_as_a_person_says(tmp_path):
+    one = write_folder(tmp_path / "one", {"Cat/1.jpg": b"", "Cat/2.jpg": b"", "dog/1.jpg": b""})
+    two = write_folder(tmp_path / "two", {"cat/1.jpg": b"", "dog /2.jpg": b"", " /3.jpg": b""})
+
+    def classes(alike: str | None) -> tuple[str, ...]:
+        return scan_sources([one, two], Findings(), tmp_path, SourceOptions(alike=alike)).classes
+
+    with pytest.raises(DataError, match=r"'Cat' \(2 images\), 'cat' \(1 images\)\. Say with `alike=merge`"):
+        classes(None)
+    assert classes("merge") == (" ", "Cat", "dog") and classes("keep") == (" ", "Cat", "cat", "dog", "dog ")
+    with pytest.raises(UsageError, match=r"`alike=keep` does nothing here: .* has no class folders"):
+        scan_sources([one / "Cat"], Findings(), tmp_path, SourceOptions(alike="keep"))
+
+
 def test_a_name_that_is_no_text_is_shown_with_escapes(tmp_path, scan):
     folder = os.fsencode(tmp_path / "set") + b"/caf\xe9"
     os.makedirs(folder)
@@ -166,6 +180,7 @@ def test_links_to_nowhere_and_in_circles_are_left_out(tmp_path, scan):
     (source / "cat" / "dead.jpg").symlink_to("gone.jpg")
     (source / "cat" / "round").symlink_to(source)
     (source / "cat" / "self.jpg").symlink_to("self.jpg")
+    (source / "cat" / ".hidden").symlink_to(".hidden")
     images, findings = scan(source)
     assert members(images) == ["cat/000.jpg"]
     assert sorted(findings.names["dead_link"]) == [

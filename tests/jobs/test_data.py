@@ -85,6 +85,15 @@ def test_words_that_do_not_go_together_are_refused(tmp_path, sources, words, mes
         build(sources, out=str(tmp_path / "x.beton"), **words)
 
 
+def test_a_folder_called_digits_is_asked_about(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"digits: there is a folder .* here, .* Write \./digits for what lies"
+    ):
+        build(["digits"], out="x.beton")
+
+
 IDLE = [  # sources, what would do nothing with them, the message
     (
         ["folder"],
@@ -104,7 +113,7 @@ IDLE = [  # sources, what would do nothing with them, the message
     (["pets"], {"root": "r", "unlabelled": "u"}, r"`unlabelled` does nothing with pets"),
     (["folder"], {"label_column": "x"}, r"`label_column` does nothing here: it goes with `labels`\."),
     (["folder"], {"yes": True}, r"`yes` does nothing here: it goes with `label_from`\."),
-    (["folder"], {"alike": "keep"}, r"`alike` does nothing here: it goes with `labels` or `label_from`\."),
+    (["folder"], {"alike": "keep", "no_labels": True}, r"`alike` does nothing here: it goes with labels\."),
     (["folder"], {"group": "a"}, r"`group` does nothing here: it goes with `test_fraction` or `folds`\."),
     (
         ["folder"],

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from tests.data.images import jpeg
+from tests.data.images import jpeg, rotated_jpeg
 from vitds.cli import main
 from vitds.config.load import load_settings
 from vitds.config.tree import Settings
@@ -95,13 +95,15 @@ def assert_close(found: Tensor, expected: Tensor, share: float) -> None:
 
 def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run the lines of a card in its folder; returns the names they make."""
-    (folder / "photo.jpg").write_bytes(jpeg(3, 60, 44))
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     code = CODE.search((folder / "README.md").read_text())[1]
-    assert len(code.strip().partition("\n\n")[2].splitlines()) == 3
+    assert len(code.strip().partition("\n\n")[2].splitlines()) <= 4
+    (folder / "photo.jpg").write_bytes(rotated_jpeg(3, 6))  # as phones write them
     with torch.no_grad():
         exec(code, names)
+    turned = Image.open(folder / "photo.jpg").transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(np.asarray(names["photo"]), np.asarray(turned))
     return names
 
 

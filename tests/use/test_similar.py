@@ -13,8 +13,10 @@ from PIL import Image
 from tests.data.images import png
 from vitds.cli import main
 from vitds.data.beton import open_beton
+from vitds.errors import ResourceError
 from vitds.evaluate.files import file_features
-from vitds.use.model import Model, open_model
+from vitds.use.embed import write_features
+from vitds.use.model import Answer, Model, open_model
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -79,6 +81,20 @@ def test_npz_csv_and_parquet_hold_the_same_features(
     }
     assert np.array_equal(np.array([row["features"] for row in table[1:]], np.float32), expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.png", "f.csv", "f.npz", "f.parquet"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv", "json"])
+def test_only_a_failing_write_is_said_to_be_one(tmp_path: Path, suffix: str) -> None:
+    """Answers come from processes, which fail in ways of their own: shared memory, for one."""
+
+    def answers():
+        yield Answer("a.png", np.zeros(2, np.float32), "")
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        write_features(tmp_path / f"x.{suffix}", answers(), 2)
+    with pytest.raises(ResourceError, match=r"cannot be written.*No such file"):
+        write_features(tmp_path / "gone" / f"x.{suffix}", iter(()), 2)
 
 
 def test_nothing_but_unreadable_files_still_makes_a_file(used_runs, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class SourceFlags:
         label_from: take the class from the file's name, as `crazing` from crazing_12.jpg; shown before it is
             believed
         yes: the classes that --label_from found are right
-        alike: labels that differ only by case or blanks: make one class of them, or keep them apart
+        alike: labels, or class folders, that differ only by case or blanks: make one class of them, or keep
+            them apart
         unlabelled: a further folder or archive of images without labels, for the pretraining
         no_labels: take no labels, whatever the folders are
         classes_are_folders: the first folders are the classes, even if they look like splits or like a folder

@@ -173,7 +173,7 @@ def build_set(
                 manifest = _write(writer, images, part, storing, options, found, seen)
                 groups = {images.images[i].group for i in part.chosen} - {None}
                 if grouped_by is not None:
-                    manifest = replace(manifest, grouped=Grouped(by=grouped_by, groups=len(groups)))
+                    manifest = replace(manifest, grouped=Grouped(by=shown(grouped_by), groups=len(groups)))
                 built.append((writer, manifest))
                 if options.strict:
                     found.require_none()
@@ -254,23 +254,25 @@ class _Seen:
 
     def __init__(self) -> None:
         self.digests: dict[bytes, str] = {}
-        self.looks: list[bytes] = []  # of the files before this one
+        self.earlier: set[bytes] = set()  # digests of the files before this one
+        self.looks: list[bytes] = []  # likewise
         self.names: list[str] = []
 
     def is_double(self, digest: bytes, name: str, findings: Findings) -> bool:
         """Whether these pixels came before; notes it if so."""
         first = self.digests.setdefault(digest, name)
         if first is not name:
-            findings.add("duplicate", f"{name} = {first}")
+            findings.add("leak" if digest in self.earlier else "duplicate", f"{name} = {first}")
         return first is not name
 
     def add_file(self, looks: list[bytes], names: list[str], findings: Findings) -> None:
-        """Note which images of a file look like one of a file before it."""
+        """The file is complete: note which of its images look like one of a file before it."""
         for i, other in enumerate(nearest_looks(looks, self.looks).tolist()):
             if other >= 0:
                 findings.add("near_duplicate", f"{names[i]} ~ {self.names[other]}")
         self.looks += looks
         self.names += names
+        self.earlier |= self.digests.keys()
 
 
 def _write(
@@ -324,7 +326,7 @@ def _write(
         side_px=storing.side_px,
         quality=storing.quality,
         sources=images.sources,
-        split=part.split,
+        split=None if part.split is None else shown(part.split),
         findings=findings.as_record(),
         unlabelled=totals.labels[-1] if images.classes else 0,
         names="\n".join(_below_source(name, images.sources) for name in totals.names),

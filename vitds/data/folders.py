@@ -19,7 +19,7 @@ Parts = tuple[str, ...]  # a path below a source, folder by folder
 # Of macOS, Synology, QNAP, Windows, Android, Linux, Python: thumbnails, waste paper, rescued pieces.
 LEFT_BEHIND = frozenset(
     "__macosx @eadir @synoresource #recycle #snapshot @recycle @recently-snapshot @sharebin @tmp ~snapshot"
-    " $recycle.bin recycler recycled lost.dir lost+found found.000 __pycache__".split()
+    " $recycle.bin lost.dir lost+found found.000 __pycache__".split()
 ) | {"system volume information", "network trash folder", "temporary items"}
 
 TRAIN_WORDS = frozenset("train training trainset trainval tr learn learning".split())

@@ -72,7 +72,7 @@ def label_by_table(
     table = read_table(path, files, label_column, encoding)
     group_column = table.column(group) if group is not None else None
     row_of = _rows_of_images(table, files, found, group_column, findings)
-    classes = _class_names([cells[table.label_column] for _, cells in table.rows], alike, str(path), "rows")
+    classes = class_names([cells[table.label_column] for _, cells in table.rows], alike, str(path), "rows")
     listed = []
     for i, each in enumerate(found):
         if i not in row_of:
@@ -104,7 +104,7 @@ def label_by_name(
     Raises: DataError that shows the classes, unless `is_sure`; if there is none.
     """
     texts = [_class_in(each.parts[-1]) for each in found]
-    names = _class_names([text for text in texts if text], alike, str(source), "files")
+    names = class_names([text for text in texts if text], alike, str(source), "files")
     named = [
         each._replace(image=replace(each.image, class_name=names[text]))
         for each, text in zip(found, texts, strict=True)
@@ -152,6 +152,35 @@ def group_by_pattern(found: Sequence[Placed], pattern: str, columns: Sequence[st
     return grouped
 
 
+def class_names(texts: Sequence[str], alike: str | None, where: str, unit: str) -> dict[str, str | None]:
+    """The class of each text; None for one without letters.
+
+    Args:
+        texts: labels, or names of class folders, one an image.
+        alike: as in label_by_table.
+        where: for the message.
+        unit: what there is a text for, for the message.
+    Raises: DataError if texts differ only by case or blanks, and `alike` does not say what they are.
+    """
+    counts = Counter(texts)
+    spelt: dict[str, list[str]] = defaultdict(list)
+    for text, _ in counts.most_common():
+        spelt["".join(text.split()).casefold()].append(text)
+    spelt.pop("", None)
+    names: dict[str, str | None] = dict.fromkeys(counts)
+    for first, *others in spelt.values():
+        if others and alike is None:
+            spellings = ", ".join(f"{text!r} ({counts[text]} {unit})" for text in (first, *others[:SHOWN]))
+            raise DataError(
+                f"{where}: labels that differ only by case or blanks: {spellings}. Say with `alike=merge` "
+                "that they are one class, or with `alike=keep` that each is one."
+            )
+        for text in (first, *others):
+            name = text if alike == "keep" else first.strip()
+            names[text] = unicodedata.normalize("NFC", shown(name))
+    return names
+
+
 def _rows_of_images(
     table: Table, files: FileIndex, found: Sequence[Placed], group_column: int | None, findings: Findings
 ) -> dict[int, tuple[int, list[str]]]:
@@ -182,30 +211,6 @@ def _rows_of_images(
         if before[0] != line:
             findings.add(TABLE_TWICE, f"{table.path}: line {line}: {cell}")
     return row_of
-
-
-def _class_names(texts: Sequence[str], alike: str | None, where: str, unit: str) -> dict[str, str | None]:
-    """The class of each text; None for an empty one.
-
-    Raises: DataError if texts differ only by case or blanks, and `alike` does not say what they are.
-    """
-    counts = Counter(texts)
-    spelt: dict[str, list[str]] = defaultdict(list)
-    for text, _ in counts.most_common():
-        spelt["".join(text.split()).casefold()].append(text)
-    spelt.pop("", None)
-    names: dict[str, str | None] = dict.fromkeys(counts)
-    for first, *others in spelt.values():
-        if others and alike is None:
-            spellings = ", ".join(f"{text!r} ({counts[text]} {unit})" for text in (first, *others[:SHOWN]))
-            raise DataError(
-                f"{where}: labels that differ only by case or blanks: {spellings}. Say with `alike=merge` "
-                "that they are one class, or with `alike=keep` that each is one."
-            )
-        for text in (first, *others):
-            name = text if alike == "keep" else first.strip()
-            names[text] = unicodedata.normalize("NFC", shown(name))
-    return names
 
 
 def _class_in(file_name: str) -> str | None:

@@ -16,7 +16,8 @@ from vitds.data.metadata import orientation_of
 # Pillow's own reader of uncompressed TIFFs takes planes of 16 bits for 8, and knows no subsampling.
 TiffImagePlugin.READ_LIBTIFF = features.check("libtiff")
 
-NEW_SUBFILE_TYPE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, DNG_VERSION = 254, 262, 284, 339, 50706  # TIFF tags
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC = 254, 258, 262  # TIFF tags
+PLANAR, SAMPLE_FORMAT, DNG_VERSION = 284, 339, 50706
 WHITE_IS_ZERO, ONE_PLANE_A_CHANNEL, UNSIGNED, UNDEFINED = 0, 2, 1, 4  # their values
 # Greys that Pillow hands over as they are, by raw mode: the level of white.
 WHITE = {"I;12": 4095, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I;16N": 65535, "I;16R": 65535}
@@ -65,15 +66,16 @@ def layout_of(picture: Image.Image, raw: bytes) -> Layout:
     """Read the description of a picture that Pillow has opened; a PNG is decoded then.
 
     Args:
-        picture: as Image.open gives it.
-        raw: its file.
+        picture: as Image.open gives it; or decoded, or made in memory, when less of the description is left.
+        raw: its file; b"" where that is gone.
     Raises: Refused for samples of unknown range (signed, floating-point, 32 bits), for a camera's raw file,
         and for what Pillow is known to read wrongly; of a PNG whatever its decoder raises.
     """
-    arguments = picture.tile[0][3] if picture.tile else ""
+    tile = getattr(picture, "tile", ())  # empty once it is decoded
+    arguments = tile[0][3] if tile else ""
     arguments = arguments if isinstance(arguments, tuple) else (arguments,)
     rawmode = next((part for part in arguments if isinstance(part, str)), "")
-    bits = _jpeg2000_bits(raw, picture) if picture.format == "JPEG2000" else ()
+    bits = _jpeg2000_bits(raw, picture) if picture.format == "JPEG2000" and raw else ()
     is_inverted = False
     if picture.format == "TIFF":
         _check_tiff(picture)
@@ -108,8 +110,10 @@ def _white_level(picture: Image.Image, rawmode: str, bits: tuple[int, ...]) -> i
         white = 65535
     elif bits:  # JPEG 2000, whose reader shifts them up to 16 bits
         white = ((1 << bits[0]) - 1) << (16 - bits[0])
+    elif picture.format == "TIFF":  # whose tags are there also when it is decoded
+        white = (1 << picture.tag_v2[BITS_PER_SAMPLE][0]) - 1 if picture.mode in WHITE else None
     else:
-        white = WHITE.get(rawmode)
+        white = WHITE.get(rawmode or picture.mode)
     if white is None:
         what = "floating-point" if picture.mode == "F" else "signed or 32-bit"
         raise Refused("range_unknown", f"{what} samples, in Pillow's words {picture.mode} from {rawmode}")
@@ -187,7 +191,7 @@ def _as_described(picture: Image.Image, layout: Layout) -> Image.Image:
     """Where Pillow's numbers are not what the file's description says."""
     if picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info:
         return ImageChops.invert(picture)  # Pillow takes all for Adobe's, whose ink is 255 - value
-    if picture.format == "JPEG2000" and min(layout.bits) < 8 and picture.mode not in ("P", "PA"):
+    if layout.bits and min(layout.bits) < 8 and picture.mode not in ("P", "PA"):
         # Pillow shifts up to 8 bits, so white is 240 for 4 bits.
         return picture.point(
             [min(255, round(v * 255 / (((1 << b) - 1) << (8 - b)))) for b in layout.bits for v in range(256)]

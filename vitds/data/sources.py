@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vitds.data.findings import PART_NAME, Findings, shown
 from vitds.data.folders import Parts, require_classes
-from vitds.data.labels import Placed, group_by_pattern, label_by_name, label_by_table
+from vitds.data.labels import Placed, class_names, group_by_pattern, label_by_name, label_by_table
 from vitds.data.tables import Table
 from vitds.data.trees import ARCHIVE_SUFFIXES, SourceImage, SourceTree, read_source
 from vitds.errors import DataError, UsageError
@@ -38,7 +38,7 @@ class SourceOptions:
         label_encoding: of that table; None to find it.
         label_from: "name": the class is in the file's name.
         yes: the classes that `label_from` finds were looked at.
-        alike: labels that differ only by case or blanks: "merge", "keep"; None: ask.
+        alike: labels, or class folders, that differ only by case or blanks: "merge", "keep"; None: ask.
         unlabelled: a further folder or archive, whose images have no label.
         group: a regular expression or a column of the table: what it finds is not divided by a split.
     Raises: UsageError if two exclude each other, or one does nothing.
@@ -68,7 +68,7 @@ class SourceOptions:
             "label_column": (not self.labels, "`labels`"),
             "label_encoding": (not self.labels, "`labels`"),
             "yes": (not self.label_from, "`label_from`"),
-            "alike": (not (self.labels or self.label_from), "`labels` or `label_from`"),
+            "alike": (self.no_labels, "labels"),
             "classes_are_folders": (bool(ways), "labels from folders"),
             "unlabelled": (self.no_labels, "labels; name it as one more source"),
         }
@@ -151,6 +151,7 @@ def _with_labels(
     table = None
     if options.is_by_folder:
         _require_one_kind(found, paths)
+        found = _spelt_alike(found, options.alike, paths[0])
     elif options.label_from:
         found = label_by_name(found, findings, source=paths[0], is_sure=options.yes, alike=options.alike)
     elif options.labels:
@@ -184,6 +185,24 @@ def _require_one_kind(found: Sequence[Placed], sources: Sequence[Path]) -> None:
             f"{kinds[True]} holds images without class folders, {kinds[False]} class folders. Build them as "
             "two files, or give the one without labels as `unlabelled`."
         )
+
+
+def _spelt_alike(found: list[Placed], alike: str | None, source: Path) -> list[Placed]:
+    """The images with class folders of one name in other letters made one class, or kept, as `alike` says.
+
+    Raises: DataError if there are such folders and it does not say; UsageError if it says, without labels.
+    """
+    folders = [each.image.class_name for each in found if each.image.class_name is not None]
+    if alike and not folders:
+        raise UsageError(f"`alike={alike}` does nothing here: {source} has no class folders. Leave it out.")
+    names = class_names(folders, alike, str(source), "images")
+    other = {folder: name for folder, name in names.items() if name not in (folder, None)}
+    return [
+        each._replace(image=replace(each.image, class_name=other[each.image.class_name]))
+        if each.image.class_name in other
+        else each
+        for each in found
+    ]
 
 
 def _without_labels(

@@ -133,10 +133,17 @@ def read_table(path: Path, files: FileIndex, label_column: str | None, encoding:
 def _best_reading(
     path: Path, text: str, files: FileIndex, sample: int
 ) -> tuple[int, list[tuple[int, list[str]]], int]:
-    """The score of the column that names the files best, of about `sample` rows; all rows so read; it."""
-    best, rows, file_column = 0, [], 0
+    """The score of the column that names the files best, of about `sample` rows; all rows so read; it.
+
+    Raises: DataError if the text is no table with one of the delimiters, and none with any other.
+    """
+    best, rows, file_column, failure = 0, [], 0, None
     for delimiter in DELIMITERS:
-        tried = _rows(path, text, delimiter)
+        try:
+            tried = _rows(path, text, delimiter)
+        except DataError as error:  # a quote after a blank is one to the delimiter " ", and to no other
+            failure = error
+            continue
         # Each cell once: labels 1 to 5 may be the names of five files. A row's number may be one as well, so
         # a cell with an extension counts twice, and so does a column that is called as files are.
         cells = {pair for _, row in tried[:: len(tried) // sample + 1] for pair in enumerate(row)}
@@ -148,6 +155,8 @@ def _best_reading(
             is_called_so = any(name.strip().casefold() in FILE_NAMES for name in tried[0][1][column:][:1])
             if (score := scores[column] * (2 if is_called_so else 1)) > best:
                 best, rows, file_column = score, tried, column
+    if failure and not best and sample > len(text):
+        raise failure
     return best, rows, file_column
 
 

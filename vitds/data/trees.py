@@ -181,7 +181,7 @@ def _read_folder(source: Path, findings: Findings) -> SourceTree:
         for entry in _list(folder, findings):
             inner = (*parts, entry.name)
             if is_left_behind(entry.name):
-                if entry.is_dir():
+                if os.path.isdir(entry.path):  # False for a link in a circle, where entry.is_dir() raises
                     findings.add(LEFT_BEHIND, entry.path)
                 continue
             if entry.is_symlink() and not _check_link(entry, root, above, findings):

@@ -79,6 +79,11 @@ def named_set(sources: Sequence[str], flags: SourceFlags) -> str | None:
     _refuse_idle(named, flags)
     if named and len(sources) > 1:
         raise UsageError(f"{named}: this set is built by itself. A folder of that name is ./{named}.")
+    if named == DIGITS and Path(named).exists():
+        raise UsageError(
+            f"{named}: there is a folder or file of this name here, and a set that comes with scikit-learn. "
+            f"Write ./{named} for what lies here; for the set, call from another folder."
+        )
     return named
 
 

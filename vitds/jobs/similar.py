@@ -38,7 +38,7 @@ def find_similar(
 
     Args:
         run: a run, one of its checkpoints, or a timm model's name.
-        image: the file that is asked about; where it is among the others, it is left out there.
+        image: the file that is asked about; left out where it is among the others by its path.
         among: a folder, archive or .beton file to look through.
         count: how many to find.
         out: the picture sheet to write, .png, .jpg or .webp.

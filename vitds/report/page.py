@@ -46,9 +46,7 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
     found = pictures.get("map")
     drawing, points = scatter(found) if found else (None, None)
     test = facts["data"].get("test") if facts["data"] else None
-    leaks = sum(
-        each["count"] for each in (test or {"findings": ()})["findings"] if each["kind"] == "near_duplicate"
-    )
+    odd = {each["kind"]: each["count"] for each in (test or {"findings": ()})["findings"]}
     return _rendered(
         f"{'/'.join(run.path.absolute().parts[-2:])}: {facts['command_name']}",
         [run],
@@ -59,7 +57,8 @@ def page_of_run(run: Run, pictures: dict[str, Any]) -> str:
         theory=theory,
         pictures=dict.fromkeys(PICTURES) | pictures,
         missing=f"Not shown here, as the images are not at hand: {pictures.get('missing')}.",
-        leaks=leaks,
+        copies=odd.get("leak", 0),
+        look_alikes=odd.get("near_duplicate", 0),
         map=drawing,
         points=points,
         map_legend=class_marks(found) if found else [],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from vitds.errors import ResourceError
 from vitds.use.model import Answer
-from vitds.use.tables import open_table
+from vitds.use.tables import open_table, writing
 
 ENDINGS = (".npz", ".csv", ".parquet")
 
@@ -55,14 +55,17 @@ def _to_npz(path: Path, answers: Iterable[Answer], width: int) -> tuple[int, lis
     """The rows wait in a temporary file, not in memory: their number is known at the end."""
     files, unreadable = [], []
     part = path.with_name(f"{path.name}.part")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as spool:
-            for answer in answers:
-                if answer.row is None:
-                    unreadable.append(answer)
-                else:
-                    files.append(answer.file)
+    with ExitStack() as stack:
+        with writing(path, part):
+            spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
+        for answer in answers:
+            if answer.row is None:
+                unreadable.append(answer)
+            else:
+                files.append(answer.file)
+                with writing(path, part):
                     spool.write(answer.row.tobytes())
+        with writing(path, part):
             spool.flush()
             shape = (len(files), width)
             features = (
@@ -76,7 +79,5 @@ def _to_npz(path: Path, answers: Iterable[Answer], width: int) -> tuple[int, lis
                     unreadable_files=np.array([answer.file for answer in unreadable], np.str_),
                     reasons=np.array([answer.reason for answer in unreadable], np.str_),
                 )
-        part.replace(path)
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from error
+            part.replace(path)
     return len(files), unreadable

@@ -19,11 +19,12 @@ ALLOWED = 1e-5  # of the largest number
 BICUBIC = 3  # Pillow's number of it
 
 USAGE = """\
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, {kind}
 
 model, processor = {kind}.from_pretrained("."), AutoImageProcessor.from_pretrained(".")
-pixels = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+pixels = processor(photo, return_tensors="pt")
 {result}
 """
 

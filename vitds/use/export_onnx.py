@@ -33,7 +33,8 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 model = onnxruntime.InferenceSession("model.onnx")
-image = ImageOps.fit(Image.open("photo.jpg").convert("RGB"), ({side}, {side}), bleed={bleed:.6f})
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+image = ImageOps.fit(photo, ({side}, {side}), bleed={bleed:.6f})
 {results} = model.run(None, {{"pixels": np.asarray(image).transpose(2, 0, 1)[None]}})
 """
 

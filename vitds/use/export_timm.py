@@ -21,11 +21,12 @@ FOREIGN = ("license", "origin_url", "paper_ids", "paper_name", "notes", "descrip
 
 USAGE = """\
 import timm
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-{result} = model(transform(Image.open("photo.jpg").convert("RGB"))[None]){tail}
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+{result} = model(transform(photo)[None]){tail}
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,12 @@ from PIL import Image
 from vitds.data.beton import open_beton
 from vitds.data.findings import TEXTS, Findings, shown
 from vitds.data.images import LeftOut
-from vitds.data.metadata import ORIENTATION, orientation_of
-from vitds.data.pixels import layout_of, to_rgb
+from vitds.data.pixels import Refused, layout_of, to_rgb
 from vitds.data.trees import ARCHIVE_SUFFIXES, SourceImage, read_source
 from vitds.errors import DataError
 
 AnyImage = str | Path | Image.Image | np.ndarray  # an array is (H, W, 3) uint8
 Images = Sequence[AnyImage] | np.ndarray
-# Modes of Pillow that a PNG keeps as they are; CMYK and the like become RGB first.
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 MISSING_SHOWN = 3
 
 
@@ -62,7 +58,7 @@ def find_images(named: Images, workspace: Path) -> tuple[list[NamedImage], Findi
     Raises: DataError if a file does not exist, a source holds no image, or a picture in memory has another
         shape or type (names all that are missing before anything is read).
     """
-    if isinstance(named, str) or getattr(named, "ndim", 4) == 3:
+    if isinstance(named, str | Path | Image.Image) or getattr(named, "ndim", 4) == 3:
         raise DataError("give the images as a list, also where there is only one: predict([image])")
     missing = [str(one) for one in named if isinstance(one, str | Path) and not Path(one).exists()]
     if missing:
@@ -74,7 +70,7 @@ def find_images(named: Images, workspace: Path) -> tuple[list[NamedImage], Findi
         if isinstance(one, str | Path):
             images += _of_path(Path(one), findings, workspace)
         else:
-            pixels = _rgb_of(one, place) if isinstance(one, Image.Image) else _checked(one, place)
+            pixels = _checked(_rgb_of(one, place) if isinstance(one, Image.Image) else one, place)
             name = getattr(one, "filename", "") or f"image {place}"  # Pillow knows the file it has opened
             images.append(SourceImage(shown(str(name)), "", None, pixels=pixels))
     return images, findings
@@ -108,27 +104,35 @@ def _of_beton(path: Path) -> list[NamedImage]:
 
 
 def _rgb_of(picture: Image.Image, place: int) -> NDArray[np.uint8]:
-    """A picture in memory as it would be read from a file: turned upright, on white, 8-bit RGB."""
-    if picture.mode in ("I", "F"):
-        raise DataError(
-            f"image {place}: a picture of mode {picture.mode}, whose range is not known; make it 8-bit RGB "
-            "first"
-        )
+    """A picture in memory as it would be read from its file: turned upright, on white, 8-bit RGB."""
     try:
-        picture.load()  # a TIFF is turned by that, and its tag is gone
-    except OSError as error:
+        return np.asarray(to_rgb(picture, layout_of(picture, _file_of(picture))))
+    except MemoryError:
+        raise
+    except Exception as error:  # as in store_image: a decoder raises anything on hostile bytes
+        if isinstance(error, Refused):
+            advice = " Make it 8-bit RGB first." if error.kind == "range_unknown" else ""
+            raise DataError(f"image {place}: {error}.{advice}") from None
         raise DataError(f"image {place}: the picture cannot be decoded: {error}") from error
-    exif = Image.Exif()
-    exif[ORIENTATION], _ = orientation_of(picture)
-    if picture.mode not in PNG_MODES:
-        picture = picture.convert("RGB")
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=0, exif=exif)
-    with Image.open(file) as png:
-        return np.asarray(to_rgb(png, layout_of(png, file.getvalue())))
 
 
-def _checked(array: np.ndarray, place: int) -> NDArray[np.uint8]:
+def _file_of(picture: Image.Image) -> bytes:
+    """The bytes behind a JPEG 2000 that was opened and not decoded yet, for its depth; else b""."""
+    if picture.format != "JPEG2000" or not picture.tile:
+        return b""
+    at = picture.fp.tell()
+    picture.fp.seek(0)
+    raw = picture.fp.read()
+    picture.fp.seek(at)
+    return raw
+
+
+def _checked(array: object, place: int) -> NDArray[np.uint8]:
+    if not isinstance(array, np.ndarray):
+        raise DataError(
+            f"image {place} is of type {type(array).__name__}; give a path, a picture of Pillow, or an "
+            "(H, W, 3) array of uint8"
+        )
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError(
             f"image {place} is an array {array.shape} of {array.dtype}; give a path, a picture of Pillow, or "

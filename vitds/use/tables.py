@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -119,25 +119,48 @@ def open_table(path: Path, schema: dict[str, str], columns: Sequence[str] | None
         path: its ending says the format.
         schema: name -> text, number or floats (a list of them), of every column.
         columns: of a CSV file, where they are not those of the schema.
-    Raises: ResourceError if it cannot be written.
+    Raises: ResourceError if it cannot be written; what the rows' own source raises goes through.
     """
     part = path.with_name(f"{path.name}.part")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = ParquetTable(part, schema)
-            yield table
-            table.close()
-        else:
-            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+    with ExitStack() as stack:
+        with writing(path, part):
+            if path.suffix.lower() == ".parquet":
+                table: Table = ParquetTable(part, schema)
+            else:
+                stream = part.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                stack.enter_context(stream)
                 is_csv = path.suffix.lower() == ".csv"
                 table = CsvTable(stream, columns or list(schema)) if is_csv else JsonTable(stream)
-                yield table
-                table.close()
-        part.replace(path)
+        yield _Writing(table, path, part)
+        with writing(path, part):
+            table.close()
+            stack.close()
+            part.replace(path)
+
+
+@contextmanager
+def writing(path: Path, part: Path) -> Iterator[None]:
+    """What is done here writes `part`, which is to become `path`. Raises: ResourceError where it cannot."""
+    try:
+        yield
     except OSError as error:
         raise ResourceError(
             f"{path} cannot be written ({error.strerror or error}); what was written is in {part}"
         ) from error
+
+
+class _Writing:
+    """A table whose failing writes name the file."""
+
+    def __init__(self, table: Table, path: Path, part: Path) -> None:
+        self._table, self._path, self._part = table, path, part
+
+    def write(self, row: Row) -> None:
+        with writing(self._path, self._part):
+            self._table.write(row)
+
+    def close(self) -> None:
+        self._table.close()
 
 
 def _as_text(value: object) -> object:
