@@ -3,6 +3,7 @@
 import pytest
 
 from tests.config.loading import load, refusal
+from vitds.config.load import load_settings
 from vitds.config.methods import METHODS
 from vitds.config.recipes import list_recipes, read_recipe
 
@@ -192,6 +193,16 @@ def test_all_mistakes_stand_in_one_message(recipe):
         "  views.flip: must be greater than or equal to 0, got -1 (from --set views.flip=-1)",
         "  log.tensorbord: unknown key; did you mean log.tensorboard? (from --set log.tensorbord=true)",
     ]
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+def test_mixing_with_no_other_image_in_the_chunk_is_refused(recipe, kind):
+    one = "batch.chunk_images=1"
+    assert refusal(recipe, one, f"mix.kind={kind}") == (
+        f"batch.chunk_images: {kind} mixes the images of a chunk, so it needs 2 or more, got 1; or set "
+        "mix.kind=none"
+    )
+    load_settings(recipe=recipe, command="pretrain", assignments=[one, "mix.kind=none"], flags={})
 
 
 def test_rule_between_two_keys_names_both_and_what_fits(recipe):

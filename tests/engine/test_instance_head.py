@@ -19,6 +19,7 @@ from vitds.data.loader import eval_batches
 from vitds.engine.head_shard import HeadShard
 from vitds.engine.optimizer import build_optimizer
 from vitds.engine.update import JointUpdate
+from vitds.errors import DataError
 from vitds.evaluate.files import own_features
 from vitds.heads import DenseHead
 from vitds.heads.first_rows import set_rows_from_features
@@ -59,6 +60,15 @@ def test_the_heads_rate_is_a_multiple_of_the_backbones() -> None:
     optimizer = build_optimizer(module, settings.optimizer, lr_scales={"head.": 4.0})
     assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0, 4.0]
     assert optimizer.param_groups[1]["params"] == list(head.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images", [1, 7])
+def test_first_rows_of_images_that_are_all_the_same_are_refused(images: int) -> None:
+    head = DenseHead(images, 24, bias=True, label_smoothing=0.0, seed=0)
+    x_nD = torch.randn(1, 24).expand(images, -1) * (1 + 1e-7 * torch.randn(images, 1))
+    with pytest.raises(DataError, match=r"all training images have the same features.*head\.init=noise"):
+        set_rows_from_features(head, x_nD.clone(), torch.arange(images), torch.device("cpu"))
 
 
 @torch.no_grad()

@@ -3,11 +3,14 @@ effect on training."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.engine.training import small_run, untimed
+from vitds.augment.images import normalise
 from vitds.runs.metrics import read_metrics
 
 
@@ -51,3 +54,21 @@ def test_probes_change_nothing_of_the_training(rank_pool, digit_files, tmp_path:
 
 def plain_run(run: str, data: tuple[str, str], **options) -> None:
     small_run(run, data, epochs=5, **options)
+
+
+def slowly_probed(run: str, data: tuple[str, str]) -> int:
+    """Steps of a run whose probes take longer than a step may, each of their batches less."""
+
+    def slow(*arguments):
+        time.sleep(0.1)
+        return normalise(*arguments)
+
+    with (
+        mock.patch("vitds.engine.watchdog.HUNG_AFTER_S", 4.0),
+        mock.patch("vitds.evaluate.features.normalise", slow),
+    ):
+        return len(probed_run(run, data, eval__batch_images=1))
+
+
+def test_a_probe_may_take_longer_than_a_step_that_hangs(rank_pool, digit_files, tmp_path: Path) -> None:
+    assert rank_pool(1).run(slowly_probed, str(tmp_path / "run"), digit_files) == [15]

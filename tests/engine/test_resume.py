@@ -164,6 +164,26 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+def test_without_a_checkpoint_that_can_be_read_nothing_is_trained_and_all_stay(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
+    """A disk that fails for a minute, or another version's format, must not cost what was trained."""
+    run, options = str(tmp_path / "run"), {"epochs": EPOCHS, "checkpoint__every_steps": 2}
+    rank_pool(1).run(stopped_run, run, digit_files, after_lines=5, **options)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("metrics.jsonl")}
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    for each in checkpoints:
+        (each / "manifest.json").rename(each / "away")
+    said = rank_pool(1).run(resume_error, run, digit_files, **options)[0]
+    assert f"none of the {len(checkpoints)} checkpoints in {run}" in said and "manifest.json" in said
+    assert sorted((tmp_path / "run" / "checkpoints").glob("step-*")) == checkpoints
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("metrics.jsonl")}
+    for each in checkpoints:
+        (each / "away").rename(each / "manifest.json")
+    rank_pool(1).run(small_run_path, run, digit_files, **options)
+    assert "resumes after step" in rank_pool(1).output
+
+
 def resume_error(run: str, data: tuple[str, str], **options) -> str:
     with pytest.raises(RunError) as caught:
         small_run(run, data, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -82,3 +83,26 @@ def test_a_backbone_without_batchnorm_is_left_alone(digit_files, run: TrainedRun
     plain = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
     measure_norms(run.settings, plain, open_beton(Path(digit_files[0])), CPU)
     assert plain.training
+
+
+def test_they_do_not_depend_on_the_images_of_a_pass_in_evaluation(digit_files, run: TrainedRun) -> None:
+    found = []
+    for images in (1, 5, 256):
+        evaluation = run.settings.eval.model_copy(update={"batch_images": images})
+        backbone = backbone_of(run)
+        measure_norms(
+            run.settings.model_copy(update={"eval": evaluation}),
+            backbone,
+            open_beton(Path(digit_files[0])),
+            CPU,
+        )
+        found.append(backbone.state_dict())
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]) and torch.equal(value, found[2][name])
+
+
+def test_of_one_image_alone_nothing_is_measured(run: TrainedRun, digit_files) -> None:
+    backbone = backbone_of(run)
+    before = copy.deepcopy(backbone.state_dict())
+    measure_norms(run.settings, backbone, open_beton(Path(digit_files[0])).take(np.array([3])), CPU)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())

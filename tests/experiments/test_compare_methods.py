@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.experiments.toy import TINY, flagged, refusal
 from vitds.cli import main
@@ -14,7 +17,7 @@ from vitds.config.load import load_settings
 from vitds.data.beton import open_beton
 from vitds.errors import Stopped
 from vitds.jobs import compare_methods
-from vitds.jobs.experiment import RECORD, planned_training, training_speed
+from vitds.jobs.experiment import RECORD, _hash, planned_training, training_speed
 from vitds.jobs.experiment_result import figures
 from vitds.jobs.fit_plan import Speed
 from vitds.runs.directory import Run, read_json
@@ -153,6 +156,60 @@ def test_a_recipe_file_that_changed_since_is_refused(
     recipe.write_text("base: idmm_digits\noptimizer: {lr_peak: 2e-3}\n", "utf-8")
     assert main([*command, "--plan"]) == 5
     assert "was begun with other words: recipe_files was" in capsys.readouterr().err
+
+
+def test_a_recipe_that_an_older_version_wrote_goes_on(
+    digit_files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacks a setting that there is now, and means its default."""
+    out = tmp_path / "out"
+    monkeypatch.setattr("vitds.jobs.experiment.run_stages", lambda _: (_ for _ in ()).throw(Stopped("now")))
+    assert main(words(digit_files, out)) != 0
+    for written in (out / "recipes").iterdir():
+        older = re.sub(r"\n +average_decay: .*", "", written.read_text())
+        assert older != written.read_text()
+        record = (out / RECORD).read_text()
+        (out / RECORD).write_text(record.replace(_hash(written.read_text()), _hash(older)))
+        written.write_text(older)
+    assert main([*words(digit_files, out), "--plan"]) == 0
+
+
+def test_other_weights_to_begin_from_than_those_of_the_first_seeds_are_refused(
+    digit_files, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "out"
+    save_file({"norm.weight": np.ones(24, np.float32)}, weights)
+    command = [*words(digit_files, out), "--set", f"init={weights}"]
+    monkeypatch.setattr("vitds.jobs.experiment.run_stages", lambda _: (_ for _ in ()).throw(Stopped("now")))
+    assert main(command) != 0 and main([*command, "--plan"]) == 0
+    save_file({"norm.weight": np.zeros(24, np.float32)}, weights)
+    capsys.readouterr()
+    assert main([*command, "--plan"]) == 5
+    assert "weights.safetensors: other weights than when the experiment began" in capsys.readouterr().err
+
+
+def test_a_fine_tuning_recipe_with_weights_of_its_own_is_refused(digit_files, tmp_path: Path, capsys) -> None:
+    """Scratch would begin from them."""
+    (tmp_path / "fine.yaml").write_text("base: finetune_digits\ninit: weights.safetensors\n", "utf-8")
+    command = words(digit_files, tmp_path / "out", finetune_recipe=str(tmp_path / "fine.yaml"))
+    status, line = refusal(command, tmp_path / "out", capsys)
+    assert status == 2 and "fine.yaml has init weights.safetensors: a fine-tuning begins from its" in line
+
+
+def test_training_images_are_no_test_images(digit_files, tmp_path: Path, capsys) -> None:
+    command = words(digit_files, tmp_path / "out", test=digit_files[0])
+    status, line = refusal(command, tmp_path / "out", capsys)
+    assert status == 2 and "holds the same images as --data" in line
+
+
+def test_a_backbone_given_by_hand_has_timms_own_options_in_every_recipe(
+    digit_files, tmp_path: Path, capsys
+) -> None:
+    """Also in one whose backbone has that name, with options of its own."""
+    flags = {"data": digit_files[0], "test": digit_files[1], "out": str(tmp_path / "out"), "amount": "1"}
+    flags |= {"methods": "idmm=photos_cpu,simclr=simclr_deit_tiny", "finetune_recipe": "finetune_photos_cpu"}
+    command = ["compare", *flagged(flags, ["views.crop_px=32"]), "--backbone", "resnet18", "--plan"]
+    assert main(command) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("record", ["{}", '{"kind": "comparison", "asked": {}, "arms": [{"name": "a"}]}'])

@@ -11,7 +11,11 @@ import pytest
 
 from vitds.cli import main
 from vitds.config.flags import TrainFlags
+from vitds.config.load import load_settings
+from vitds.errors import UsageError
 from vitds.jobs.chain import Stage, check_stages, check_training, run_stages
+from vitds.jobs.quickstart import quickstart
+from vitds.runs.directory import Run, save_settings
 
 # A command that finishes its run as a training does, and notes that it ran.
 DONE = """
@@ -46,6 +50,33 @@ def test_stages_run_in_order_and_a_finished_one_is_skipped(tmp_path: Path, capsy
     assert main(["chain", file]) == 0 and (tmp_path / "ran").read_text() == "ab"
     assert main(["chain", file]) == 0 and (tmp_path / "ran").read_text() == "ab"
     assert "stage 2/2: b is finished, skipped" in capsys.readouterr().out
+
+
+def test_a_finished_training_of_other_words_is_not_taken_for_the_one_that_is_asked_for(
+    tmp_path: Path, capsys
+) -> None:
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    save_settings(run, load_settings(recipe="idmm_digits", command="pretrain", flags={"data": "digits"}))
+    (run.path / "summary.json").write_text("{}")
+    (run.path / "metrics.jsonl").write_text('{"step": 0}\n')
+    words = "vitds pretrain --recipe idmm_digits --data digits"
+    assert main(["chain", stages_file(tmp_path, ("a", words))]) == 0
+    done = python(tmp_path, "done.py", DONE)
+    for more, said in (("--seed 1", "seed was 0, now 1"), ("--epochs 3", "epochs was 64, now 3")):
+        assert main(["chain", stages_file(tmp_path, ("b", done), ("a", f"{words} {more}"))]) == 5
+        error = capsys.readouterr().err
+        assert f"stage 2 (a), before anything ran: a was started with other settings: {said}" in error
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_quickstart_of_another_seed_is_not_printed_as_this_ones(tmp_path: Path) -> None:
+    run = Run(tmp_path / "q/pretrain")
+    run.path.mkdir(parents=True)
+    save_settings(run, load_settings(recipe="idmm_digits", command="pretrain", flags={"data": "digits"}))
+    (run.path / "summary.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"`seed=1`: q/pretrain was made with seed 0; give that, or another"):
+        quickstart(run="q", seed=1)
 
 
 def test_stages_of_known_work_say_after_each_when_all_will_be_done(tmp_path: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from vitds.config.flags import FitFlags
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.catalogue import CATALOGUE
 from vitds.errors import RunError, UsageError, VitdsError
+from vitds.jobs.chain import Stage
 from vitds.jobs.evaluate import evaluate
 from vitds.jobs.fit import _Record, _run, _train, fit
 from vitds.jobs.fit_plan import (
@@ -324,6 +326,49 @@ def test_a_stopped_stage_has_used_its_time(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(VitdsError, match="stopped"):
         _run(record, stage)
     assert _Record(tmp_path, ["photos"], FitFlags(minutes=3.0)).facts["spent_s"] >= 0.1
+
+
+def test_a_stage_that_was_killed_and_went_on_has_used_the_time_of_both_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written when a process is killed; the run's own seconds have it."""
+
+    def finish(stages: list[Stage]) -> None:
+        stages[0].run.mkdir()
+        (stages[0].run / "summary.json").write_text('{"seconds": 1700}')
+
+    record = _Record(tmp_path, ["photos"], FitFlags(minutes=60.0))
+    stage = {"name": "pretrain", "run": str(tmp_path / "pretrain"), "words": [], "expected_s": 60.0}
+    record.add(stage)
+    monkeypatch.setattr("vitds.jobs.fit.run_stages", finish)
+    _run(record, stage)
+    assert _Record(tmp_path, ["photos"], FitFlags(minutes=60.0)).left_s == pytest.approx(3600 - 1700, abs=1)
+
+
+def test_folders_are_the_same_by_any_path_and_names_may_be_no_text(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitds.jobs.fit.measure", lambda *_: FAST)
+    named = tmp_path / os.fsdecode(b"fotos\xe4")
+    shutil.copytree(photos, named)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fit(named.name, minutes=3.0, plan=True)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["fotos\\xe4"]
+    monkeypatch.chdir(tmp_path / "other")
+    fit(f"../{named.name}", minutes=3.0, plan=True, out="../runs/fotos\\xe4")
+
+
+def test_a_class_whose_images_cannot_be_read_leaves_one_class_which_is_said(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos / "one", tmp_path / "set/cat")
+    (tmp_path / "set/dog").mkdir()
+    for number in range(4):
+        (tmp_path / f"set/dog/{number}.jpg").write_bytes(b"\xff\xd8\xff cut")
+    words = ["fit", str(tmp_path / "set"), "--minutes", "3", "--out", str(tmp_path / "out"), "--plan"]
+    assert main(words) == 3
+    assert "has images of one class alone, 'cat', of those in its list" in capsys.readouterr().err
 
 
 def test_a_published_set_is_taken_by_its_name_with_its_own_test_half(

@@ -269,6 +269,20 @@ def changed_by_a_run(run: str, data: tuple[str, str]) -> list[str]:
     return [name for name, value in state_of_process().items() if value != before[name]]
 
 
+def test_a_class_head_of_another_form_is_left_out_and_that_is_said(
+    rank_pool, digit_files, tmp_path: Path
+) -> None:
+    options = {"method": "supervised", "epochs": 1}
+    rank_pool(1).run(small_run_path, str(tmp_path / "first"), digit_files, **options)
+    for bias, text in (
+        ("true", "the same 4 classes"),
+        ("false", "left out, as it has a bias and head.bias is"),
+    ):
+        more = {"init": str(tmp_path / "first"), "head__bias": bias}
+        rank_pool(1).run(small_run_path, str(tmp_path / bias), digit_files, **options | more)
+        assert f"class head from {tmp_path / 'first'}: {text}" in rank_pool(1).output
+
+
 def test_a_run_leaves_its_process_as_it_was(rank_pool, digit_files, tmp_path: Path) -> None:
     assert rank_pool(1).run(changed_by_a_run, str(tmp_path / "run"), digit_files) == [[]]
 

@@ -44,13 +44,15 @@ def mocov3_losses(query: Tensor, key: Tensor, is_real: Tensor, temperature: floa
 
 
 def chunk_norm(x: Tensor, is_real: Tensor, eps: float = 1e-5) -> Tensor:
-    """(groups, n, D), (groups, n): each group by the mean and biased variance of its real crops."""
-    out = torch.empty_like(x)
+    """(groups, n, D), (groups, n): each group by the mean and biased variance of its real crops; padding is
+    0.
+    """
+    out = torch.zeros_like(x)
     for group in range(len(x)):
         real = x[group][is_real[group]]
         mean = real.mean(0)
         variance = ((real - mean) ** 2).mean(0)
-        out[group] = (x[group] - mean) / (variance + eps).sqrt()
+        out[group][is_real[group]] = (real - mean) / (variance + eps).sqrt()
     return out
 
 

@@ -185,6 +185,17 @@ def test_padding_changes_nothing_of_the_real_crops_and_gets_finite_numbers() -> 
     assert torch.equal(before[is_real], after[is_real]) and after.isfinite().all()
 
 
+def test_a_chunk_of_padding_alone_stays_finite_in_fp16_through_a_projector_and_back() -> None:
+    """Divided by its variance of 0 it would grow 316-fold a layer."""
+    torch.manual_seed(0)
+    projector = Projector([8, 2048, 2048, 8], last="scale").half()
+    x = 0.5 + torch.randn(2 * K, 8).half()
+    found = projector(x, padded(K, 0))
+    assert found.isfinite().all()
+    found[:K].square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in projector.parameters())
+
+
 def test_chunk_norm_of_half_precision_is_that_of_the_rounded_numbers_in_float32() -> None:
     x, is_real = (3 + crops(10)[:, 0]).bfloat16(), padded(K, 3, 1)
     found = ChunkNorm(D, "affine")(x.flatten(0, 1), is_real).view(x.shape)

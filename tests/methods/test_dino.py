@@ -129,6 +129,15 @@ def test_the_teacher_starts_as_the_student_and_gets_no_gradient() -> None:
     assert all(student[name].grad is not None for name in teacher)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "frozen", "held"), [(800, 12, 12), (64, 1, 1), (64, 12, 6), (10, 12, 1), (1, 1, 0), (64, 0, 0)]
+)
+def test_prototypes_stay_for_a_tenth_of_a_run_at_most(epochs: int, frozen: int, held: int) -> None:
+    own = small_settings().model_copy(update={"epochs": epochs})
+    settings = own.model_copy(update={"dino": own.dino.model_copy(update={"frozen_epochs": frozen})})
+    assert method_of(settings).held_epochs == {"prototypes.": held}
+
+
 def test_after_an_update_teacher_and_centre_are_what_the_rule_says() -> None:
     settings = small_settings("dino.momentum=0.8", "dino.centre_momentum=0.7")
     method = method_of(settings)

@@ -8,7 +8,7 @@ import torch
 
 from vitds.config.tree import Backbone
 from vitds.errors import SettingsError
-from vitds.models.build import build_backbone
+from vitds.models.build import build_backbone, checkpoint_activations
 from vitds.models.facts import ModelFacts, model_facts
 
 TINY = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
@@ -151,3 +151,11 @@ def test_a_drop_path_whose_rows_are_not_whole_crops_is_refused(monkeypatch: pyte
     monkeypatch.setattr(timm.models.vision_transformer, "Block", Turned)
     with pytest.raises(SettingsError, match="rows of a crop are not together; set backbone.drop_path=0$"):
         build_backbone(Backbone(options=TINY | {"block_fn": Turned}), crop_px=16, seed=0)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "selecsls42"])
+def test_checkpointing_that_a_model_cannot_do_is_refused_in_words(name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=f"engine.activation_checkpointing: timm's {name} cannot do it; set"
+    ):
+        checkpoint_activations(timm.create_model(name, num_classes=0), name)

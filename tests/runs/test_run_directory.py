@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from vitds.config.tree import Settings
+from vitds.config.tree import Checkpoint, Settings
+from vitds.engine.saving import SaveClock
 from vitds.errors import ResourceError, RunError, RunLockedError
 from vitds.runs import lock as lock_module
 from vitds.runs.checkpoint import (
@@ -244,6 +245,22 @@ def test_the_newest_and_every_so_manieth_checkpoint_stay(tmp_path: Path) -> None
     for step in range(1, 10):
         write_one(tmp_path, step, keep=2, keep_every_steps=3)
     assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["3", "6", "8", "9"]
+
+
+def test_a_checkpoint_is_due_at_the_steps_whose_checkpoints_stay() -> None:
+    clock = SaveClock(Checkpoint(keep_every_steps=500), steps_per_epoch=100)
+    assert [step for step in range(1, 1501) if clock.is_due_by_steps(step)] == [500, 1000, 1500]
+    clock = SaveClock(Checkpoint(every_steps=400, every_epochs=3, keep_every_steps=500), steps_per_epoch=100)
+    assert [step for step in range(1, 1001) if clock.is_due_by_steps(step)] == [
+        300,
+        400,
+        500,
+        600,
+        800,
+        900,
+        1000,
+    ]
+    assert not any(map(SaveClock(Checkpoint(), steps_per_epoch=100).is_due_by_steps, range(1, 1001)))
 
 
 def test_damaged_checkpoints_push_no_sound_one_out(tmp_path: Path) -> None:

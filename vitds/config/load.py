@@ -101,21 +101,18 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
     return {given.key: given.value for word in assignments for given in leaves_of_word(word)}
 
 
-def other_backbone(name: str | None, recipe: str, assignments: Sequence[str]) -> dict[str, Any]:
-    """What puts another model in the place of a recipe's, whose options belong to its own model.
+def other_backbone(name: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """What puts a model, as timm has it, in the place of a recipe's, whose options belong to its own model.
 
     Args:
         name: of the model; None keeps the recipe's.
-        recipe: name or path.
         assignments: `--set` words; options among them are those of the new model.
     Returns: for `load_settings`' extra.
     """
     if name is None:
         return {}
-    own = read_recipe(recipe).get("backbone")
-    is_other = not isinstance(own, Mapping) or own.get("name") != name
     has_options = any(key.startswith("backbone.options") for key in assigned(assignments))
-    return {"backbone": {"name": name} | ({"options": {}} if is_other and not has_options else {})}
+    return {"backbone": {"name": name} | ({} if has_options else {"options": {}})}
 
 
 def settings_of(command: Command, flags: TrainFlags, extra: Mapping[str, Any] = {}) -> Settings:  # noqa: B006

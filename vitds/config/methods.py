@@ -61,7 +61,7 @@ class DINO(Section):
 
     hidden, width: of the projector's layers and of its output.
     teacher_temperature: from the first value to the second in `temperature_epochs`.
-    frozen_epochs: in which the prototypes stay as they are.
+    frozen_epochs: in which the prototypes stay as they are; at most a tenth of the run, or one.
     """
 
     prototypes: Positive = 4096

@@ -387,6 +387,11 @@ class Settings(MethodSections):
                 f"optimizer.average_decay: the result of method {self.method} is its teacher, an average of "
                 f"weights already; set {self.method}.momentum"
             )
+        if "mix" in facts.reads and self.mix.kind != "none" and self.batch.chunk_images < 2:
+            raise ValueError(
+                f"batch.chunk_images: {self.mix.kind} mixes the images of a chunk, so it needs 2 or more, "
+                "got 1; or set mix.kind=none"
+            )
         if facts.couples and self.batch.chunk_images < 2:
             raise ValueError(
                 f"batch.chunk_images: method {self.method} compares the images of a chunk, so it needs 2 or "

@@ -20,6 +20,7 @@ from vitds.engine.optimizer import build_optimizer
 from vitds.engine.process import wait_for_slow_ranks
 from vitds.errors import SettingsError
 from vitds.methods.base import Method
+from vitds.models.build import checkpoint_activations
 from vitds.models.patches import multiply_patches
 from vitds.plan.case import reduce_bucket
 
@@ -87,7 +88,7 @@ def _make_ready(method: Method, settings: Settings, ds: DsConfig, device: torch.
     """Checkpointing of activations, patches as products, compilation, and the module on its device."""
     # The student alone: a teacher runs without gradients, and so keeps nothing.
     if settings.engine.activation_checkpointing:
-        method.module.backbone.set_grad_checkpointing(True)
+        checkpoint_activations(method.module.backbone, settings.backbone.name)
     # Not under ZeRO-3, whose hooks know the weight by the layer that multiplies with it.
     if device.type == "cuda" and ds.zero_stage != 3:
         for backbone in method.backbones:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -124,6 +125,7 @@ class Trainer:
         self.probes = probes
         self.facts = facts
         self.lock = lock
+        self.watchdog: Watchdog | None = None  # while it trains
         self.progress = Progress()
         self.began_at = 0  # steps that were done when this process began
         self.clock = SaveClock(settings.checkpoint, loader.steps_per_epoch)
@@ -195,14 +197,14 @@ class Trainer:
         # Left in reverse order: first the loader's threads end, last the signals get their old handlers back.
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignals())
-            watchdog = stack.enter_context(closing(Watchdog(self.run.path / "log.txt", peers)))
+            self.watchdog = stack.enter_context(closing(Watchdog(self.run.path / "log.txt", peers)))
             live = stack.enter_context(closing(self._live())) if dist.is_main() else None
             batches = stack.enter_context(closing(self.loader.batches(first, self.total)))
             # Once: probes run a backbone of their own, so nothing puts this one into evaluation.
             self.update.engine.train()
             unread: deque[Launched] = deque()
             for step in range(first, self.total):
-                watchdog.at(step)
+                self.watchdog.at(step)
                 unread.append(self._launch(step, batches, live, signals))
                 # A late step is read when the next one was launched, so that the device need not wait.
                 may_wait = self.update.is_late and not self._needs_all_read(step + 1)
@@ -331,7 +333,9 @@ class Trainer:
             return {}
         started = time.perf_counter()
         weights = self.update.settled_weights(self.progress.step)
-        found = self.probes.measure(weights, self.method)
+        # Each batch is a sign of life, or a probe that takes longer than a step may would end the run.
+        alive = partial(self.watchdog.at, self.progress.step - 1)
+        found = self.probes.measure(weights, self.method, on_batch=alive)
         if self.settings.eval.choose == "best" and dist.is_main():
             epoch = self.progress.step // self.loader.steps_per_epoch
             best.offer(self.run, epoch, found["probe/top1"], weights)

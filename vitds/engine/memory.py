@@ -15,7 +15,7 @@ from vitds.engine.stages import stages_of
 from vitds.errors import ResourceError
 from vitds.methods import method_class
 from vitds.methods.base import SetSize
-from vitds.models.build import build_backbone, patch_count
+from vitds.models.build import build_backbone, checkpoint_activations, patch_count
 from vitds.models.stochastic import StochasticDraws
 from vitds.plan.case import ModuleSizes, make_case
 from vitds.plan.totals import GB, MemoryPlan, plan_memory
@@ -66,7 +66,7 @@ def largest_micro_on_gpu(
     buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.to(device).train()
     if settings.engine.activation_checkpointing:
-        backbone.set_grad_checkpointing(True)
+        checkpoint_activations(backbone, settings.backbone.name)
     # The largest first, so the first that fits is the answer; 0 if none does.
     found = next(
         (

@@ -7,6 +7,8 @@ curves can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 import torch
@@ -62,15 +64,19 @@ class Probes:
             settings.backbone, crop_px=settings.views.crop_px, seed=settings.seed
         ).to(device)
 
-    def measure(self, weights: dict[str, Tensor], method: Method) -> dict[str, float]:
+    def measure(
+        self, weights: dict[str, Tensor], method: Method, on_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """probe/… numbers of the present weights.
 
         Args:
             weights: of the method's whole module by name, as EngineState.weights gives them.
             method: adds its own.
+            on_batch: called before each; on a slow machine a probe of many images takes an hour.
         """
+        self.on_batch = on_batch
         load_backbone(self.backbone, method.exported(weights), "this run")
-        measure_norms(self.settings, self.backbone, self.file, self.device)
+        measure_norms(self.settings, self.backbone, self.file, self.device, on_batch=on_batch)
         found: dict[str, float] = {}
         if not method.leaves_class_head or self.settings.views.count > 1:
             first_MD, last_MD, index_M = self._two_views()
@@ -94,6 +100,7 @@ class Probes:
         autocast = AUTOCAST.get(self.settings.engine.precision)
         parts = []
         for batch in islice(self.loader.batches(0, steps), steps * self.loader.accumulation):
+            self.on_batch()
             with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
                 first_BD, last_BD = (
                     self.backbone(normalise(batch.crops[:, view].to(self.device), self.settings.views))
@@ -112,9 +119,12 @@ class Probes:
         """Accuracy on the test images, where they and the training images have labels."""
         if self.test_file is None or not self.file.manifest.classes or not self.test_file.manifest.classes:
             return {}
-        query = file_features(self.settings, self.backbone, self.test_file, self.device)
+        features = partial(
+            file_features, self.settings, self.backbone, device=self.device, on_batch=self.on_batch
+        )
+        query = features(self.test_file)
         found = _of_class_head(query, weights) if method.leaves_class_head else {}
-        bank = file_features(self.settings, self.backbone, labelled(self.file), self.device)
+        bank = features(labelled(self.file))
         scores = knn_accuracy(
             bank.rows_MD,
             bank.label_M,

@@ -22,10 +22,8 @@ class SaveClock:
 
     def __init__(self, rules: Checkpoint, steps_per_epoch: int) -> None:
         self.rules = rules
-        # 0 switches a rule off.
-        self.periods = [
-            period for period in (rules.every_steps, rules.every_epochs * steps_per_epoch) if period
-        ]
+        periods = (rules.every_steps, rules.every_epochs * steps_per_epoch, rules.keep_every_steps)
+        self.periods = [period for period in periods if period]  # 0 switches a rule off
         self.since = time.monotonic()
         self.last_step = -1
         self.last_s = 0.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,18 +15,28 @@ from vitds import dist
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
 from vitds.data.loader import EvalBatch, TrainLoader, eval_batches
+from vitds.errors import DataError
 from vitds.evaluate.features import Features, ImageBatch, extract_features
 from vitds.models.precision import AUTOCAST
 
 
-def file_features(settings: Settings, model: nn.Module, file: BetonFile, device: torch.device) -> Features:
+def file_features(
+    settings: Settings,
+    model: nn.Module,
+    file: BetonFile,
+    device: torch.device,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Features:
     """What a model says of every image of a file, in the file's order, on every rank; each rank has made its
     share. Where data.damaged is skip, images that cannot be decoded are missing, with a warning.
 
     Args:
         settings: of the run: views, precision, images of a forward pass.
         model: moved to `device`.
-    Raises: DataError if an image cannot be decoded and data.damaged is fatal; what `extract_features` raises.
+        on_batch: called with each batch of this rank.
+    Raises: DataError if an image cannot be decoded and data.damaged is fatal, or none can be used; what
+        `extract_features` raises.
     """
     batches = eval_batches(
         file,
@@ -35,13 +46,25 @@ def file_features(settings: Settings, model: nn.Module, file: BetonFile, device:
         ranks=dist.world_size(),
         damaged=settings.data.damaged,
     )
-    own = _extracted(settings, model, batches, device)
-    parts = dist.gather_objects((own.rows_MD.numpy(), own.label_M.numpy(), own.index_M.numpy()))
+    own = None
+    if (first := next(batches, None)) is not None:  # with more ranks than images some have none
+        found = _extracted(settings, model, each_with(on_batch, chain([first], batches)), device)
+        own = found.rows_MD.numpy(), found.label_M.numpy(), found.index_M.numpy()
+    parts = [part for part in dist.gather_objects(own) if part is not None]
+    if not any(len(index) for *_, index in parts):
+        raise DataError(f"{file.path}: none of its {file.images} images can be used")
     rows, labels, index = (
         torch.cat([torch.from_numpy(part[column]) for part in parts]) for column in range(3)
     )
     order = index.argsort()
     return Features(rows[order], labels[order], index[order])
+
+
+def each_with(on_batch: Callable[[], None], batches: Iterable[EvalBatch]) -> Iterator[EvalBatch]:
+    """The same batches, with a call before each."""
+    for batch in batches:
+        on_batch()
+        yield batch
 
 
 def own_features(

@@ -13,8 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitds import dist
+from vitds.errors import DataError
 from vitds.heads.dense import INIT_STD, DenseHead
 from vitds.heads.sharded import ShardedHead
+
+SAME = 1e-6  # of the features' size: what rounding alone makes of equal images
 
 
 @torch.no_grad()
@@ -29,6 +32,8 @@ def set_rows_from_features(
     All are then scaled to the deviation that noise would have. The mean is taken out because the features of
     an untrained backbone hardly differ: what they share says nothing of which image it is. Called by every
     rank together.
+
+    Raises: DataError if all features are the same.
 
     Args:
         x_nD: features of the images whose rows the head holds here, float32, on the host; changed in place,
@@ -46,6 +51,11 @@ def set_rows_from_features(
     mean_D = total_D / images
     # Of the features without their mean: the mean of all squares less that of the squared means.
     deviation = (squares / images / len(mean_D) - mean_D.square().mean()).sqrt()
+    if not deviation > SAME * (squares / images / len(mean_D)).sqrt():
+        raise DataError(
+            "head.init features: all training images have the same features, so they are one image, or "
+            "copies of one; add others, or set head.init=noise"
+        )
     x_nD.sub_(mean_D.float()).mul_(INIT_STD / deviation)
     head.weight.zero_()
     # A dense head may still lie on the host here, while the images were seen on a GPU.

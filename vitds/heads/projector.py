@@ -43,8 +43,9 @@ class ChunkNorm(nn.Module):
             centred_gnD = x_gnD - mean_g1D
             # Divided by the number, as torch's batch norm does in training, not by the number less one.
             variance_g1D = (centred_gnD.square() * counts_gn1).sum(1, keepdim=True) / real_g11
-            # Padded crops are normalised too; they leave by their weight of 0 in the loss.
-            x_MD = (centred_gnD * (variance_g1D + EPS).rsqrt()).flatten(0, 1)
+            # Padded crops become 0: where there is nothing else in a group its variance is 0, and they would
+            # grow by 1/sqrt(EPS) a layer, in fp16 to infinity, which a weight of 0 in the loss makes NaN.
+            x_MD = (centred_gnD * counts_gn1 * (variance_g1D + EPS).rsqrt()).flatten(0, 1)
             if self.weight is not None:
                 x_MD = x_MD * self.weight
             return x_MD if self.bias is None else x_MD + self.bias

@@ -55,7 +55,7 @@ def run_ablation(flags: AblateFlags) -> Json | None:
     refuse_words("set", flags.set, {})
     refuse_words("finetune_set", flags.finetune_set, OF_PRETRAINING)
     train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
-    experiment = carried_out("ablation", flags, [train, test], lambda: _arms(flags))
+    experiment = carried_out("ablation", flags, (train, test), lambda: _arms(flags))
     if experiment is None:
         return None
     counts = CATALOGUE[FLOWERS].counts

@@ -26,7 +26,7 @@ from vitds.config.load import settings_of
 from vitds.config.methods import Command
 from vitds.config.yaml_text import parse_yaml
 from vitds.errors import DataError, SettingsError, VitdsError
-from vitds.runs.directory import Run
+from vitds.runs.directory import Run, contents_of, given_settings
 
 TRAINING_SCRIPTS = {"pretrain.py": "pretrain", "finetune.py": "finetune"}  # of launch/, under a launcher
 DIGITS = "digits"
@@ -190,7 +190,7 @@ def check_stages(stages: Sequence[Stage], check_words: CheckWords) -> None:
             )
         if shutil.which(stage.command[0]) is None:
             raise SettingsError(f"stage {number} ({stage.run}): there is no program {stage.command[0]}")
-        if stage.words is None or Run(stage.run).is_finished:
+        if stage.words is None:
             continue
         try:
             check_words(stage.words, runs[: number - 1])
@@ -199,16 +199,20 @@ def check_stages(stages: Sequence[Stage], check_words: CheckWords) -> None:
 
 
 def check_training(command: Command, flags: TrainFlags, made: Sequence[Path]) -> None:
-    """What can be known of a training before it starts: its settings, and that its files are there.
+    """What can be known of a training before it starts: its settings, and that its files are there. Of one
+    that is finished: that it is the one that is asked for.
 
     Args:
         command: pretrain or finetune.
         flags: its flags.
         made: run directories of the stages before it, which need not be there yet.
-    Raises: SettingsError, DataError.
+    Raises: SettingsError, DataError; RunError if the run is finished with other settings.
     """
     given = settings_of(command, flags)
     load_ds_config(flags.ds_config)
+    if flags.run is not None and (run := Run(Path(flags.run))).is_finished:
+        given_settings(run, given, contents_of(given))
+        return
     named = [("data.train", name) for name in given.data.train_files]
     for key, name in (*named, ("data.test", given.data.test), ("init", given.init)):
         is_made = name is not None and any(Path(name).is_relative_to(run) for run in made)

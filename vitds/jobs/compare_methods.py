@@ -62,7 +62,7 @@ def run_comparison(flags: CompareFlags) -> Json | None:
     has_pretraining = [word.strip() for word in flags.methods.split(",")] != [SCRATCH]
     refuse_words("finetune_set", flags.finetune_set, OF_PRETRAINING if has_pretraining else {})
     train, test = open_file(flags.data, "--data", "train"), open_file(flags.test, "--test", "test")
-    experiment = carried_out("comparison", flags, [train, test], lambda: _arms(flags, train, test))
+    experiment = carried_out("comparison", flags, (train, test), lambda: _arms(flags, train, test))
     if experiment is None:
         return None
     result = result_of(experiment, (KNN, LINEAR, FINETUNED))
@@ -87,9 +87,14 @@ def _arms(flags: CompareFlags, train: BetonFile, test: BetonFile) -> list[Arm]:
         command="finetune",
         assignments=flags.finetune_set,
         flags=files | {"epochs": flags.finetune_epochs},
-        extra={} if pretrainings else other_backbone(flags.backbone, tuning, flags.finetune_set),
+        extra={} if pretrainings else other_backbone(flags.backbone, flags.finetune_set),
         said_as=OF_FINETUNING,
     )
+    if pretrainings and tuned.init is not None:
+        raise SettingsError(
+            f"recipe {tuning} has init {tuned.init}: {OF_PRETRAINING['init']}, or from random weights; take "
+            "it out"
+        )
     if pretrainings:
         first = next(iter(pretrainings.values()))
         tuned = with_backbone(tuned, first, "finetune_set", flags.finetune_set)
@@ -130,7 +135,7 @@ def _pretraining(flags: CompareFlags, name: str, recipe: str, files: dict[str, s
         command="pretrain",
         assignments=flags.set,
         flags=files,
-        extra=other_backbone(flags.backbone, recipe, flags.set),
+        extra=other_backbone(flags.backbone, flags.set),
     )
     if name in METHODS and settings.method != name:
         raise SettingsError(f"`methods`: recipe {recipe} is of method {settings.method}, not {name}")

@@ -116,8 +116,8 @@ def training_files(settings: Settings) -> tuple[BetonFile, BetonFile | None]:
             )
         return train, None
     test = open_file(settings.data.test, "--test", "test")
-    for file in (train, test):
-        if lack := _lack_of_classes(file):
+    for file, lack in ((train, _lack_of_classes(train)), (test, _lack_of_labels(test))):
+        if lack:
             measured = (
                 "top-1 cannot be measured"
                 if method.leaves_class_head
@@ -175,7 +175,15 @@ def _with_labels(file: BetonFile) -> BetonFile:
 
 
 def _lack_of_classes(file: BetonFile) -> str:
-    """What keeps a file from being classified; nothing where it has two classes or more."""
+    """What keeps a training file from being classified; nothing where it has images of two classes."""
+    present = np.unique(file.labels[file.labels >= 0])
+    if len(file.manifest.classes) > 1 and len(present) == 1:
+        return f"has images of one class alone, {file.manifest.classes[present[0]]!r}, of those in its list"
+    return _lack_of_labels(file)
+
+
+def _lack_of_labels(file: BetonFile) -> str:
+    """Likewise of a test file, whose images may be of one class of its list."""
     classes = file.manifest.classes
     if not classes:
         return "has no labels"

@@ -44,7 +44,7 @@ from vitds.models.build import build_backbone
 from vitds.plan.units import units_of_epoch
 from vitds.report.table import show
 from vitds.runs.backbone import read_weights
-from vitds.runs.directory import Run, read_json, write_atomic, write_json
+from vitds.runs.directory import Run, content_of_weights, read_json, write_atomic, write_json
 from vitds.terminal import say
 
 RECORD = "experiment.json"
@@ -199,7 +199,7 @@ def _check_engine(settings: Settings, size: SetSize) -> None:
         micro_images=batch.chunk_images,
         accumulation=batch.global_images // batch.chunk_images,
         ranks=1,
-        precision=engine.precision,
+        precision="fp32" if engine.precision == "auto" else engine.precision,
     )
     check_module(method, resolved, ds, has_bf16_weights=config["bf16"]["enabled"])
 
@@ -343,11 +343,18 @@ def _arm(folder: Path, facts: Json) -> Arm:
     """Raises: RunError if a recipe is not as it was written: other seeds were trained by that one."""
     trainings = []
     for each in facts["trainings"]:
-        settings = read_settings(folder / each["recipe"])
-        if _hash(dump_settings(settings)) != each["content"]:
+        recipe = folder / each["recipe"]
+        settings = read_settings(recipe)
+        # Of the file's text: read back and written anew, an older version's would have newer settings in it.
+        if _hash(recipe.read_text("utf-8")) != each["content"]:
             raise RunError(
-                f"{folder / each['recipe']} was changed after the experiment began, and more runs would "
-                "differ from the others; change it back, or choose another `out`."
+                f"{recipe} was changed after the experiment began, and more runs would differ from the "
+                "others; change it back, or choose another `out`."
+            )
+        if "weights" in each and content_of_weights(settings.init) != each["weights"]:
+            raise RunError(
+                f"{settings.init}: other weights than when the experiment began, and more runs would differ "
+                "from the others; put those back, or choose another `out`."
             )
         trainings.append(Training(each["name"], settings, each["images"]))
     return Arm(facts["name"], facts["title"], tuple(trainings), tuple(facts["init"]))
@@ -366,12 +373,21 @@ def write_plan(experiment: Experiment) -> None:
 
 
 def carried_out(
-    kind: str, flags: TrainingsFlags, files: Sequence[BetonFile], make_arms: Callable[[], Sequence[Arm]]
+    kind: str,
+    flags: TrainingsFlags,
+    files: tuple[BetonFile, BetonFile],
+    make_arms: Callable[[], Sequence[Arm]],
 ) -> Experiment | None:
     """The experiment that flags ask for, with all its runs finished; None of a plan, which is printed.
 
-    Raises: as `begun_or_new` and `carry_out`.
+    Raises: as `begun_or_new` and `carry_out`; UsageError if the training images are the test images.
     """
+    train, test = files
+    if train.manifest.content_hash == test.manifest.content_hash:
+        raise UsageError(
+            f"`test={flags.test}`: holds the same images as `data={flags.data}`, so nothing would be tested. "
+            "Give images that are not trained on (`vitds data build … --test_fraction 0.2`)."
+        )
     experiment = begun_or_new(kind, flags.out, flags.seeds, asked_for(flags, files), make_arms)
     if flags.plan:
         print_plan(experiment)
@@ -406,6 +422,7 @@ def _record(experiment: Experiment) -> Json:
                     "name": training.name,
                     "recipe": str(experiment.recipe(arm, training).relative_to(experiment.out)),
                     "content": _hash(dump_settings(training.settings)),
+                    "weights": content_of_weights(training.settings.init),
                     "images": training.images,
                 }
                 for training in arm.trainings

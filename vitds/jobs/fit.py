@@ -7,6 +7,7 @@ OUT/fit.json says how far it is: the same call goes on, one with more minutes tr
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from vitds.data.beton import BetonFile, open_beton
 from vitds.data.build import BuildOptions, build_set
 from vitds.data.digits import NAME as DIGITS
 from vitds.data.digits import embedded_digits
-from vitds.data.findings import Findings
+from vitds.data.findings import Findings, shown
 from vitds.data.sources import SOURCE_OPTIONS, SourceOptions, scan_sources
 from vitds.data.split import with_suffix
 from vitds.data.workers import stops_in_order
@@ -68,7 +69,8 @@ def run_fit(sources: Sequence[str], flags: FitFlags) -> Result:
         raise UsageError("no images were given. Name a folder of them, a tar, a zip, or digits.")
     if not 0 <= (flags.seed or 0) <= LARGEST_SEED:
         raise UsageError(f"`seed={flags.seed}`: must be from 0 to {LARGEST_SEED}.")
-    out = Path(flags.out or Path("runs") / (Path(sources[0]).name.partition(".")[0] or "fit")).expanduser()
+    name = shown(Path(sources[0]).name.partition(".")[0])
+    out = Path(flags.out or Path("runs") / (name or "fit")).expanduser()
     record = _Record(out, sources, flags)
     train, test = _data(record, sources, flags)
     choice = choose(train, on_gpu=torch.cuda.is_available())
@@ -102,7 +104,7 @@ class _Record:
         self.path = out / "fit.json"
         of = {name: getattr(flags, name) for name in (*sorted(SOURCE_OPTIONS), "seed")}
         named = named_set(sources, flags)
-        of = {"sources": [named] if named else [str(Path(source).absolute()) for source in sources], **of}
+        of = {"sources": [named] if named else [shown(os.path.abspath(source)) for source in sources], **of}
         self.facts: dict[str, Any] = {"of": of, "minutes": flags.minutes, "spent_s": 0.0, "stages": []}
         if self.path.exists():
             found = read_json(self.path)
@@ -379,8 +381,12 @@ def _run(record: _Record, stage: dict[str, Any]) -> None:
         say(f"stage {number} of {of}: {stage['name']}, until about {ends:%H:%M}")
     command = (sys.executable, "-m", "vitds", *stage["words"])
     began = time.monotonic()
+    seconds = 0.0
     try:
         run_stages([Stage(run.path, command)])
+        seconds = run.summary["seconds"]  # with those of starts that were killed
     finally:  # a stage that is stopped used its time too
-        record.spend(time.monotonic() - began)
+        counted = stage.get("spent_s", 0.0)
+        stage["spent_s"] = round(max(counted + time.monotonic() - began, seconds), 1)
+        record.spend(stage["spent_s"] - counted)
         record.save()

@@ -119,6 +119,9 @@ def measure(
     quiet = ("eval.every_epochs=0", "eval.hold_out=0", "eval.choose=last")
     flags = TrainFlags(recipe=recipe, data=str(train.path), set=(*settings, *quiet))
     given = settings_of(command, flags)
+    if given.engine.compile == "auto":
+        # It weighs the length of the run, which is not known yet. One that is compiled later ends sooner.
+        given = given.model_copy(update={"engine": given.engine.model_copy(update={"compile": "off"})})
     file, _ = training_files(given)  # of labelled images alone, where it needs labels
     head = given.head.model_copy(update={"init": "noise"})  # else all features would be computed first
     given = given.model_copy(update={"head": head})

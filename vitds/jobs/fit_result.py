@@ -71,7 +71,9 @@ def print_result(result: Result) -> None:
     """The result, and the commands that use the model."""
     model = shlex.quote(str(result.run.path))
     # Not the sources: they may be several, or a published set, and `vitds similar` looks through one file.
-    images = shlex.quote(result.run.settings.data.train_text)
+    train = result.run.settings.data.train_text
+    here = result.path / "data" / Path(train).name  # also where the folder has moved
+    images = shlex.quote(str(here) if here.exists() else train)
     if result.accuracy is not None:
         show(_table(result))
         say(f"classify:   vitds predict {model} IMAGES")

@@ -149,7 +149,7 @@ def _check_words(rows: int, gpus: int, images_per_s: float | None, hours: bool) 
 
 def _settings(recipe: str, model: str | None, batch: int | None, words: Sequence[str]) -> Settings:
     """The recipe's, with another model and batch; the recipe's backbone.options belong to its own model."""
-    extra: dict[str, Any] = dict(other_backbone(model, recipe, words))
+    extra: dict[str, Any] = dict(other_backbone(model, words))
     if batch is not None:
         extra["batch"] = {"global_images": batch}
     return load_settings(recipe=recipe, command="pretrain", assignments=words, flags={}, extra=extra)

@@ -10,9 +10,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vitds.errors import UsageError
 from vitds.jobs.chain import Stage, run_stages
 from vitds.report.overview import KNN_K
-from vitds.runs.directory import write_json
+from vitds.runs.directory import Run, write_json
 
 # From scratch for 75 epochs, about the compute of both stages: the mean of three seeds, measured once
 # (docs/method.md, "What pretraining is worth").
@@ -28,6 +29,7 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
     Args:
         run: the folder of the three runs
         seed: of all three
+    Raises: UsageError if a stage is finished with another seed.
     """
     root = Path(run)
     # What torch takes, whatever is left in the environment. Where DeepSpeed's launcher looks for itself and
@@ -37,6 +39,12 @@ def quickstart(*, run: str = "runs/quickstart", seed: int = 0) -> None:
     config = ("--ds_config", "ds_configs/zero2.json", "--seed", str(seed))
     finetune = (*launcher, "launch/finetune.py", *config)
     names = ("pretrain", "finetune", "scratch")
+    for made in (Run(root / name) for name in names):
+        if made.is_finished and made.settings.seed != seed:
+            raise UsageError(
+                f"`seed={seed}`: {made.path} was made with seed {made.settings.seed}; give that, or another "
+                "`run`"
+            )
     pretrained, finetuned, scratch = run_stages(
         [
             Stage(root / "pretrain", (*launcher, "launch/pretrain.py", *config)),

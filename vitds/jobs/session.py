@@ -17,13 +17,11 @@ from vitds.config.names import NO_TEXT, is_text
 from vitds.config.recipes import DEFAULT_RECIPES
 from vitds.config.tree import Settings
 from vitds.data.beton import BetonFile
-from vitds.data.joined import joined_hash
-from vitds.data.manifest import load_manifest, manifest_path
 from vitds.engine.peers import Peers
 from vitds.engine.process import joined_ranks
 from vitds.errors import SettingsError, ShapeError, UsageError, VitdsError
 from vitds.jobs.data_files import check_recipe, training_files
-from vitds.runs.directory import Run, given_settings, save_data_facts, save_inputs
+from vitds.runs.directory import Run, contents_of, given_settings, save_data_facts, save_inputs
 from vitds.runs.lock import RunLock, next_run
 from vitds.terminal import say
 
@@ -127,12 +125,7 @@ def _contents(given: Settings, files: tuple[BetonFile, BetonFile | None] | None)
 
     Of a finished run's files, those that are there.
     """
-    named = {"data.train": given.data.train_files, "data.test": (given.data.test,) if given.data.test else ()}
     if files is not None:
-        opened = zip(named, files, strict=True)
+        opened = zip(("data.train", "data.test"), files, strict=True)
         return {key: file.manifest.content_hash for key, file in opened if file is not None}
-    return {
-        key: joined_hash([load_manifest(name).content_hash for name in names])
-        for key, names in named.items()
-        if names and all(manifest_path(Path(name)).exists() for name in names)
-    }
+    return contents_of(given)

@@ -103,6 +103,12 @@ def _trained(
     given = session.settings
     backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=given.seed)
     saved, problems = newest_sound(session.run.checkpoints)
+    if saved is None and problems:
+        raise RunError(
+            f"none of the {len(problems)} checkpoints in {session.run.checkpoints} can be read, so nothing "
+            f"was trained and all stay. The newest: {problems[0]}. Mend that, or remove the folder to start "
+            "anew."
+        )
     class_head = _load_init(session, backbone, file) if saved is None else None
     rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
     settings = resolve_settings(given, backbone, ds=ds, device=session.device, rows=rows, images=file.images)
@@ -192,6 +198,12 @@ def _load_init(session: Session, backbone: nn.Module, file: BetonFile) -> dict[s
     if not method_class(session.settings.method).leaves_class_head:
         return None
     class_head = read_class_head(Path(source), file.manifest.classes)
+    if class_head is not None and ("bias" in class_head) != (wants_bias := session.settings.head.bias):
+        session.say(
+            f"class head from {source}: left out, as it has {'no bias' if wants_bias else 'a bias'} and "
+            f"head.bias is {str(wants_bias).lower()}; the classes are the same"
+        )
+        return None
     if class_head is not None:
         session.say(f"class head from {source}: the same {len(file.manifest.classes)} classes")
     return class_head

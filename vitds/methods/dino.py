@@ -166,7 +166,9 @@ class Method(base.Method):
             temperature=self.own.temperature,
             chunk_images=settings.batch.chunk_images,
         )
-        self.held_epochs = {"prototypes.": self.own.frozen_epochs}
+        # As the warm-up: a tenth of a short run at most, and never all of it.
+        shortest = min(max(1, settings.epochs // 10), settings.epochs - 1)
+        self.held_epochs = {"prototypes.": min(self.own.frozen_epochs, shortest)}
         self.counted_step = -1
         self.about = f"{self.own.prototypes:,} prototypes of width {self.own.width}, chosen by a teacher"
 

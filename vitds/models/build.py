@@ -95,6 +95,20 @@ def freeze_part(backbone: nn.Module, part: str) -> None:
         backbone.get_parameter(name).requires_grad_(False)
 
 
+def checkpoint_activations(backbone: nn.Module, name: str) -> None:
+    """From now on the backward pass computes the activations of its blocks again, in place of keeping them.
+
+    Raises: SettingsError if the model has no way to do so.
+    """
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:  # timm's models say so by either
+        raise SettingsError(
+            f"engine.activation_checkpointing: timm's {name} cannot do it; set it to false, and fewer "
+            "batch.micro_images where memory is short"
+        ) from error
+
+
 def patch_count(backbone: nn.Module) -> int:
     """Patches of one crop, 0 where the model cuts none."""
     return backbone.facts.patches

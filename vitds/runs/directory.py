@@ -22,6 +22,8 @@ from vitds import dist
 from vitds.config.load import differences, dump_settings, read_settings
 from vitds.config.tree import Settings
 from vitds.data.beton import Manifest
+from vitds.data.joined import joined_hash
+from vitds.data.manifest import load_manifest, manifest_path
 from vitds.errors import ResourceError, RunError
 
 STATES_BYTES = 12  # of a weight in a checkpoint: itself and two moments, in float32
@@ -231,6 +233,16 @@ def known_inputs(run: Run, saved: Settings) -> dict[str, str]:
         return {key: str(value) for key, value in read_json(path).items()}
     of_weights = content_of_weights(saved.init)
     return {"init": of_weights} if of_weights else {}
+
+
+def contents_of(given: Settings) -> dict[str, str]:
+    """The hash of what is in the files that settings name, by the setting, of those that are there."""
+    named = {"data.train": given.data.train_files, "data.test": (given.data.test,) if given.data.test else ()}
+    return {
+        key: joined_hash([load_manifest(name).content_hash for name in names])
+        for key, names in named.items()
+        if names and all(manifest_path(Path(name)).exists() for name in names)
+    }
 
 
 def content_of_weights(source: str | None) -> str | None:
