@@ -72,6 +72,24 @@ def test_states_are_shared_by_stage(stage: int, numbers: tuple[int, ...]) -> Non
     assert bytes_of(case_of(stage), *STATES) == [3_001_000 * number for number in numbers]
 
 
+def test_fp16_without_zero_is_planned_as_the_stage_1_that_it_trains_in() -> None:
+    fp16 = {"engine__precision": "fp16"}
+    assert memory_parts(case_of(0, **fp16)) == memory_parts(case_of(1, **fp16))
+    assert step_traffic(case_of(0, **fp16)) == step_traffic(case_of(1, **fp16))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_fused_adamw_of_a_gpu_has_no_temporaries(stage: int) -> None:
+    for kind, on_gpu, there in (("adamw", True, False), ("adamw", False, True), ("sgd", True, True)):
+        case = case_of(stage, on_gpu=on_gpu, optimizer__kind=kind)
+        assert bool(bytes_of(case, "optimizer's temporaries")[0]) == there
+
+
+def test_probes_hold_a_backbone_of_their_own() -> None:
+    assert bytes_of(case_of(), "backbone of the probes") == [0]
+    assert bytes_of(case_of(2, eval__every_epochs=10), "backbone of the probes") == [4 * 3_001_000]
+
+
 @pytest.mark.parametrize("parameters", [(1000, 2_000_000), ()], ids=["in part", "whole"])
 def test_frozen_weights_have_neither_states_nor_gradients(parameters: tuple[int, ...]) -> None:
     trained = sum(parameters)

@@ -171,7 +171,7 @@ def make_case(
         settings=settings,
         rows=rows,
         ranks=ranks,
-        stage=ds.zero_stage,
+        stage=max(1, ds.zero_stage) if precision == "fp16" else ds.zero_stage,  # as engine/build.py does
         head=head,
         # The rank with the most rows decides.
         shard_rows=-(-rows // ranks) if is_sharded else 0,

@@ -49,7 +49,7 @@ class Part:
 def memory_parts(case: Case) -> list[Part]:
     """All that a rank holds beside the CUDA context, the libraries and the allocator's reserve."""
     # What DeepSpeed holds, what a head holds, what a pass keeps, what a checkpoint copies.
-    parts = [*STAGES[case.stage](case), *_head(case), *_forward(case), *_save(case)]
+    parts = [*STAGES[case.stage](case), *_head(case), *_forward(case), *_probes(case), *_save(case)]
     return [part for part in parts if part.bytes and part.moments]
 
 
@@ -181,8 +181,18 @@ def _shared_update(case: Case, *, whole: int) -> Iterator[Part]:
 
 
 def _temporaries(case: Case, numbers: int) -> Part:
-    """Of torch's AdamW: two of a parameter's size one by one on a CPU, one of all together on a GPU."""
-    return Part("optimizer's temporaries", numbers * 4 * (1 if case.on_gpu else 2), ("update",))
+    """Of torch's optimizers: two of a parameter's size one by one on a CPU, one of all together on a GPU; its
+    fused AdamW, which a GPU has, takes none.
+    """
+    of_gpu = 0 if case.settings.optimizer.kind == "adamw" else 1
+    return Part("optimizer's temporaries", numbers * 4 * (of_gpu if case.on_gpu else 2), ("update",))
+
+
+def _probes(case: Case) -> Iterator[Part]:
+    """Probes measure a float32 backbone of their own, which every rank holds whole."""
+    if case.settings.eval.every_epochs:
+        numbers = case.sizes.frozen.get("backbone", 0) + sum(case.trained.get("backbone", ()))
+        yield Part("backbone of the probes", numbers * 4, MOMENTS)
 
 
 # What the method holds -----------------------------------------------------------------------------------
