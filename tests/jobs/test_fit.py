@@ -239,7 +239,7 @@ def test_one_class_alone_is_pretrained_on_and_one_image_a_class_is_refused(
     shutil.copytree(photos / "one", tmp_path / "one class" / "one")
     fit(tmp_path / "one class", minutes=3.0, out=tmp_path / "one", plan=True)
     said = capsys.readouterr().out
-    assert "one class alone: pretraining alone" in said and "pretrain: photos_cpu, " in said
+    assert "one class alone: pretraining alone" in said and "pretrain: diet_photos_cpu, " in said
     for name in ("one", "zero"):
         (tmp_path / "single" / name).mkdir(parents=True)
         shutil.copy(photos / name / "3.png", tmp_path / "single" / name)
