@@ -74,22 +74,23 @@ class Probes:
             method: adds its own.
             on_batch: called before each; on a slow machine a probe of many images takes an hour.
         """
-        self.on_batch = on_batch
         load_backbone(self.backbone, method.exported(weights), "this run")
         measure_norms(self.settings, self.backbone, self.file, self.device, on_batch=on_batch)
         found: dict[str, float] = {}
         if not method.leaves_class_head or self.settings.views.count > 1:
-            first_MD, last_MD, index_M = self._two_views()
+            first_MD, last_MD, index_M = self._two_views(on_batch)
             if self.settings.views.count > 1:
                 found["probe/alignment"] = alignment(first_MD, last_MD)
             found["probe/uniformity"] = uniformity(first_MD)
             found["probe/rankme"] = rankme(first_MD)
             found["probe/rankme_centred"] = rankme(first_MD, is_centred=True)
             found |= method.probes(first_MD, index_M, weights)
-        return found | self._accuracy(method, weights)
+        return found | self._accuracy(method, weights, on_batch)
 
     @torch.inference_mode()
-    def _two_views(self) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
+    def _two_views(
+        self, on_batch: Callable[[], None]
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"], Int[Tensor, "M"]]:
         """First and last view of the probe images: features, and the images' indices, of all ranks.
 
         Of one view they are the same.
@@ -100,7 +101,7 @@ class Probes:
         autocast = AUTOCAST.get(self.settings.engine.precision)
         parts = []
         for batch in islice(self.loader.batches(0, steps), steps * self.loader.accumulation):
-            self.on_batch()
+            on_batch()
             with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
                 first_BD, last_BD = (
                     self.backbone(normalise(batch.crops[:, view].to(self.device), self.settings.views))
@@ -115,13 +116,13 @@ class Probes:
         )
         return first, last, index
 
-    def _accuracy(self, method: Method, weights: dict[str, Tensor]) -> dict[str, float]:
+    def _accuracy(
+        self, method: Method, weights: dict[str, Tensor], on_batch: Callable[[], None]
+    ) -> dict[str, float]:
         """Accuracy on the test images, where they and the training images have labels."""
         if self.test_file is None or not self.file.manifest.classes or not self.test_file.manifest.classes:
             return {}
-        features = partial(
-            file_features, self.settings, self.backbone, device=self.device, on_batch=self.on_batch
-        )
+        features = partial(file_features, self.settings, self.backbone, device=self.device, on_batch=on_batch)
         query = features(self.test_file)
         found = _of_class_head(query, weights) if method.leaves_class_head else {}
         bank = features(labelled(self.file))

@@ -48,7 +48,7 @@ def file_features(
     )
     own = None
     if (first := next(batches, None)) is not None:  # with more ranks than images some have none
-        found = _extracted(settings, model, each_with(on_batch, chain([first], batches)), device)
+        found = _extracted(settings, model, _each_with(on_batch, chain([first], batches)), device)
         own = found.rows_MD.numpy(), found.label_M.numpy(), found.index_M.numpy()
     parts = [part for part in dist.gather_objects(own) if part is not None]
     if not any(len(index) for *_, index in parts):
@@ -60,7 +60,7 @@ def file_features(
     return Features(rows[order], labels[order], index[order])
 
 
-def each_with(on_batch: Callable[[], None], batches: Iterable[EvalBatch]) -> Iterator[EvalBatch]:
+def _each_with(on_batch: Callable[[], None], batches: Iterable[EvalBatch]) -> Iterator[EvalBatch]:
     """The same batches, with a call before each."""
     for batch in batches:
         on_batch()
