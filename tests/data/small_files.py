@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vitds.config.tree import Batch, Data, Settings, ViewGroup, Views
+from vitds.config.tree import Batch, Data, Mix, Settings, ViewGroup, Views
 from vitds.data.beton import BetonFile, open_beton
 from vitds.data.draws import draw_views
 from vitds.data.manifest import MANIFEST_VERSION, Manifest
@@ -105,10 +105,13 @@ def spoil(file: BetonFile, image: int, part: str = "middle") -> None:
 def settings_for(
     *, views: Views = VIEWS, images_a_step: int = 4, chunk: int = 2, seed: int = 5, **data: object
 ) -> Settings:
-    """A run's settings with small batches; `data` are keys of settings.data."""
+    """A run's settings with small batches, unmixed, as the loader gives them; `data` are keys of
+    settings.data.
+    """
     return Settings(
         seed=seed,
         views=views,
+        mix=Mix(kind="none"),
         batch=Batch(global_images=images_a_step, chunk_images=chunk),
         data=Data.model_validate(data),
     )

@@ -40,12 +40,12 @@ class ChunkNorm(nn.Module):
                 1
             )  # a group of padding alone divides by no 0
             mean_g1D = (x_gnD * counts_gn1).sum(1, keepdim=True) / real_g11
-            centred_gnD = x_gnD - mean_g1D
-            # Divided by the number, as torch's batch norm does in training, not by the number less one.
-            variance_g1D = (centred_gnD.square() * counts_gn1).sum(1, keepdim=True) / real_g11
             # Padded crops become 0: where there is nothing else in a group its variance is 0, and they would
             # grow by 1/sqrt(EPS) a layer, in fp16 to infinity, which a weight of 0 in the loss makes NaN.
-            x_MD = (centred_gnD * counts_gn1 * (variance_g1D + EPS).rsqrt()).flatten(0, 1)
+            centred_gnD = (x_gnD - mean_g1D) * counts_gn1
+            # Divided by the number, as torch's batch norm does in training, not by the number less one.
+            variance_g1D = centred_gnD.square().sum(1, keepdim=True) / real_g11
+            x_MD = (centred_gnD * (variance_g1D + EPS).rsqrt()).flatten(0, 1)
             if self.weight is not None:
                 x_MD = x_MD * self.weight
             return x_MD if self.bias is None else x_MD + self.bias
