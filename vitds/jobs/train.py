@@ -102,13 +102,7 @@ def _trained(
     """Build, resume, train, and write the trained weights; accuracy along training is of `probe_file`."""
     given = session.settings
     backbone = build_backbone(given.backbone, crop_px=given.views.crop_px, seed=given.seed)
-    saved, problems = newest_sound(session.run.checkpoints)
-    if saved is None and problems:
-        raise RunError(
-            f"none of the {len(problems)} checkpoints in {session.run.checkpoints} can be read, so nothing "
-            f"was trained and all stay. The newest: {problems[0]}. Mend that, or remove the folder to start "
-            "anew."
-        )
+    saved, problems = _found_checkpoint(session.run)
     class_head = _load_init(session, backbone, file) if saved is None else None
     rows = method_class(given.method).rows(SetSize(file.images, len(file.manifest.classes)))
     settings = resolve_settings(given, backbone, ds=ds, device=session.device, rows=rows, images=file.images)
@@ -157,6 +151,20 @@ def _trained(
             save_class_head(session.run.path, head, file.manifest.classes)
     dist.barrier()
     return trainer, method
+
+
+def _found_checkpoint(run: Run) -> tuple[Saved | None, list[str]]:
+    """The newest sound checkpoint, and what was wrong with newer ones; None of a run that has none yet.
+
+    Raises: RunError if there are some and none can be read: to begin anew would remove them.
+    """
+    saved, problems = newest_sound(run.checkpoints)
+    if saved is None and problems:
+        raise RunError(
+            f"none of the {len(problems)} checkpoints in {run.checkpoints} can be read, so nothing was "
+            f"trained and all stay. The newest: {problems[0]}. Mend that, or remove the folder to start anew."
+        )
+    return saved, problems
 
 
 def _as_evaluated(
